@@ -1,0 +1,190 @@
+"""The batch and what flows along with it: ranges, balance, fingerprints, staged files.
+
+A batch's states, and the stage that moves it on:
+
+    planned ──stage──▶ staged ──load──▶ loading ──prove──▶ loaded ──commit──▶ committed
+       │                                   │
+       └─▶ gap (records no longer in       └─▶ suspect (ClickHouse holds neither nothing
+           Kafka: a person decides)             nor all of it: a person decides)
+
+What a crash leaves is the state before it: the next worker takes the batch up from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import date
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """How far a batch has come."""
+
+    PLANNED = "planned"
+    STAGED = "staged"
+    LOADING = "loading"
+    LOADED = "loaded"
+    COMMITTED = "committed"
+    GAP = "gap"
+    SUSPECT = "suspect"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.PLANNED: frozenset({State.STAGED, State.GAP}),
+    State.STAGED: frozenset({State.LOADING}),
+    State.LOADING: frozenset({State.LOADING, State.LOADED, State.SUSPECT}),
+    State.LOADED: frozenset({State.COMMITTED}),
+    State.COMMITTED: frozenset(),
+    State.GAP: frozenset({State.PLANNED}),
+    State.SUSPECT: frozenset({State.LOADING}),
+}
+"""Which state may follow which; the ledger refuses anything else."""
+
+UNFINISHED = (State.PLANNED, State.STAGED, State.LOADING, State.LOADED)
+"""States from which a worker carries on by itself."""
+
+
+class Kind(StrEnum):
+    """The files of a batch in the lake; events and dead letters are loaded into tables too."""
+
+    EVENTS = "events"
+    DEAD_LETTERS = "dead_letters"
+    DUPLICATES = "duplicates"
+
+
+@dataclass(frozen=True, order=True)
+class Range:
+    """Offsets `[start, end)` of one partition."""
+
+    partition: int
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"{self.partition}:[{self.start},{self.end})"
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How the offsets of a range, or of a batch, came out. All are counts.
+
+    `absent` are offsets that hold no record: transaction markers, compacted records.
+    """
+
+    ok: int = 0
+    rejected: int = 0
+    duplicate: int = 0
+    tombstone: int = 0
+    absent: int = 0
+
+    def __add__(self, other: Balance) -> Balance:
+        return Balance(
+            self.ok + other.ok,
+            self.rejected + other.rejected,
+            self.duplicate + other.duplicate,
+            self.tombstone + other.tombstone,
+            self.absent + other.absent,
+        )
+
+    @property
+    def delivered(self) -> int:
+        """Records that Kafka delivered."""
+        return self.ok + self.rejected + self.duplicate + self.tombstone
+
+    @property
+    def offsets(self) -> int:
+        """Offsets accounted for: end − start, when the balance closes."""
+        return self.delivered + self.absent
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the rows of one partition of a batch must add up to in ClickHouse.
+
+    Sums are of offsets and of their squares, both modulo 2**64.
+    """
+
+    partition: int
+    rows: int
+    min_offset: int
+    max_offset: int
+    offset_sum: int
+    offset_square_sum: int
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """One immutable Parquet file. `path` is below the lake's root."""
+
+    kind: Kind
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """A file of the duplicate index. `path` is below the lake's root."""
+
+    path: str
+    arrival_date: date
+    rows: int
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What staging a batch gave, registered in one transaction."""
+
+    files: tuple[StagedFile, ...]
+    balances: dict[int, Balance]
+    fingerprints: dict[Kind, tuple[Fingerprint, ...]]
+    bytes_read: int
+
+    @property
+    def balance(self) -> Balance:
+        """The balance of the whole batch."""
+        return sum(self.balances.values(), Balance())
+
+    def file(self, kind: Kind) -> StagedFile | None:
+        """The file of that kind, if the batch has one."""
+        return next((file for file in self.files if file.kind == kind), None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the ledger knows it. Times are µs since 1970."""
+
+    batch_id: str
+    topic: str
+    cluster_id: str
+    topic_id: str
+    arrival_date: date
+    generation: int
+    code_version: str
+    run_id: str
+    planned_at: int
+    ranges: tuple[Range, ...]
+    state: State = State.PLANNED
+    staged_at: int | None = None
+    loaded_at: int | None = None
+    dead_letters_loaded_at: int | None = None
+    committed_at: int | None = None
+    note: str = ""
+    staged: Staged | None = field(default=None, compare=False)
+
+    @property
+    def offsets(self) -> int:
+        """How many offsets the batch spans."""
+        return sum(len(range_) for range_ in self.ranges)
+
+
+def batch_id(cluster_id: str, topic_id: str, ranges: tuple[Range, ...], generation: int) -> str:
+    """The name of a batch: the same ranges of the same topic always give the same one."""
+    spelled = ",".join(str(range_) for range_ in sorted(ranges))
+    text = f"{cluster_id}/{topic_id}/{spelled}/{generation}"
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

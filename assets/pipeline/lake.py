@@ -1,0 +1,146 @@
+"""The lake: immutable files in a folder or an object store, written whole or not at all.
+
+    events/arrival_date=2026-11-23/<batch_id>.parquet        what ClickHouse is loaded from
+    dead_letters/arrival_date=2026-11-23/<batch_id>.parquet  rejected records
+    duplicates/arrival_date=2026-11-23/<batch_id>.parquet    which record each one repeats
+    keys/arrival_date=2026-11-23/…                           the index that finds duplicates
+
+A local file is written under a name of its own, synced, and renamed; an object store shows an
+object only when it is complete. Either way a crash leaves no file of the final name, or all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from assets.pipeline.errors import StagedFileDamaged, TransientError
+
+_HASH_CHUNK_BYTES = 1 << 20
+_PARTIAL_SUFFIX = ".partial"
+
+
+class HashingWriter:
+    """A binary sink that counts and hashes what passes through it."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Pass bytes on."""
+        self._hash.update(data)
+        length = len(memoryview(data).cast("B"))
+        self.bytes += length
+        self._sink.write(data)
+        return length
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def close(self) -> None:
+        """Closing the sink is up to the lake."""
+
+    @property
+    def sha256(self) -> str:
+        """The hash of everything written so far, in hex."""
+        return self._hash.hexdigest()
+
+
+class Lake:
+    """A root folder or URI. All paths given and taken are below it, with `/` between parts."""
+
+    def __init__(self, root: str) -> None:
+        if "://" in root:
+            self.filesystem, self._root = fs.FileSystem.from_uri(root)
+        else:
+            self.filesystem, self._root = fs.LocalFileSystem(), str(Path(root).absolute())
+        self.uri = root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the lake is a folder of this machine."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def full_path(self, path: str) -> str:
+        """The path as the lake's filesystem knows it."""
+        return f"{self._root}/{path}"
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[HashingWriter]:
+        """Write a file, which appears under its name when the with-block ends well."""
+        if not self.is_local:
+            with _named_errors(path):
+                with self.filesystem.open_output_stream(self.full_path(path)) as sink:
+                    yield HashingWriter(sink)
+            return
+        target = Path(self.full_path(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in target.parent.glob(f"{target.name}.*{_PARTIAL_SUFFIX}"):
+            abandoned.unlink(missing_ok=True)
+        partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+        try:
+            with _named_errors(path):
+                with partial.open("wb") as sink:
+                    yield HashingWriter(sink)
+                    sink.flush()
+                    os.fsync(sink.fileno())
+                partial.replace(target)
+                _sync_folder(target.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        """Read a file as a stream. Raises StagedFileDamaged when it is not there."""
+        try:
+            stream = self.filesystem.open_input_stream(self.full_path(path))
+        except FileNotFoundError as error:
+            raise StagedFileDamaged(f"{path} is not in the lake {self.uri}") from error
+        with stream:
+            yield stream
+
+    def check(self, path: str, size: int, sha256: str) -> None:
+        """Raise StagedFileDamaged unless the file is byte for byte what was registered."""
+        found = hashlib.sha256()
+        length = 0
+        with self.open(path) as stream:
+            while block := stream.read(_HASH_CHUNK_BYTES):
+                found.update(block)
+                length += len(block)
+        if length != size or found.hexdigest() != sha256:
+            raise StagedFileDamaged(
+                f"{path} in the lake {self.uri} is not what was staged: {length:,} bytes with "
+                f"SHA-256 {found.hexdigest()[:12]}…, registered were {size:,} with {sha256[:12]}…"
+            )
+
+
+def lake_path(kind: str, arrival_date: date, name: str) -> str:
+    """Where a file of that kind and arrival date lies, below the lake's root."""
+    return f"{kind}/arrival_date={arrival_date.isoformat()}/{name}"
+
+
+@contextmanager
+def _named_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TransientError(f"writing {path} to the lake failed: {error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,121 @@
+"""Mirror: copies of the ledger's batches and attempts in ClickHouse, for lineage queries.
+
+The newest copy of a row is the one that counts; a copy that was lost comes with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from assets.pipeline.batch import Balance, Batch
+from assets.pipeline.clickhouse import named_errors
+from orchestration.ledger.attempts import Attempt
+
+_BATCH_COLUMNS = [
+    "batch_id",
+    "topic",
+    "topic_id",
+    "arrival_date",
+    "generation",
+    "state",
+    "run_id",
+    "code_version",
+    "planned_at",
+    "staged_at",
+    "loaded_at",
+    "committed_at",
+    "ok",
+    "rejected",
+    "duplicate",
+    "tombstone",
+    "absent",
+    "ranges",
+    "staged_file",
+]
+_ATTEMPT_COLUMNS = [
+    "batch_id",
+    "stage",
+    "number",
+    "run_id",
+    "host",
+    "started_at",
+    "ended_at",
+    "outcome",
+    "error_class",
+    "error_text",
+]
+
+
+def mirror(
+    client: Client, database: str, batches: Sequence[Batch], attempts: Iterable[Attempt]
+) -> None:
+    """Copy these batches and attempts as they are now."""
+    if not batches:
+        return
+    with named_errors("mirroring the ledger"):
+        client.insert(
+            "batches",
+            [_batch_row(batch) for batch in batches],
+            column_names=_BATCH_COLUMNS,
+            database=database,
+            settings={"async_insert": 0},
+        )
+        rows = [_attempt_row(attempt) for attempt in attempts]
+        if rows:
+            client.insert(
+                "batch_attempts",
+                rows,
+                column_names=_ATTEMPT_COLUMNS,
+                database=database,
+                settings={"async_insert": 0},
+            )
+
+
+def _batch_row(batch: Batch) -> list[Any]:
+    balance = batch.staged.balance if batch.staged else Balance()
+    return [
+        batch.batch_id,
+        batch.topic,
+        batch.topic_id,
+        batch.arrival_date,
+        batch.generation,
+        batch.state.value,
+        batch.run_id,
+        batch.code_version,
+        _time(batch.planned_at),
+        _time(batch.staged_at),
+        _time(batch.loaded_at),
+        _time(batch.committed_at),
+        balance.ok,
+        balance.rejected,
+        balance.duplicate,
+        balance.tombstone,
+        balance.absent,
+        [(range_.partition, range_.start, range_.end) for range_ in batch.ranges],
+        batch.staged.files[0].path if batch.staged and batch.staged.files else "",
+    ]
+
+
+def _attempt_row(attempt: Attempt) -> list[Any]:
+    return [
+        attempt.batch_id,
+        attempt.stage,
+        attempt.number,
+        attempt.run_id,
+        attempt.host,
+        _time(attempt.started_at),
+        _time(attempt.ended_at),
+        attempt.outcome or "",
+        attempt.error_class or "",
+        attempt.error_text or "",
+    ]
+
+
+def _time(microseconds: int | None) -> datetime | None:
+    if microseconds is None:
+        return None
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)

@@ -1,0 +1,69 @@
+"""Prove: ask ClickHouse what it holds of a batch, and hold it against what was staged.
+
+The answer comes from a projection that lives inside each part, so it is as true as the rows are,
+through merges, crashes and restores, and costs one granule. What an insert reported is never
+trusted: an insert that was deduplicated away reports its rows as written all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from clickhouse_connect.driver.client import Client
+
+from assets.pipeline.batch import Fingerprint
+from assets.pipeline.clickhouse import named_errors
+
+_FINGERPRINTS = """
+SELECT
+    _partition, count(), min(_offset), max(_offset), toUInt64(sum(_offset)),
+    sum(toUInt64(_offset) * toUInt64(_offset))
+FROM {database:Identifier}.{table:Identifier}
+WHERE _batch_id = {batch_id:String}
+GROUP BY _batch_id, _partition
+ORDER BY _partition
+"""
+
+
+class Proof(StrEnum):
+    """What ClickHouse holds of a batch."""
+
+    NOTHING = "nothing"
+    ALL = "all"
+    OTHER = "other"
+
+
+def read_fingerprints(
+    client: Client, database: str, table: str, batch_id: str
+) -> tuple[Fingerprint, ...]:
+    """What ClickHouse holds of the batch, one fingerprint for each partition."""
+    with named_errors(f"proving {batch_id}"):
+        rows = client.query(
+            _FINGERPRINTS,
+            parameters={"database": database, "table": table, "batch_id": batch_id},
+        ).result_rows
+    return tuple(Fingerprint(*map(int, row)) for row in rows)
+
+
+def compare(staged: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> Proof:
+    """Whether ClickHouse holds nothing of the batch, all of it, or something else."""
+    if tuple(found) == tuple(staged):
+        return Proof.ALL
+    return Proof.NOTHING if not found else Proof.OTHER
+
+
+def describe_difference(staged: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> str:
+    """In words, which partitions differ and by how much."""
+    expected = {print_.partition: print_ for print_ in staged}
+    actual = {print_.partition: print_ for print_ in found}
+    lines = []
+    for partition in sorted(expected | actual):
+        one, other = expected.get(partition), actual.get(partition)
+        if one != other:
+            lines.append(
+                f"partition {partition}: staged {one.rows if one else 0:,} rows, "
+                f"ClickHouse has {other.rows if other else 0:,}"
+                + (", with other offsets" if one and other and one.rows == other.rows else "")
+            )
+    return "; ".join(lines)

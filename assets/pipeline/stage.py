@@ -1,0 +1,344 @@
+"""Stage: the chunks of a batch become its immutable files in the lake.
+
+    chunks ─judge─▶ verdicts ─┬─ ok ───────▶ row groups ─duplicates?─enrich─▶ events/….parquet
+                              ├─ rejected ─▶ dead_letters/….parquet         ├▶ duplicates/….parquet
+                              └─ tombstone, absent: counted                 └▶ keys/….arrow
+
+Memory holds one row group, whatever the size of the batch. The same records, code and index give
+the same bytes, so staging again after a crash before registration is harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from assets.pipeline.batch import Balance, Batch, KeyFile, Kind, Staged, StagedFile
+from assets.pipeline.clock import StageClock
+from assets.pipeline.columns import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTERS,
+    DUPLICATES,
+    EVENTS,
+)
+from assets.pipeline.duplicates import Found, SeenKeys, key_columns, write_key_file
+from assets.pipeline.enrich import enrich
+from assets.pipeline.errors import BatchError
+from assets.pipeline.fingerprint import FingerprintSum
+from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.read import Chunk
+from assets.pipeline.validate import Judged, Verdict, judge
+
+ROW_GROUP_ROWS = 65_536
+ROW_GROUP_BYTES = 128 << 20
+"""A row group is written when it has so many rows, or so many bytes of record values."""
+
+_DICTIONARY_COLUMNS = [
+    "event",
+    "user_agent",
+    "sdk",
+    "lib",
+    "lib_version",
+    "os",
+    "os_version",
+    "browser",
+    "device_type",
+    "referring_domain",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+    "utm_term",
+    "utm_content",
+    "url_host",
+    "arrival_date",
+    "_topic",
+    "_partition",
+    "_batch_id",
+    "_generation",
+    "project_id",
+    "flags",
+]
+
+
+def stage(
+    batch: Batch,
+    chunks: Iterable[Chunk],
+    lake: Lake,
+    seen: SeenKeys,
+    clock: StageClock,
+) -> tuple[Staged, KeyFile | None]:
+    """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
+
+    Raises BatchError when the records and the ranges do not balance.
+    """
+    files: list[StagedFile] = []
+    with ExitStack() as stack:
+        writer = _BatchWriter(batch, lake, seen, clock, stack, files)
+        for chunk in clock.timed("read", chunks):
+            with clock.stage("validate"):
+                judged = judge(chunk.records.column("value"))
+            writer.add(chunk, judged)
+        writer.finish()
+    key_file = None
+    if len(seen.added()):
+        with clock.stage("stage"):
+            path = lake_path("keys", batch.arrival_date, f"{batch.batch_id}.arrow")
+            rows = write_key_file(lake.filesystem, lake.full_path(path), seen.added())
+            key_file = KeyFile(path, batch.arrival_date, rows)
+    return writer.staged(tuple(files)), key_file
+
+
+class _BatchWriter:
+    """Collects judged chunks into row groups and writes them; knows the balance at the end."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        lake: Lake,
+        seen: SeenKeys,
+        clock: StageClock,
+        stack: ExitStack,
+        files: list[StagedFile],
+    ) -> None:
+        self._batch = batch
+        self._seen = seen
+        self._clock = clock
+        self._stack = stack
+        self._lake = lake
+        self._files = files
+        self._writers: dict[Kind, pq.ParquetWriter] = {}
+        self._fingerprints = {Kind.EVENTS: FingerprintSum(), Kind.DEAD_LETTERS: FingerprintSum()}
+        self._counts = {
+            range_.partition: np.zeros(len(Verdict), np.int64) for range_ in batch.ranges
+        }
+        self._bytes_read = 0
+        self._waiting: list[tuple[pa.RecordBatch, Judged]] = []
+        self._waiting_rows = self._waiting_bytes = 0
+
+    def add(self, chunk: Chunk, judged: Judged) -> None:
+        """Take a chunk in; writes a row group when enough rows have come together."""
+        self._count(chunk.records.column("partition").to_numpy(), judged.verdicts)
+        value_bytes = chunk.records.column("value").nbytes
+        self._bytes_read += value_bytes
+        if judged.rejections:
+            with self._clock.stage("stage"):
+                self._write_dead_letters(chunk, judged)
+        if len(judged.rows):
+            places = chunk.records.select(["partition", "offset", "appended_at"])
+            if len(judged.rows) < len(places):
+                places = places.take(pa.array(judged.rows))
+            self._waiting.append((places, judged))
+            self._waiting_rows += len(judged.rows)
+            self._waiting_bytes += value_bytes
+        if self._waiting_rows >= ROW_GROUP_ROWS or self._waiting_bytes >= ROW_GROUP_BYTES:
+            self._write_events()
+
+    def finish(self) -> None:
+        """Write what is left."""
+        if self._waiting:
+            self._write_events()
+
+    def staged(self, files: tuple[StagedFile, ...]) -> Staged:
+        """What came of the batch, once all files are closed."""
+        balances = {}
+        for range_ in self._batch.ranges:
+            counts = self._counts[range_.partition]
+            absent = len(range_) - int(counts.sum())
+            if absent < 0:
+                raise BatchError(
+                    f"{range_} gave {int(counts.sum()):,} records, more than it has offsets"
+                )
+            balances[range_.partition] = Balance(
+                ok=int(counts[Verdict.OK]),
+                rejected=int(counts[Verdict.REJECTED]),
+                duplicate=int(counts[Verdict.DUPLICATE]),
+                tombstone=int(counts[Verdict.TOMBSTONE]),
+                absent=absent,
+            )
+        return Staged(
+            files=files,
+            balances=balances,
+            fingerprints={kind: sums.result() for kind, sums in self._fingerprints.items()},
+            bytes_read=self._bytes_read,
+        )
+
+    def _count(self, partitions: npt.NDArray[np.int32], verdicts: npt.NDArray[np.uint8]) -> None:
+        for partition in np.unique(partitions):
+            self._counts[int(partition)] += np.bincount(
+                verdicts[partitions == partition], minlength=len(Verdict)
+            )
+
+    def _write_events(self) -> None:
+        with self._clock.stage("validate"):
+            places = pa.Table.from_batches([places for places, _ in self._waiting])
+            columns = pa.concat_tables([judged.columns for _, judged in self._waiting])
+            uuids = np.concatenate([judged.uuids for _, judged in self._waiting])
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+
+        with self._clock.stage("deduplicate"):
+            partition = places.column("partition").to_numpy()
+            offset = places.column("offset").to_numpy()
+            project_id = columns.column("project_id").to_numpy()
+            found = self._seen.mark(*key_columns(uuids, project_id), partition, offset)
+            if len(found.rows):
+                self._write_duplicates(found, project_id, uuids, partition, offset)
+                fresh = ~found.mask(len(columns))
+                keep = pa.array(fresh)
+                columns, places, uuids = columns.filter(keep), places.filter(keep), uuids[fresh]
+        if not len(columns):
+            return
+        with self._clock.stage("enrich"):
+            events = _as_events(enrich(columns), places, uuids, self._batch)
+        with self._clock.stage("stage"):
+            self._fingerprints[Kind.EVENTS].add(
+                places.column("partition").to_numpy(), places.column("offset").to_numpy()
+            )
+            self._write(Kind.EVENTS, events, _DICTIONARY_COLUMNS)
+
+    def _write_duplicates(
+        self,
+        found: Found,
+        project_id: npt.NDArray[np.int64],
+        uuids: npt.NDArray[np.uint8],
+        partition: npt.NDArray[np.int32],
+        offset: npt.NDArray[np.int64],
+    ) -> None:
+        rows = found.rows
+        for of_partition, count in zip(
+            *np.unique(partition[rows], return_counts=True), strict=True
+        ):
+            counts = self._counts[int(of_partition)]
+            counts[Verdict.OK] -= count
+            counts[Verdict.DUPLICATE] += count
+        table = pa.table(
+            [
+                pa.array(project_id[rows]).cast(pa.uint32()),
+                _uuid_array(uuids[rows]),
+                _repeated(self._batch.topic, len(rows)),
+                pa.array(partition[rows]),
+                pa.array(offset[rows]),
+                found.batch_id,
+                pa.array(found.partition),
+                pa.array(found.offset),
+            ],
+            schema=DUPLICATES,
+        )
+        self._write(Kind.DUPLICATES, table, False)
+
+    def _write_dead_letters(self, chunk: Chunk, judged: Judged) -> None:
+        rows = np.array(sorted(judged.rejections))
+        places = chunk.records.take(pa.array(rows))
+        self._fingerprints[Kind.DEAD_LETTERS].add(
+            places.column("partition").to_numpy(), places.column("offset").to_numpy()
+        )
+        rejections = [judged.rejections[int(row)] for row in rows]
+        values = [value.as_py() for value in places.column("value")]
+        batch = self._batch
+        table = pa.table(
+            [
+                pa.array([rejection.reason.value for rejection in rejections]),
+                pa.array([rejection.detail for rejection in rejections]),
+                _repeated("validate", len(rows)),
+                places.column("key"),
+                pa.array([value[:DEAD_LETTER_BYTES] for value in values], pa.binary()),
+                pa.array([len(value) for value in values], pa.int64()),
+                pa.array([hashlib.sha256(value).hexdigest() for value in values]),
+                pa.array([chunk.headers(int(row)) for row in rows]),
+                _repeated(batch.code_version, len(rows)),
+                pa.repeat(pa.scalar(batch.arrival_date, pa.date32()), len(rows)),
+                places.column("appended_at").cast(DEAD_LETTERS.field("_appended_at").type),
+                _repeated(batch.topic, len(rows)),
+                _repeated(batch.topic_id, len(rows)),
+                places.column("partition"),
+                places.column("offset"),
+                _repeated(batch.batch_id, len(rows)),
+                pa.repeat(pa.scalar(batch.generation, pa.uint32()), len(rows)),
+            ],
+            schema=DEAD_LETTERS,
+        )
+        self._write(Kind.DEAD_LETTERS, table, False)
+
+    def _write(self, kind: Kind, table: pa.Table, dictionary: Sequence[str] | bool) -> None:
+        writer = self._writers.get(kind)
+        if writer is None:
+            writer = self._stack.enter_context(
+                _staged_file(self._batch, kind, self._lake, table.schema, dictionary, self._files)
+            )
+            self._writers[kind] = writer
+        writer.write_table(table, row_group_size=max(len(table), 1))
+
+
+@contextmanager
+def _staged_file(
+    batch: Batch,
+    kind: Kind,
+    lake: Lake,
+    schema: pa.Schema,
+    dictionary: Sequence[str] | bool,
+    files: list[StagedFile],
+) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file that is in the lake, and among `files`, when the with-block ends well."""
+    path = lake_path(kind, batch.arrival_date, f"{batch.batch_id}.parquet")
+    with lake.create(path) as sink:
+        writer = pq.ParquetWriter(
+            sink, schema, compression="zstd", compression_level=1, use_dictionary=dictionary
+        )
+        rows = _RowCount(writer)
+        yield rows  # type: ignore[misc]
+        writer.close()
+    files.append(StagedFile(kind, path, rows.rows, sink.bytes, sink.sha256))
+
+
+class _RowCount:
+    """A Parquet writer that knows how many rows it was given."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self.rows = 0
+
+    def write_table(self, table: pa.Table, row_group_size: int) -> None:
+        self._writer.write_table(table, row_group_size=row_group_size)
+        self.rows += len(table)
+
+
+def _as_events(
+    enriched: pa.Table, places: pa.Table, uuids: npt.NDArray[np.uint8], batch: Batch
+) -> pa.Table:
+    """Enriched rows in the columns of EVENTS."""
+    rows = len(enriched)
+    given = {
+        "uuid": _uuid_array(uuids),
+        "arrival_date": pa.repeat(pa.scalar(batch.arrival_date, pa.date32()), rows),
+        "_appended_at": places.column("appended_at"),
+        "_topic": _repeated(batch.topic, rows),
+        "_partition": places.column("partition"),
+        "_offset": places.column("offset"),
+        "_batch_id": _repeated(batch.batch_id, rows),
+        "_generation": pa.repeat(pa.scalar(batch.generation, pa.uint32()), rows),
+    }
+    columns = []
+    for field in EVENTS:
+        column = given.get(field.name)
+        if column is None:
+            column = enriched.column(field.name)
+            if not field.nullable and column.null_count:
+                column = column.fill_null("" if field.type == pa.string() else 0)
+        columns.append(column if column.type == field.type else column.cast(field.type))
+    return pa.table(columns, schema=EVENTS)
+
+
+def _uuid_array(uuids: npt.NDArray[np.uint8]) -> pa.ExtensionArray:
+    storage = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(16), len(uuids), [None, pa.py_buffer(np.ascontiguousarray(uuids))]
+    )
+    return pa.ExtensionArray.from_storage(pa.uuid(), storage)
+
+
+def _repeated(text: str, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(text, pa.string()), rows)

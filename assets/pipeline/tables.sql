@@ -1,0 +1,150 @@
+-- The tables of ClickHouse, each statement made good when it is missing. {database} is a setting.
+--
+-- `by_batch` is how a batch is proved: it lives inside each part, so it is always consistent with
+-- the rows, and reading it for one batch touches one granule. The squares wrap at 64 bits.
+-- `_run_id` comes from the insert's log_comment: it names the run that loaded the row.
+
+CREATE DATABASE IF NOT EXISTS {database};
+
+CREATE TABLE IF NOT EXISTS {database}.events
+(
+    project_id       UInt32,
+    uuid             UUID,
+    event            LowCardinality(String),
+    distinct_id      String CODEC(ZSTD(1)),
+    timestamp        DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)),
+    properties       String CODEC(ZSTD(1)),
+    client_timestamp String CODEC(ZSTD(1)),
+    offset_ms        Nullable(Int64) CODEC(ZSTD(1)),
+    sent_at          Nullable(DateTime64(6, 'UTC')) CODEC(ZSTD(1)),
+    received_at      DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)),
+    ip               String CODEC(ZSTD(1)),
+    user_agent       LowCardinality(String),
+    sdk              LowCardinality(String),
+    request_id       String CODEC(ZSTD(1)),
+    flags            UInt32 CODEC(ZSTD(1)),
+    lib              LowCardinality(String),
+    lib_version      LowCardinality(String),
+    os               LowCardinality(String),
+    os_version       LowCardinality(String),
+    browser          LowCardinality(String),
+    device_type      LowCardinality(String),
+    device_id        String CODEC(ZSTD(1)),
+    session_id       String CODEC(ZSTD(1)),
+    window_id        String CODEC(ZSTD(1)),
+    current_url      String CODEC(ZSTD(1)),
+    referrer         String CODEC(ZSTD(1)),
+    referring_domain LowCardinality(String),
+    utm_source       LowCardinality(String),
+    utm_medium       LowCardinality(String),
+    utm_campaign     LowCardinality(String),
+    utm_term         LowCardinality(String),
+    utm_content      LowCardinality(String),
+    url_host         LowCardinality(String),
+    url_path         String CODEC(ZSTD(1)),
+    arrival_date     Date,
+    _appended_at     DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    _topic           LowCardinality(String),
+    _partition       Int32 CODEC(ZSTD(1)),
+    _offset          Int64 CODEC(Delta, ZSTD(1)),
+    _batch_id        LowCardinality(String),
+    _generation      UInt32 CODEC(ZSTD(1)),
+    _run_id          LowCardinality(String) DEFAULT JSONExtractString(getSetting('log_comment'), 'run_id'),
+    _inserted_at     DateTime64(3, 'UTC') DEFAULT now64(3) CODEC(Delta, ZSTD(1)),
+
+    INDEX by_timestamp timestamp TYPE minmax GRANULARITY 1,
+    INDEX by_uuid uuid TYPE bloom_filter(0.01) GRANULARITY 4,
+    PROJECTION by_batch
+    (
+        SELECT
+            _batch_id, _partition,
+            count(), min(_offset), max(_offset), sum(_offset),
+            sum(toUInt64(_offset) * toUInt64(_offset))
+        GROUP BY _batch_id, _partition
+    )
+)
+ENGINE = MergeTree
+PARTITION BY arrival_date
+ORDER BY (project_id, toDate(timestamp), event, cityHash64(distinct_id), timestamp)
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE TABLE IF NOT EXISTS {database}.dead_letters
+(
+    reason       LowCardinality(String),
+    detail       String CODEC(ZSTD(1)),
+    stage        LowCardinality(String),
+    key          Nullable(String) CODEC(ZSTD(1)),
+    value        String CODEC(ZSTD(3)),
+    value_length Int64,
+    value_sha256 String,
+    headers      String CODEC(ZSTD(1)),
+    code_version LowCardinality(String),
+    arrival_date Date,
+    _appended_at DateTime64(3, 'UTC'),
+    _topic       LowCardinality(String),
+    _topic_id    LowCardinality(String),
+    _partition   Int32,
+    _offset      Int64,
+    _batch_id    LowCardinality(String),
+    _generation  UInt32,
+    _run_id      LowCardinality(String) DEFAULT JSONExtractString(getSetting('log_comment'), 'run_id'),
+    _inserted_at DateTime64(3, 'UTC') DEFAULT now64(3),
+
+    PROJECTION by_batch
+    (
+        SELECT
+            _batch_id, _partition,
+            count(), min(_offset), max(_offset), sum(_offset),
+            sum(toUInt64(_offset) * toUInt64(_offset))
+        GROUP BY _batch_id, _partition
+    )
+)
+ENGINE = MergeTree
+PARTITION BY arrival_date
+ORDER BY (reason, _topic, _partition, _offset)
+SETTINGS non_replicated_deduplication_window = 10000;
+
+-- Mirrors of the ledger, for lineage queries: the newest row of a key is the one that counts.
+
+CREATE TABLE IF NOT EXISTS {database}.batches
+(
+    batch_id     String,
+    topic        LowCardinality(String),
+    topic_id     LowCardinality(String),
+    arrival_date Date,
+    generation   UInt32,
+    state        LowCardinality(String),
+    run_id       String,
+    code_version LowCardinality(String),
+    planned_at   DateTime64(6, 'UTC'),
+    staged_at    Nullable(DateTime64(6, 'UTC')),
+    loaded_at    Nullable(DateTime64(6, 'UTC')),
+    committed_at Nullable(DateTime64(6, 'UTC')),
+    ok           UInt64,
+    rejected     UInt64,
+    duplicate    UInt64,
+    tombstone    UInt64,
+    absent       UInt64,
+    ranges       Array(Tuple(partition Int32, start Int64, end Int64)),
+    staged_file  String,
+    mirrored_at  DateTime64(6, 'UTC') DEFAULT now64(6)
+)
+ENGINE = ReplacingMergeTree(mirrored_at)
+ORDER BY batch_id;
+
+CREATE TABLE IF NOT EXISTS {database}.batch_attempts
+(
+    batch_id    String,
+    stage       LowCardinality(String),
+    number      UInt32,
+    run_id      String,
+    host        LowCardinality(String),
+    started_at  DateTime64(6, 'UTC'),
+    ended_at    Nullable(DateTime64(6, 'UTC')),
+    outcome     LowCardinality(String),
+    error_class LowCardinality(String),
+    error_text  String,
+    mirrored_at DateTime64(6, 'UTC') DEFAULT now64(6)
+)
+ENGINE = ReplacingMergeTree(mirrored_at)
+ORDER BY (batch_id, stage, number);

@@ -1,0 +1,137 @@
+"""A topic as the planner sees it: its incarnation, its ends, and where an arrival date begins.
+
+Everything here is metadata: no record is read. Offsets are those that a reader of committed
+records sees, so an open transaction at the tail is not planned yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
+
+from assets.pipeline.errors import TransientError
+
+_METADATA_TIMEOUT_S = 15.0
+_EPOCH = date(1970, 1, 1)
+
+
+@dataclass(frozen=True)
+class TopicIdentity:
+    """What makes offsets mean something: the cluster, and the incarnation of the topic in it."""
+
+    cluster_id: str
+    topic_id: str
+    partitions: int
+
+
+class Topic:
+    """Metadata of one topic. Every call asks the brokers; Kafka away raises TransientError."""
+
+    def __init__(self, client: Mapping[str, str], name: str) -> None:
+        self.name = name
+        self._admin = AdminClient({**client, "socket.timeout.ms": 10_000})
+
+    def identity(self) -> TopicIdentity:
+        """The cluster's id, the topic's id, and how many partitions it has now."""
+        described = _answer(
+            lambda: self._admin.describe_topics(
+                TopicCollection([self.name]), request_timeout=_METADATA_TIMEOUT_S
+            )[self.name].result()
+        )
+        cluster = _answer(
+            lambda: self._admin.describe_cluster(request_timeout=_METADATA_TIMEOUT_S).result()
+        )
+        return TopicIdentity(
+            str(cluster.cluster_id), str(described.topic_id), len(described.partitions)
+        )
+
+    def lows(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Per partition, the offset of the oldest record that is still there."""
+        return self._offsets({partition: OffsetSpec.earliest() for partition in partitions})
+
+    def highs(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Per partition, the end of what a reader of committed records can see."""
+        return self._offsets({partition: OffsetSpec.latest() for partition in partitions})
+
+    def starts_of(self, days: Mapping[int, date]) -> dict[int, int]:
+        """Per partition, the first offset appended on that day or later; -1 when there is none."""
+        return self._offsets(
+            {
+                partition: OffsetSpec.for_timestamp(_midnight_ms(day))
+                for partition, day in days.items()
+            }
+        )
+
+    def arrival_dates(self, starts: Mapping[int, int], today: date) -> dict[int, date]:
+        """Per partition, the arrival date of the record at that offset, which must exist.
+
+        The date of an offset is the first day D such that D + 1 begins after it. Because days
+        begin at offsets, whatever the order of timestamps, they tile the log without overlap.
+        """
+        low = dict.fromkeys(starts, _EPOCH)  # the date is above low and at most high
+        high = dict(self._dates_not_before(starts, today))
+        # Most often the answer is today, so try the day before first and be done.
+        probe = {partition: high[partition] - timedelta(days=1) for partition in starts}
+        while probe:
+            begun = self.starts_of(
+                {partition: day + timedelta(days=1) for partition, day in probe.items()}
+            )
+            for partition, day in probe.items():
+                if begun[partition] == -1 or begun[partition] > starts[partition]:
+                    high[partition] = day
+                else:
+                    low[partition] = day
+            probe = {
+                partition: low[partition] + (high[partition] - low[partition]) // 2
+                for partition in starts
+                if high[partition] - low[partition] > timedelta(days=1)
+            }
+        return high
+
+    def _dates_not_before(self, starts: Mapping[int, int], today: date) -> dict[int, date]:
+        """Per partition, a day by which the record had been appended, even if clocks differ."""
+        found: dict[int, date] = {}
+        ahead = timedelta(days=1)
+        day = today
+        while len(found) < len(starts):
+            left = [partition for partition in starts if partition not in found]
+            begun = self.starts_of(dict.fromkeys(left, day + timedelta(days=1)))
+            for partition in left:
+                if begun[partition] == -1 or begun[partition] > starts[partition]:
+                    found[partition] = day
+            day, ahead = day + ahead, ahead * 2
+        return found
+
+    def _offsets(self, specs: Mapping[int, OffsetSpec]) -> dict[int, int]:
+        if not specs:
+            return {}
+        futures = _answer(
+            lambda: self._admin.list_offsets(
+                {TopicPartition(self.name, partition): spec for partition, spec in specs.items()},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=_METADATA_TIMEOUT_S,
+            )
+        )
+        return {at.partition: int(_answer(future.result).offset) for at, future in futures.items()}
+
+
+def _answer(ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except KafkaException as error:
+        raise TransientError(f"Kafka did not answer: {error.args[0].str()}") from error
+
+
+def _midnight_ms(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000

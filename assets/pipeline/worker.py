@@ -1,0 +1,282 @@
+"""The worker: carries batches through their stages, from whatever state it finds them in.
+
+    stage_batches   finishes planned batches, then plans and stages up to the watermark
+    load_batches    loads, proves and commits what is staged
+    load_dead_letters  the same for rejected records
+
+Each holds the topic's lease while it works. Every stage of every batch is an attempt in the
+ledger before it begins. A crash anywhere leaves a state from which the next worker goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+
+from clickhouse_connect.driver.client import Client
+from sqlalchemy import Engine
+
+from assets.pipeline import plan
+from assets.pipeline.batch import Batch, KeyFile, Kind, Staged, State
+from assets.pipeline.clickhouse import connect, make_tables
+from assets.pipeline.clock import StageClock
+from assets.pipeline.commit import commit_offsets
+from assets.pipeline.duplicates import SeenKeys, files_to_merge, merge_key_files
+from assets.pipeline.errors import Gap, ProofFailed, TopicReplaced
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.load import load
+from assets.pipeline.mirror import mirror
+from assets.pipeline.read import check_readable, read_ranges
+from assets.pipeline.stage import stage
+from assets.pipeline.topic import Topic
+from assets.pipeline.version import TRANSFORM_VERSION
+from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger.attempts import attempt, attempts_of
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.keys import live_key_files, replace_key_files
+from orchestration.ledger.leases import Lease, held_lease
+from orchestration.settings import Settings
+
+_ASSUMED_RECORD_BYTES = 1_500.0
+
+
+@dataclass
+class Worker:
+    """What the stages need. `say` gets one line for each important step."""
+
+    settings: Settings
+    ledger: Engine
+    run_id: str
+    say: Callable[[str], None] = print
+    clock: StageClock = field(default_factory=StageClock)
+
+    @cached_property
+    def topic(self) -> Topic:
+        """The topic's metadata."""
+        return Topic(self.settings.kafka_client, self.settings.topic)
+
+    @cached_property
+    def lake(self) -> Lake:
+        """Where staged files go."""
+        return Lake(self.settings.lake)
+
+    @cached_property
+    def clickhouse(self) -> Client:
+        """ClickHouse, with the tables in place."""
+        settings = self.settings
+        client = connect(
+            settings.clickhouse_address, settings.clickhouse_user, settings.clickhouse_password
+        )
+        make_tables(client, settings.clickhouse_database)
+        return client
+
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """The topic's lease, for the length of a with-block."""
+        name = f"topic/{self.settings.topic}"
+        with held_lease(self.ledger, name, self.settings.lease_seconds) as lease:
+            yield lease
+
+
+def stage_batches(worker: Worker) -> list[Batch]:
+    """Stage what was planned before, then plan and stage up to the watermark seen now."""
+    staged = []
+    with worker.lease() as lease:
+        for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
+            if batch.state is State.PLANNED:
+                worker.say(f"batch {batch.batch_id}: taken up again after its plan")
+                staged.append(_stage_one(worker, lease, batch))
+        with worker.clock.stage("plan"):
+            watermark = plan.see_watermark(worker.topic)
+        while (planned := _plan_one(worker, lease, watermark)) is not None:
+            staged.append(_stage_one(worker, lease, planned))
+        if staged:
+            with worker.clock.stage("deduplicate"):
+                _merge_keys(worker, staged)
+    return staged
+
+
+def load_batches(worker: Worker) -> list[Batch]:
+    """Load and prove every staged batch, oldest first, then commit offsets."""
+    loaded = []
+    with worker.lease() as lease:
+        for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
+            if batch.state in (State.STAGED, State.LOADING):
+                _load_one(worker, lease, batch)
+            if batch.state in (State.STAGED, State.LOADING, State.LOADED):
+                loaded.append(batch)
+        if loaded:
+            with worker.clock.stage("commit"):
+                trouble = commit_offsets(worker.settings.kafka_client, loaded)
+                if trouble:
+                    worker.say(f"group offsets were not committed (no harm done): {trouble}")
+                for batch in loaded:
+                    ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
+    return _again(worker, loaded)
+
+
+def load_dead_letters(worker: Worker) -> list[Batch]:
+    """Load and prove the dead letters of every loaded batch, then mirror the ledger."""
+    done = []
+    with worker.lease() as lease:
+        for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
+            if batch.state not in (State.LOADED, State.COMMITTED):
+                continue
+            if batch.dead_letters_loaded_at is None:
+                _load_dead_letters_of(worker, lease, batch)
+            done.append(batch)
+    done = _again(worker, done)
+    with worker.clock.stage("mirror"):
+        mirror(
+            worker.clickhouse,
+            worker.settings.clickhouse_database,
+            done,
+            [attempt for batch in done for attempt in attempts_of(worker.ledger, batch.batch_id)],
+        )
+    return done
+
+
+def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch | None:
+    settings = worker.settings
+    identity = watermark.identity
+    with worker.clock.stage("plan"):
+        cut = plan.cut_next(
+            worker.topic,
+            watermark,
+            ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id),
+            _most_offsets(worker),
+        )
+        if cut is None:
+            return None
+        batch = plan.make_batch(
+            cut,
+            identity,
+            topic=settings.topic,
+            run_id=worker.run_id,
+            code_version=TRANSFORM_VERSION,
+            planned_at=now_us(),
+        )
+        ledger_batches.record_plan(worker.ledger, lease, batch)
+    worker.say(
+        f"batch {batch.batch_id}: planned {batch.offsets:,} offsets of {batch.arrival_date}, "
+        + " ".join(map(str, batch.ranges))
+    )
+    failpoint("after-plan")
+    return batch
+
+
+def _most_offsets(worker: Worker) -> int:
+    """How many offsets a batch may span, by records and by bytes."""
+    settings = worker.settings
+    average = ledger_batches.average_record_bytes(worker.ledger, settings.topic)
+    by_bytes = settings.batch_max_bytes / (average or _ASSUMED_RECORD_BYTES)
+    return max(1, min(settings.batch_max_records, int(by_bytes)))
+
+
+def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
+    ledger = worker.ledger
+    with attempt(ledger, batch.batch_id, "stage", worker.run_id):
+        try:
+            staged, key_file = _staged(worker, batch)
+        except (Gap, TopicReplaced) as error:
+            ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
+            raise
+        failpoint("after-stage")
+        ledger_batches.register_staged(ledger, lease, batch.batch_id, staged, key_file)
+    failpoint("after-register")
+    balance = staged.balance
+    worker.say(
+        f"batch {batch.batch_id}: staged {balance.ok:,} ok, {balance.rejected:,} rejected, "
+        f"{balance.duplicate:,} duplicate, {balance.tombstone:,} tombstone, "
+        f"{balance.absent:,} absent; "
+        + ", ".join(f"{file.path} ({file.bytes:,} bytes)" for file in staged.files)
+    )
+    return ledger_batches.read_batch(ledger, batch.batch_id)
+
+
+def _staged(worker: Worker, batch: Batch) -> tuple[Staged, KeyFile | None]:
+    settings = worker.settings
+    check_readable(worker.topic, batch.topic_id, batch.ranges)
+    first = batch.arrival_date - timedelta(days=settings.duplicate_window_days - 1)
+    window = live_key_files(worker.ledger, first, batch.arrival_date)
+    seen = SeenKeys(
+        worker.lake.filesystem,
+        [worker.lake.full_path(file.path) for file in window],
+        batch.batch_id,
+    )
+    chunks = read_ranges(settings.kafka_client, batch.topic, batch.ranges)
+    return stage(batch, chunks, worker.lake, seen, worker.clock)
+
+
+def _merge_keys(worker: Worker, staged: list[Batch]) -> None:
+    """Keep the files of the duplicate index few."""
+    for day in sorted({batch.arrival_date for batch in staged}):
+        files = {file.path: file for file in live_key_files(worker.ledger, day, day)}
+        merged = files_to_merge([(file.path, file.rows) for file in files.values()])
+        if not merged:
+            continue
+        target = lake_path("keys", day, f"merged-{now_us()}.arrow")
+        full = worker.lake.full_path
+        rows = merge_key_files(
+            worker.lake.filesystem, [full(path) for path in merged], full(target)
+        )
+        replace_key_files(
+            worker.ledger, [files[path] for path in merged], KeyFile(target, day, rows)
+        )
+
+
+def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
+    ledger, settings = worker.ledger, worker.settings
+    with attempt(ledger, batch.batch_id, "load", worker.run_id) as number:
+        if number > 1:
+            worker.say(f"batch {batch.batch_id}: attempt {number} at loading")
+        ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADING)
+        failpoint("before-insert")
+        with worker.clock.stage("load"):
+            try:
+                inserted = load(
+                    worker.clickhouse,
+                    settings.clickhouse_database,
+                    worker.lake,
+                    batch,
+                    Kind.EVENTS,
+                    worker.run_id,
+                )
+            except ProofFailed as error:
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
+                raise
+        failpoint("after-insert")
+        ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADED)
+    failpoint("after-loaded")
+    assert batch.staged is not None
+    rows = batch.staged.balance.ok
+    worker.say(
+        f"batch {batch.batch_id}: {rows:,} rows "
+        + ("loaded and proved" if inserted or not rows else "were in ClickHouse already, proved")
+    )
+
+
+def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
+    assert batch.staged is not None
+    rejected = batch.staged.balance.rejected
+    if rejected:
+        with attempt(worker.ledger, batch.batch_id, "dead_letters", worker.run_id):
+            with worker.clock.stage("load"):
+                load(
+                    worker.clickhouse,
+                    worker.settings.clickhouse_database,
+                    worker.lake,
+                    batch,
+                    Kind.DEAD_LETTERS,
+                    worker.run_id,
+                )
+        worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
+    ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
+
+
+def _again(worker: Worker, batches: list[Batch]) -> list[Batch]:
+    return [ledger_batches.read_batch(worker.ledger, batch.batch_id) for batch in batches]

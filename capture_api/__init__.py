@@ -1,0 +1,1 @@
+"""The HTTP edge: a request becomes acknowledged Kafka records."""

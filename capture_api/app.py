@@ -1,0 +1,145 @@
+"""The capture API as one FastAPI application.
+
+Capture paths are answered before FastAPI's middleware stack, which costs as much as the rest of a
+small request. The same paths are ordinary routes too, over the same core, so that /docs and
+/openapi.json describe them and any ASGI wrapper can use them. Everything else is FastAPI's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from capture_api.answers import (
+    ACCEPTED,
+    RECEIPT_HEADER,
+    Receive,
+    Scope,
+    Send,
+    as_response,
+    cors_headers,
+    refusal_answer,
+    send_answer,
+    with_headers,
+)
+from capture_api.health import health_routes
+from capture_api.ingest import INGEST_PATHS, Ingest
+from capture_api.producer import RecordProducer
+from capture_api.projects import Projects
+from capture_api.refusal import Refused
+from capture_api.stubs import stub_routes
+from capture_api.uuids import mint_uuid
+from orchestration.settings import Settings
+
+_EVENT_EXAMPLE = {
+    "api_key": "phc_…",
+    "batch": [
+        {"event": "order placed", "distinct_id": "user-1", "properties": {"total": 12.5}},
+    ],
+}
+
+
+class CaptureApp(FastAPI):
+    """FastAPI, with capture paths and CORS before it."""
+
+    ingest: Ingest
+    _ingest_paths: frozenset[str]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif scope["path"] in self._ingest_paths:
+            await self.ingest(scope, receive, send)
+        else:
+            cors = cors_headers(dict(scope["headers"]))
+            if scope["method"] == "OPTIONS":
+                await send_answer(send, ACCEPTED, cors)
+            else:
+                await super().__call__(scope, receive, with_headers(send, cors))
+
+
+def create_app(settings: Settings) -> CaptureApp:
+    """The application. Threads and connections start and end with its lifespan."""
+    projects = Projects(settings)
+    producer = RecordProducer(settings)
+    ingest = Ingest(settings, projects, producer)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        projects.start()
+        producer.start()
+        yield
+        await producer.close()
+        await projects.close()
+
+    app = CaptureApp(
+        title="Tidemark capture API",
+        description="Takes product-analytics events in and acknowledges them once Kafka has them.",
+        lifespan=lifespan,
+        redirect_slashes=False,  # SDKs do not follow redirects of a POST
+    )
+    app.ingest = ingest
+    app._ingest_paths = frozenset(
+        spelling for path in INGEST_PATHS for spelling in (path, f"{path}/")
+    )
+    app.include_router(_ingest_routes(ingest))
+    app.include_router(stub_routes(projects, ingest.budget))
+    app.include_router(health_routes(projects, producer))
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+def _ingest_routes(ingest: Ingest) -> APIRouter:
+    """The capture paths as ordinary routes."""
+    routes = APIRouter(tags=["capture"])
+
+    async def capture(request: Request) -> Response:
+        """Take events in: one, an array, or a batch.
+
+        200 only after Kafka has acknowledged every event. 503 with Retry-After: send the same
+        request again. The answer's X-Request-Id is the receipt.
+        """
+        received_at = time.time_ns() // 1000
+        receipt = mint_uuid(received_at)
+        answer = await ingest.answer(
+            request.scope, dict(request.scope["headers"]), request.receive, received_at, receipt
+        )
+        response = as_response(answer)
+        response.headers[RECEIPT_HEADER.decode()] = receipt
+        return response
+
+    body = {"application/json": {"example": _EVENT_EXAMPLE}}
+    texts = {
+        204: "Accepted, and `beacon=1` was given.",
+        400: "The request cannot be read, or an event in it breaks a rule; nothing was kept.",
+        401: "The token is missing, malformed or unknown.",
+        413: "The body, or one event, is too large.",
+        503: "Kafka has not acknowledged, or the server is overloaded: try again.",
+    }
+    for path in INGEST_PATHS:
+        for spelling in (path, f"{path}/"):
+            routes.add_api_route(
+                spelling,
+                capture,
+                methods=["POST"],
+                summary=f"Send events to {path}",
+                responses={status: {"description": text} for status, text in texts.items()},
+                openapi_extra={"requestBody": {"content": body, "required": True}},
+                include_in_schema=spelling == path,
+                name=f"capture {spelling}",
+            )
+            routes.add_api_route(spelling, capture, methods=["GET"], include_in_schema=False)
+    return routes
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """FastAPI's own refusals (no such path, wrong method) in the API's form."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        text = "no such path: send events to /batch; /docs lists everything"
+        return as_response(refusal_answer(Refused(404, "no_such_path", text)))
+    return as_response(refusal_answer(Refused(error.status_code, "http_error", error.detail)))

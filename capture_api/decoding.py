@@ -1,0 +1,127 @@
+"""From the bytes of a request to JSON text in valid UTF-8, whatever the client wrapped it in.
+
+    data= of the query or body → base64 → form field → gzip (hinted or sniffed) → base64 → UTF-8
+
+The order is PostHog's. Browsers send gzip without saying so, hence the sniffing. Invariant: what
+is returned is at most `limit` bytes of UTF-8; a wrapping that cannot be undone is refused.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from urllib.parse import parse_qsl
+
+from isal import isal_zlib
+
+from capture_api.query import Query, known_compression
+from capture_api.refusal import Refused, bad_request, too_large
+
+LEGACY_PATHS = frozenset({"/e", "/capture", "/track", "/engage"})
+"""Paths whose decoded text may be base64 once more."""
+
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_GZIP_WINDOW = 31  # zlib's number for: 32 KiB window, gzip wrapping
+_FORM_TYPE = b"application/x-www-form-urlencoded"
+_FORM_START = (b"data=", b"ver=", b"_=", b"ip=", b"compression=")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+_BASE64_SAMPLE = 128
+
+
+def decode_payload(
+    body: bytes, *, path: str, query: Query, headers: dict[bytes, bytes], limit: int
+) -> bytes:
+    """The JSON text of the request. `path` is without a trailing slash."""
+    payload = query.data.encode() if query.data else body
+    if not payload:
+        raise bad_request("request missing data payload: put JSON into the body", "empty_payload")
+
+    hint = query.compression
+    first = payload[:1]
+    if first not in (b"{", b"["):  # nearly all of the rest is gzip
+        if not payload.startswith(_FORM_START):
+            payload = _unwrap_base64(payload)
+        elif headers.get(b"content-type", b"").strip().lower() == _FORM_TYPE:
+            payload, form_compression = _form_data(payload)
+            hint = hint or form_compression
+    hint = hint or known_compression(headers.get(b"content-encoding", b"").decode("latin-1"))
+
+    if payload.startswith(_GZIP_MAGIC) or hint == "gzip":
+        payload = inflate(payload, limit)
+    elif hint == "lz64":
+        raise bad_request(
+            "lz64 compression is not supported: send gzip or plain JSON", "unsupported_compression"
+        )
+    if len(payload) > limit:
+        raise too_large(f"maximum event size exceeded: more than {limit} bytes")
+    if path in LEGACY_PATHS and payload[:1] not in (b"{", b"["):
+        payload = _unwrap_base64(payload)
+    _check_utf8(payload)
+    return payload
+
+
+def inflate(payload: bytes, limit: int) -> bytes:
+    """The content of a gzip stream; never makes more than `limit` + 1 bytes of it."""
+    parts = []
+    size = 0
+    while True:
+        stream = isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
+        try:
+            part = stream.decompress(payload, limit + 1 - size)
+        except isal_zlib.error:  # type: ignore[misc]  # its stub calls the class an instance
+            raise _broken_gzip() from None
+        size += len(part)
+        if size > limit:
+            raise too_large(
+                f"maximum event size exceeded: the body inflates to more than {limit} bytes; "
+                "send smaller batches"
+            )
+        if not stream.eof:
+            raise _broken_gzip()
+        parts.append(part)
+        payload = stream.unused_data
+        if not payload.startswith(_GZIP_MAGIC):  # gzip streams may stand one after the other
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _unwrap_base64(payload: bytes) -> bytes:
+    """The decoded payload if it looks like base64 all through, else the payload."""
+    sample = payload[:_BASE64_SAMPLE]
+    if len(payload) % 4 or not _BASE64.fullmatch(sample):
+        return payload
+    try:
+        return binascii.a2b_base64(payload, strict_mode=True)
+    except binascii.Error:
+        return payload
+
+
+def _form_data(payload: bytes) -> tuple[bytes, str]:
+    """The `data` field of a form, base64 undone, and the `compression` it names."""
+    try:
+        fields = dict(parse_qsl(payload.decode(), keep_blank_values=True, max_num_fields=16))
+    except ValueError:  # UnicodeDecodeError is one
+        raise bad_request("the form cannot be read: URL-encode its fields", "bad_form") from None
+    data = fields.get("data", "").encode()
+    if not data:
+        raise bad_request("expected form data in POST request payload: field `data`", "bad_form")
+    # An unescaped + of base64 reads as a blank in a form.
+    return _unwrap_base64(data.replace(b" ", b"+") if data[:1] not in b"{[" else data), (
+        known_compression(fields.get("compression", ""))
+    )
+
+
+def _check_utf8(payload: bytes) -> None:
+    if payload.isascii():
+        return
+    try:
+        payload.decode()
+    except UnicodeDecodeError as error:
+        raise bad_request(
+            f"the payload is not valid UTF-8 (byte {error.start}); if it is compressed, say so in "
+            "the Content-Encoding header",
+            "not_utf8",
+        ) from None
+
+
+def _broken_gzip() -> Refused:
+    return bad_request("invalid gzip data: the stream is damaged or ends too early", "bad_gzip")

@@ -1,0 +1,26 @@
+"""How deeply a JSON text is nested, told without parsing it.
+
+Readers further down recurse, and a body of a few kilobytes can nest thousands of times. A text
+with few brackets cannot be deep, so nearly every event costs two counts.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+
+DEPTH_LIMIT = 128
+"""Levels of objects and arrays that `properties` may have, itself included."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STEPS = bytes.maketrans(b"{[}]", b"\x02\x02\x00\x00")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
+
+
+def too_deep(text: bytes) -> bool:
+    """Whether valid JSON nests deeper than DEPTH_LIMIT."""
+    if text.count(b"{") + text.count(b"[") <= DEPTH_LIMIT:
+        return False
+    steps = _STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)
+    levels = accumulate(steps, lambda level, step: level + step - 1, initial=0)
+    return any(level > DEPTH_LIMIT for level in levels)

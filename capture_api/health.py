@@ -1,0 +1,31 @@
+"""Liveness, readiness and the root: what load balancers and people ask first."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from capture_api.answers import as_response, json_answer, text_answer
+from capture_api.producer import RecordProducer
+from capture_api.projects import Projects
+
+
+def health_routes(projects: Projects, producer: RecordProducer) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/_liveness", summary="The process answers.")
+    async def liveness() -> Response:
+        return as_response(json_answer(200, {"status": "Ok"}))
+
+    @routes.get("/_readiness", summary="Events can be taken in: 200, or 503 with the reasons.")
+    async def readiness() -> Response:
+        problems = [text for text in (projects.problem(), producer.health.problem()) if text]
+        if problems:
+            return as_response(json_answer(503, {"status": "not ready", "problems": problems}))
+        return as_response(json_answer(200, {"status": "Ok"}))
+
+    @routes.get("/", summary="What this is.")
+    async def root() -> Response:
+        return as_response(text_answer("Tidemark capture API. Send events to /batch; see /docs.\n"))
+
+    return routes

@@ -1,0 +1,157 @@
+"""The way of a capture request: body → JSON → token → records → Kafka → answer.
+
+`Ingest.answer` is that way. It is served as raw ASGI before FastAPI's middleware (`app.py`) and,
+for the API's own description, as ordinary FastAPI routes. Nothing of the request is kept while it
+waits for Kafka: producing has copied it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from confluent_kafka import KafkaError
+
+from capture_api.answers import (
+    ACCEPTED,
+    ACCEPTED_BEACON,
+    RECEIPT_HEADER,
+    Answer,
+    Receive,
+    Scope,
+    Send,
+    cors_headers,
+    refusal_answer,
+    send_answer,
+)
+from capture_api.body import Budget, Charge, read_body
+from capture_api.client_address import client_address
+from capture_api.client_software import client_software
+from capture_api.decoding import decode_payload
+from capture_api.payload import Payload, parse_payload
+from capture_api.producer import RecordProducer
+from capture_api.projects import Projects
+from capture_api.query import Query, parse_query
+from capture_api.records import Request, build_records
+from capture_api.refusal import ClientGone, Refused
+from capture_api.uuids import mint_uuid
+from orchestration.settings import Settings
+
+INGEST_PATHS = ("/batch", "/e", "/i/v0/e", "/capture", "/track", "/engage")
+"""Where events are taken in; each also with a slash at its end."""
+
+log = logging.getLogger("tidemark.capture")
+
+
+class Ingest:
+    """Takes events in. One a process."""
+
+    def __init__(self, settings: Settings, projects: Projects, producer: RecordProducer) -> None:
+        self._max_body = settings.capture_max_body_bytes
+        self._projects = projects
+        self._producer = producer
+        self.budget = Budget(settings.capture_max_inflight_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        received_at = time.time_ns() // 1000
+        receipt = mint_uuid(received_at)
+        headers = dict(scope["headers"])
+        try:
+            answer = await self.answer(scope, headers, receive, received_at, receipt)
+        except ClientGone:
+            return
+        extra = [(RECEIPT_HEADER, receipt.encode())]
+        if b"origin" in headers:
+            extra += cors_headers(headers)
+        await send_answer(send, answer, extra)
+
+    async def answer(
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        received_at: int,
+        receipt: str,
+    ) -> Answer:
+        """The answer to one request; 200 only when Kafka has every event of it."""
+        method = scope["method"]
+        if method == "OPTIONS":
+            return ACCEPTED
+        try:
+            if method not in ("POST", "GET"):
+                raise Refused(405, "wrong_method", "send events with POST")
+            query = parse_query(scope["query_string"])
+            delivery = await self._send(scope, headers, query, receive, received_at, receipt)
+            if delivery is not None:
+                error = await delivery
+                if error is not None:
+                    raise self._producer.refusal(error)
+            return ACCEPTED_BEACON if query.beacon else ACCEPTED
+        except Refused as refused:
+            _log_refusal(scope, headers, receipt, refused)
+            return refusal_answer(refused)
+        except Exception:  # the edge of the process: one request's bug must stay its own
+            log.exception("request %s failed in a way that was not foreseen", receipt)
+            return refusal_answer(
+                Refused(500, "internal_error", f"internal error; report the receipt {receipt}")
+            )
+
+    async def _send(
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        query: Query,
+        receive: Receive,
+        received_at: int,
+        receipt: str,
+    ) -> asyncio.Future[KafkaError | None] | None:
+        """Everything up to producing; nothing if no event is to be kept."""
+        self._producer.check()
+        with Charge(self.budget) as charge:
+            body = await read_body(receive, headers.get(b"content-length"), self._max_body, charge)
+            path = scope["path"].rstrip("/")
+            text = decode_payload(
+                body, path=path, query=query, headers=headers, limit=self._max_body
+            )
+            if text is not body:
+                charge.add(len(text))
+            payload = parse_payload(text)
+            project_id = self._projects.known(payload.token)
+            if project_id is None:
+                project_id = await self._projects.find(payload.token)
+            user_agent, sdk = client_software(headers.get(b"user-agent"))
+            request = Request(
+                received_at=received_at,
+                request_id=receipt,
+                ip=client_address(scope),
+                user_agent=user_agent,
+                sdk=sdk,
+                sent_at=query.sent_at,
+                engage=path == "/engage",
+            )
+            return self._produce(payload, project_id, request)
+
+    def _produce(
+        self, payload: Payload, project_id: int, request: Request
+    ) -> asyncio.Future[KafkaError | None] | None:
+        records = build_records(payload, project_id, request)
+        return self._producer.send(records) if records else None
+
+
+def _log_refusal(scope: Scope, headers: dict[bytes, bytes], receipt: str, refused: Refused) -> None:
+    """One line that lets an operator find the sender of what could not be taken in."""
+    if refused.status == 503:
+        return  # the producer and the projects say once what is wrong, not once a request
+    log.info(
+        "refused %s %s with %d %s: %s (receipt %s, ip %s, user agent %r)",
+        scope["method"],
+        scope["path"],
+        refused.status,
+        refused.code,
+        refused.detail,
+        receipt,
+        client_address(scope),
+        client_software(headers.get(b"user-agent"))[0],
+    )

@@ -1,0 +1,183 @@
+"""The shapes of a capture request's JSON, and the token it is sent with.
+
+Three shapes arrive on every path: an array of events, `{api_key, batch: [events], sent_at}` and a
+single event. One pass decodes each, leaving `properties` as the client's own bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from capture_api.refusal import Refused, bad_request, bad_token
+from capture_api.surrogates import has_surrogates, replace_lone_surrogates
+from capture_api.timestamps import sent_at_in_body
+
+MAX_EVENTS = 50_000
+"""Events of one request: what lies within it fits into the producer's queue at once."""
+TOKEN_BYTES = 64
+
+ABSENT = Raw()
+_NO_PROPERTIES = Raw(b"{}")
+
+
+class Event(msgspec.Struct, gc=False):
+    """One event as the client wrote it. None stands for absent and for null."""
+
+    event: str | None = None
+    distinct_id: Any = None
+    dollar_distinct_id: Any = msgspec.field(default=None, name="$distinct_id")
+    uuid: str | None = None
+    properties: Raw = _NO_PROPERTIES
+    timestamp: str | int | float | None = None
+    offset: int | float | None = None
+    set: Raw = msgspec.field(default=ABSENT, name="$set")
+    set_once: Raw = msgspec.field(default=ABSENT, name="$set_once")
+    token: str | None = None
+    dollar_token: str | None = msgspec.field(default=None, name="$token")
+    api_key: str | None = None
+
+
+class Envelope(Event, gc=False):
+    """A batch, or a single event at the top level."""
+
+    batch: list[Event] | None = None
+    sent_at: Any = None
+    historical_migration: bool | None = None
+
+
+class PropertiesHead(msgspec.Struct, gc=False):
+    """The few properties that the edge itself may need."""
+
+    token: Any = None
+    distinct_id: Any = None
+    cookieless_mode: Any = msgspec.field(default=None, name="$cookieless_mode")
+    ignore_sent_at: Any = msgspec.field(default=None, name="$ignore_sent_at")
+    capture_internal: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A request's events and what it says about all of them. `sent_at` is in µs."""
+
+    token: str
+    events: list[Event]
+    sent_at: int | None
+    historical: bool
+
+
+_events_decoder = msgspec.json.Decoder(list[Event])
+_envelope_decoder = msgspec.json.Decoder(Envelope)
+_head_decoder = msgspec.json.Decoder(PropertiesHead)
+
+
+def parse_payload(text: bytes) -> Payload:
+    """The payload of JSON text. Refuses (400, 401) what has no shape, no events or no token."""
+    try:
+        decoded = _decode(text)
+    except msgspec.ValidationError as error:
+        raise bad_request(f"failed to hydrate events from request: {error}", "bad_shape") from None
+    except msgspec.DecodeError as error:
+        raise bad_request(f"failed to parse the request: {error}", "bad_json") from None
+    except RecursionError:
+        raise bad_request("failed to parse the request: nested too deeply", "too_deep") from None
+
+    if isinstance(decoded, list):
+        events, token, sent_at, historical = decoded, None, None, False
+    elif decoded.batch is not None:
+        events, token = decoded.batch, _own_token(decoded)
+        sent_at = sent_at_in_body(decoded.sent_at)
+        historical = bool(decoded.historical_migration)
+    else:
+        events, token, sent_at = [decoded], None, None
+        historical = bool(decoded.historical_migration)
+
+    if not events:
+        raise bad_request("request holds no event", "no_events")
+    if len(events) > MAX_EVENTS:
+        raise Refused(
+            413,
+            "too_large",
+            f"maximum event size exceeded: {len(events)} events in one request, at most "
+            f"{MAX_EVENTS}; send smaller batches",
+        )
+    if token is None:
+        token = _token_of_events(events)
+    return Payload(valid_token(token), events, sent_at, historical)
+
+
+def properties_head(properties: bytes) -> PropertiesHead:
+    """The few properties that the edge may need; `properties` is a JSON object."""
+    try:
+        return _head_decoder.decode(properties)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"failed to parse properties: {error}", "bad_properties") from None
+
+
+def valid_token(token: str) -> str:
+    """The token without blanks around it. Refuses (401) what cannot be one."""
+    token = token.strip()
+    if not token:
+        reason = "empty"
+    elif len(token) > TOKEN_BYTES:
+        reason = "too_long"
+    elif not token.isascii():
+        reason = "not_ascii"
+    elif token.startswith("phx_"):
+        reason = "personal_api_key (send the project's token, which starts with phc_)"
+    elif "\0" in token:
+        reason = "null_byte"
+    else:
+        return token
+    raise bad_token(f"API key is not valid: {reason}")
+
+
+def _decode(text: bytes) -> list[Event] | Envelope:
+    decoder = _events_decoder if text.lstrip()[:1] == b"[" else _envelope_decoder
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if not has_surrogates(text):
+            raise
+        return decoder.decode(replace_lone_surrogates(text))
+
+
+def _own_token(source: Event) -> str | None:
+    for token in (source.api_key, source.token, source.dollar_token):
+        if token is not None:
+            return token
+    return None
+
+
+def _token_of_events(events: list[Event]) -> str:
+    """The one token that the events themselves carry, at the top or in `properties`."""
+    tokens = set()
+    for event in events:
+        token = _own_token(event)
+        if token is None:
+            in_properties = _token_in_properties(event)
+            token = in_properties if isinstance(in_properties, str) else None
+        if token:
+            tokens.add(token)
+    if not tokens:
+        raise bad_token(
+            "event submitted without an api_key: send the project's token as `api_key` "
+            "(`tidemark projects list` shows it)",
+            "missing_token",
+        )
+    if len(tokens) > 1:
+        raise bad_token("batch submitted with inconsistent api_key values")
+    return tokens.pop()
+
+
+def _token_in_properties(event: Event) -> object:
+    """`properties.token`, whatever it is."""
+    properties = bytes(event.properties)
+    if b"token" not in properties or not properties.startswith(b"{"):
+        return None
+    return properties_head(properties).token

@@ -1,0 +1,77 @@
+"""The record: what the capture API writes to Kafka and the batch pipeline reads.
+
+    topic   `events`
+    key     `token:distinct_id`, UTF-8: all events of one person keep their order
+    header  `tidemark-record: 1`, the version of this layout
+    value   one JSON object on one line: the flat head below, then `properties`, always last
+
+The head holds only scalars. `properties` is the client's own JSON object, byte for byte except
+that line breaks between tokens become blanks. Because the head is flat and `properties` comes
+last, a reader finds the client's bytes without parsing them: the first `,"properties":` in the
+value ends the head (inside a JSON string those quotes would be escaped).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+RECORD_VERSION = 1
+VERSION_HEADER = "tidemark-record"
+PROPERTIES_MARK = b',"properties":'
+
+# Bits of `flags`.
+FLAG_HISTORICAL = 1
+"""Sent as a historical migration."""
+FLAG_DISTINCT_ID_CUT = 2
+"""The client's distinct_id was longer than DISTINCT_ID_LENGTH characters."""
+FLAG_TIME_CLAMPED = 4
+"""The client's time lay too far in the future and was replaced by the time of receipt."""
+
+DISTINCT_ID_LENGTH = 200
+"""Characters of a distinct_id that are kept."""
+
+
+class RecordHead(msgspec.Struct, frozen=True, gc=False):
+    """The flat part of a record's value, in its order on the wire.
+
+    Times are whole microseconds since 1970-01-01 UTC; `client_timestamp` alone is the client's
+    own text. None stands for what the client did not send.
+    """
+
+    v: int
+    uuid: str  # 36 characters, lower case
+    project_id: int
+    event: str
+    distinct_id: str
+    timestamp: int  # when it happened, after correcting the client's clock
+    client_timestamp: str | None
+    offset_ms: int | None  # age of the event when the client sent it
+    sent_at: int | None  # the client's clock when it sent the request
+    received_at: int  # our clock when the request arrived
+    ip: str
+    user_agent: str
+    sdk: str  # `library/version` where the request says it, else empty
+    request_id: str  # the receipt the client was given
+    flags: int
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_value(head: RecordHead, properties: bytes) -> bytes:
+    """The record's value. `properties` is a valid JSON object in UTF-8, as the client sent it."""
+    # Valid JSON has raw line breaks only between tokens, where a blank means the same.
+    if b"\n" in properties or b"\r" in properties:
+        properties = properties.replace(b"\n", b" ").replace(b"\r", b" ")
+    return b"".join((_encoder.encode(head)[:-1], PROPERTIES_MARK, properties, b"}"))
+
+
+def encode_key(token: str, distinct_id: str) -> bytes:
+    """The record's key."""
+    return f"{token}:{distinct_id}".encode()
+
+
+VERSION_HEADERS: list[tuple[str, str | bytes | None]] = [
+    (VERSION_HEADER, str(RECORD_VERSION).encode())
+]
+"""The headers of every record."""

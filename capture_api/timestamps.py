@@ -1,0 +1,160 @@
+"""When an event happened, worked out from what the client and the two clocks say. Pure.
+
+Times are whole microseconds since 1970-01-01 UTC. The inputs are the event's own `timestamp` text,
+its `offset` (its age in ms when it was sent), the time of sending by the client's clock, and the
+time of receipt by ours. The rules, in order:
+
+    offset given          received_at - offset
+    timestamp readable    timestamp - skew, where skew = sent_at - received_at in whole quanta
+    otherwise             received_at
+
+Invariant: the result lies in the years 1 to 9999 and at most FUTURE_LIMIT_US after receipt.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+SKEW_QUANTUM_US = 300_000_000
+"""The client's clock is corrected in steps of this: what is smaller is the network's delay."""
+FUTURE_LIMIT_US = 23 * 3_600_000_000
+"""An event may claim to happen this long after its receipt, not longer."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_US = -62_135_596_800_000_000  # 0001-01-01
+_LAST_US = 253_402_300_799_999_999  # 9999-12-31
+_YEAR_2021_MS = 1_609_459_200_000
+
+# What `datetime.fromisoformat` does not read by itself.
+_LEAP_SECOND = re.compile(r"(?<=:)60(?=\D|$)")
+_SPACE_BEFORE_ZONE = re.compile(r"\s+(?=[+-]\d\d:?\d{0,2}$)")
+_ZONE_IN_WORDS = re.compile(r"\s*(?:UTC|GMT|Z)$", re.IGNORECASE)
+_NUMBER = re.compile(r"(-?)(\d{9,19})(?:\.(\d+))?")
+_MORE_FORMATS = (
+    "%Y/%m/%d",
+    "%Y/%m/%d %H:%M",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y/%m/%d %H:%M:%S.%f",
+    "%m/%d/%Y",
+    "%m/%d/%Y %H:%M",
+    "%m/%d/%Y %H:%M:%S",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%b %d, %Y",
+    "%b %d, %Y %H:%M:%S",
+    "%B %d, %Y",
+    "%B %d, %Y %H:%M:%S",
+    "%d %b %Y",
+    "%d %b %Y %H:%M:%S",
+    "%d %B %Y",
+)
+
+
+def event_time(
+    *,
+    text: str | None,
+    offset_ms: int | None,
+    sent_at: int | None,
+    received_at: int,
+    ignore_sent_at: bool = False,
+) -> tuple[int, bool]:
+    """When the event happened, and whether its claim was clamped to the time of receipt."""
+    if offset_ms is not None:
+        time = received_at - offset_ms * 1000
+    else:
+        parsed = parse_time(text) if text else None
+        if parsed is None:
+            return received_at, False
+        time = parsed
+        if sent_at is not None and not ignore_sent_at:
+            time -= clock_skew(sent_at, received_at)
+    if time > received_at + FUTURE_LIMIT_US:
+        return received_at, True
+    if time < _FIRST_US or time > _LAST_US:
+        return 0, False
+    return time, False
+
+
+def clock_skew(sent_at: int, received_at: int) -> int:
+    """How far the client's clock is ahead of ours, in whole quanta, halves away from zero."""
+    skew = sent_at - received_at
+    quanta = (abs(skew) + SKEW_QUANTUM_US // 2) // SKEW_QUANTUM_US
+    return quanta * SKEW_QUANTUM_US if skew > 0 else -quanta * SKEW_QUANTUM_US
+
+
+def parse_time(text: str) -> int | None:
+    """The time a client wrote, or None when nobody can tell what it means. Without a zone: UTC.
+
+    Reads ISO 8601 and RFC 3339, Unix times in s, ms, µs or ns, RFC 2822 and some usual forms with
+    slashes or month names (month before day, as in the United States).
+    """
+    if text[4:5] == "-":  # nearly always
+        try:
+            return _microseconds(datetime.fromisoformat(text))
+        except ValueError:
+            pass
+    return _parse_unusual_time(text.strip())
+
+
+def sent_at_in_body(value: object) -> int | None:
+    """The `sent_at` of a batch. One without a zone says nothing about the client's clock: None."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value.strip())
+    except ValueError:
+        return None
+    return _microseconds(time) if time.tzinfo is not None else None
+
+
+def sent_at_in_query(text: str) -> int | None:
+    """The `_` or `sent_at` of a query, in ms. What reads as 2020 or before was in s: None."""
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        return None
+    milliseconds = int(text)
+    usable = milliseconds >= _YEAR_2021_MS and milliseconds * 1000 <= _LAST_US
+    return milliseconds * 1000 if usable else None
+
+
+def _microseconds(time: datetime) -> int:
+    try:
+        since = (time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH
+    except OverflowError:  # a zone that reaches before year 1
+        raise ValueError("out of range") from None
+    return since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds
+
+
+def _parse_unusual_time(text: str) -> int | None:
+    number = _NUMBER.fullmatch(text)
+    if number:
+        return _unix_time(negative=bool(number[1]), digits=number[2], fraction=number[3] or "")
+    for reading in (_iso_with_repairs, parsedate_to_datetime):
+        try:
+            return _microseconds(reading(text))
+        except (ValueError, TypeError, IndexError, OverflowError):
+            continue
+    plain = _ZONE_IN_WORDS.sub("", text)
+    for form in _MORE_FORMATS:
+        try:
+            return _microseconds(datetime.strptime(plain, form))
+        except ValueError:
+            continue
+    return None
+
+
+def _iso_with_repairs(text: str) -> datetime:
+    repaired = _ZONE_IN_WORDS.sub("+00:00", _SPACE_BEFORE_ZONE.sub("", text.upper()))
+    leap = _LEAP_SECOND.search(repaired)
+    if leap:
+        repaired = f"{repaired[: leap.start()]}59{repaired[leap.end() :]}"
+    return datetime.fromisoformat(repaired) + timedelta(seconds=1 if leap else 0)
+
+
+def _unix_time(*, negative: bool, digits: str, fraction: str) -> int:
+    """The unit shows in the number of digits: s up to 11, ms up to 14, µs up to 17, else ns."""
+    scale = 6 if len(digits) <= 11 else 3 if len(digits) <= 14 else 0 if len(digits) <= 17 else -3
+    nanoseconds = int(digits + (fraction + "0" * 12)[: scale + 3])
+    time = nanoseconds // 1000
+    return -time if negative else time

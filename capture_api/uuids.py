@@ -1,0 +1,40 @@
+"""UUIDs of events and requests: checked where the client gives one, else minted (version 7)."""
+
+from __future__ import annotations
+
+import re
+from os import urandom
+
+NIL_UUID = "00000000-0000-0000-0000-000000000000"
+
+_CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_OTHER_SPELLINGS = re.compile(
+    r"(?:urn:uuid:)?\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?"
+)
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+def normal_uuid(text: str) -> str | None:
+    """The UUID in 36 lower-case characters, or None when the text is not a UUID."""
+    lower = text.strip().lower()
+    if _CANONICAL.fullmatch(lower):
+        return lower
+    other = _OTHER_SPELLINGS.fullmatch(lower)
+    return "-".join(other.groups()) if other else None
+
+
+def mint_uuids(now_us: int, count: int) -> list[str]:
+    """So many new UUIDs of version 7 for this time. Their order within one call is random."""
+    milliseconds = f"{now_us // 1000:012x}"
+    prefix = f"{milliseconds[:8]}-{milliseconds[8:]}-7"
+    noise = urandom(10 * count).hex()
+    return [
+        f"{prefix}{noise[at : at + 3]}-{_VARIANT[noise[at + 3]]}{noise[at + 4 : at + 7]}"
+        f"-{noise[at + 8 : at + 20]}"
+        for at in range(0, 20 * count, 20)
+    ]
+
+
+def mint_uuid(now_us: int) -> str:
+    """One new UUID of version 7."""
+    return mint_uuids(now_us, 1)[0]

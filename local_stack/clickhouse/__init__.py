@@ -1,0 +1,41 @@
+"""A ClickHouse for one machine: the embedded engine behind a loopback HTTP server.
+
+    python -m local_stack.clickhouse --data DIR --port 8123 [--user NAME --password SECRET]
+
+prints one line when it answers, and then speaks ClickHouse's HTTP protocol: clickhouse-connect,
+curl, Grafana and whatever else talks to port 8123 of a ClickHouse work as they are.
+
+    request ──▶ request.py: what is asked     ──▶ spool.py: the body, decoded, on disk
+                                                      │ statement.py: where the query ends and data begins
+                                                      ▼
+    answer  ◀── response.py: headers, errors  ◀── engine.py: one connection a request, rows through a pipe
+
+What holds:
+
+- One process owns the data folder (`owner.lock`). A second start says so and leaves.
+- Every request has an engine connection of its own: settings, parameters, the database and
+  temporary tables of one request are never seen by another. A `session_id` keeps a connection from
+  one request to the next.
+- Neither a body nor a result is held in memory. A body is spooled to disk and loaded with `FROM
+  INFILE`, one INSERT for one request, so that the settings which decide on blocks and parts mean
+  what they mean on a server; rows leave the engine through a pipe, at the pace of the client.
+- An INSERT is answered when its parts are on disk: they survive the death of the process.
+- It listens on the loopback interface only.
+
+What differs from a ClickHouse server:
+
+- ENGINE = Kafka and the like cannot be created, and inserts into Replicated tables do not return:
+  use plain MergeTree here, and a real server to test replication.
+- HTTP only: no native TCP protocol (port 9000), no MySQL or PostgreSQL wire protocol, no TLS.
+- ClickHouse's own block framing (`compress=1`, `decompress=1`) is refused; Content-Encoding and
+  Accept-Encoding do all that it does.
+- One user, with every right; no CREATE USER, GRANT, roles or quotas. No `system.query_log`.
+- `client_protocol_version` is accepted and has no effect on Native.
+- A query's id in `system.processes` is the engine's own; the one the client gave stands in a
+  comment at the end of the query's text.
+- In a kept session, GET requests may only read, and `SET readonly` cannot be undone, as in
+  ClickHouse.
+- One multipart request carries the tables of one query; `FORMAT` of the rows is streamed for
+  SELECT, and built up in memory for SHOW, DESCRIBE, EXPLAIN and other statements with short
+  answers.
+"""

@@ -1,0 +1,388 @@
+"""Batches in the ledger: planning, moving from state to state, and reading back.
+
+Every write happens in one transaction that first checks the worker's fence, then compares and
+swaps. What does not match what the worker thinks raises, and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from assets.pipeline.batch import (
+    TRANSITIONS,
+    UNFINISHED,
+    Balance,
+    Batch,
+    Fingerprint,
+    KeyFile,
+    Kind,
+    Range,
+    Staged,
+    StagedFile,
+    State,
+)
+from assets.pipeline.errors import BatchError
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.tables import (
+    batches,
+    fingerprints,
+    key_files,
+    lanes,
+    ranges,
+    staged_files,
+)
+
+
+class PlanConflict(BatchError):
+    """Another planner has moved a lane on; plan again from its new end."""
+
+
+def planned_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
+    """Per partition, the offset up to which batches are planned. New partitions are missing."""
+    with ledger.begin() as connection:
+        rows = connection.execute(
+            select(lanes.c.partition, lanes.c.planned_end).where(
+                lanes.c.cluster_id == cluster_id, lanes.c.topic_id == topic_id
+            )
+        )
+        return dict(rows.tuples().all())
+
+
+def record_plan(ledger: Engine, lease: Lease, batch: Batch) -> None:
+    """Store a planned batch and move its lanes on, all or nothing. Raises PlanConflict."""
+    with ledger.begin() as connection:
+        check_fence(connection, lease)
+        for range_ in batch.ranges:
+            _move_lane(connection, batch, range_)
+        connection.execute(
+            insert(batches).values(
+                batch_id=batch.batch_id,
+                topic=batch.topic,
+                cluster_id=batch.cluster_id,
+                topic_id=batch.topic_id,
+                arrival_date=batch.arrival_date,
+                generation=batch.generation,
+                code_version=batch.code_version,
+                state=batch.state,
+                run_id=batch.run_id,
+                planned_at=batch.planned_at,
+            )
+        )
+        connection.execute(
+            insert(ranges),
+            [
+                {
+                    "batch_id": batch.batch_id,
+                    "partition": r.partition,
+                    "start": r.start,
+                    "end": r.end,
+                }
+                for r in batch.ranges
+            ],
+        )
+
+
+def _move_lane(connection: Connection, batch: Batch, range_: Range) -> None:
+    lane = and_(
+        lanes.c.cluster_id == batch.cluster_id,
+        lanes.c.topic_id == batch.topic_id,
+        lanes.c.partition == range_.partition,
+    )
+    moved = connection.execute(
+        update(lanes)
+        .where(lane, lanes.c.planned_end == range_.start)
+        .values(planned_end=range_.end)
+    )
+    if moved.rowcount == 1:
+        return
+    end = connection.execute(select(lanes.c.planned_end).where(lane)).scalar_one_or_none()
+    if end is not None:
+        raise PlanConflict(
+            f"partition {range_.partition} is planned up to {end}, not {range_.start}"
+        )
+    connection.execute(
+        insert(lanes).values(
+            cluster_id=batch.cluster_id,
+            topic_id=batch.topic_id,
+            partition=range_.partition,
+            topic=batch.topic,
+            planned_end=range_.end,
+            opened_at=batch.planned_at,
+        )
+    )
+
+
+def move(connection: Connection, lease: Lease, batch_id: str, to: State, **values: Any) -> None:
+    """Move a batch to a state that may follow its present one, within the caller's transaction."""
+    check_fence(connection, lease)
+    froms = [state for state, followers in TRANSITIONS.items() if to in followers]
+    moved = connection.execute(
+        update(batches)
+        .where(batches.c.batch_id == batch_id, batches.c.state.in_(froms))
+        .values(state=to, **values)
+    )
+    if moved.rowcount != 1:
+        now = connection.execute(
+            select(batches.c.state).where(batches.c.batch_id == batch_id)
+        ).scalar_one_or_none()
+        raise BatchError(f"batch {batch_id} is {now or 'unknown'} and cannot become {to}")
+
+
+def set_state(ledger: Engine, lease: Lease, batch_id: str, to: State, note: str = "") -> None:
+    """Move a batch to a state, with the time that goes with it."""
+    times = {State.LOADED: "loaded_at", State.COMMITTED: "committed_at"}
+    values: dict[str, Any] = {"note": note}
+    if to in times:
+        values[times[to]] = now_us()
+    with ledger.begin() as connection:
+        move(connection, lease, batch_id, to, **values)
+
+
+def set_dead_letters_loaded(ledger: Engine, lease: Lease, batch_id: str) -> None:
+    """Note that the batch's dead letters are proved to be in ClickHouse."""
+    with ledger.begin() as connection:
+        check_fence(connection, lease)
+        connection.execute(
+            update(batches)
+            .where(batches.c.batch_id == batch_id)
+            .values(dead_letters_loaded_at=now_us())
+        )
+
+
+def register_staged(
+    ledger: Engine,
+    lease: Lease,
+    batch_id: str,
+    staged: Staged,
+    key_file: KeyFile | None,
+) -> None:
+    """Register what staging gave: files, balances, fingerprints, index; the batch is staged."""
+    with ledger.begin() as connection:
+        move(
+            connection,
+            lease,
+            batch_id,
+            State.STAGED,
+            staged_at=now_us(),
+            bytes_read=staged.bytes_read,
+        )
+        for partition, balance in staged.balances.items():
+            connection.execute(
+                update(ranges)
+                .where(ranges.c.batch_id == batch_id, ranges.c.partition == partition)
+                .values(
+                    ok=balance.ok,
+                    rejected=balance.rejected,
+                    duplicate=balance.duplicate,
+                    tombstone=balance.tombstone,
+                    absent=balance.absent,
+                )
+            )
+        for file in staged.files:
+            connection.execute(
+                insert(staged_files).values(
+                    batch_id=batch_id,
+                    kind=file.kind,
+                    path=file.path,
+                    rows=file.rows,
+                    bytes=file.bytes,
+                    sha256=file.sha256,
+                )
+            )
+        for kind, prints in staged.fingerprints.items():
+            for print_ in prints:
+                connection.execute(
+                    insert(fingerprints).values(
+                        batch_id=batch_id,
+                        kind=kind,
+                        partition=print_.partition,
+                        rows=print_.rows,
+                        min_offset=print_.min_offset,
+                        max_offset=print_.max_offset,
+                        offset_sum=str(print_.offset_sum),
+                        offset_square_sum=str(print_.offset_square_sum),
+                    )
+                )
+        if key_file is not None:
+            connection.execute(delete(key_files).where(key_files.c.path == key_file.path))
+            connection.execute(
+                insert(key_files).values(
+                    path=key_file.path,
+                    arrival_date=key_file.arrival_date,
+                    rows=key_file.rows,
+                )
+            )
+
+
+def unfinished_batches(ledger: Engine, topic: str) -> list[Batch]:
+    """Batches that a worker can carry on, oldest plan first."""
+    return _read(
+        ledger,
+        and_(
+            batches.c.topic == topic,
+            or_(
+                batches.c.state.in_(UNFINISHED),
+                and_(
+                    batches.c.state == State.COMMITTED,
+                    batches.c.dead_letters_loaded_at.is_(None),
+                ),
+            ),
+        ),
+    )
+
+
+def batches_of_run(ledger: Engine, run_id: str) -> list[Batch]:
+    """Batches that a run planned, in the order of planning."""
+    return _read(ledger, batches.c.run_id == run_id)
+
+
+def batches_of_date(ledger: Engine, topic: str, arrival_date: date) -> list[Batch]:
+    """All batches of an arrival date, in the order of planning."""
+    return _read(ledger, and_(batches.c.topic == topic, batches.c.arrival_date == arrival_date))
+
+
+def all_batches(ledger: Engine, topic: str) -> list[Batch]:
+    """All batches of a topic, in the order of planning."""
+    return _read(ledger, batches.c.topic == topic)
+
+
+def read_batch(ledger: Engine, batch_id: str) -> Batch:
+    """One batch. Raises BatchError when there is none of that name."""
+    found = _read(ledger, batches.c.batch_id == batch_id)
+    if not found:
+        raise BatchError(f"the ledger knows no batch {batch_id}: see `tidemark status`")
+    return found[0]
+
+
+def states(ledger: Engine, topic: str) -> dict[State, int]:
+    """How many batches of the topic stand in each state."""
+    with ledger.begin() as connection:
+        rows = connection.execute(
+            select(batches.c.state, func.count())
+            .where(batches.c.topic == topic)
+            .group_by(batches.c.state)
+        )
+        return {State(state): count for state, count in rows}
+
+
+def average_record_bytes(ledger: Engine, topic: str) -> float | None:
+    """Bytes of value a record in the newest staged batch, or None before the first."""
+    with ledger.begin() as connection:
+        newest = connection.execute(
+            select(batches.c.batch_id, batches.c.bytes_read)
+            .where(batches.c.topic == topic, batches.c.bytes_read > 0)
+            .order_by(batches.c.planned_at.desc())
+            .limit(1)
+        ).one_or_none()
+        if newest is None:
+            return None
+        offsets = connection.execute(
+            select(func.sum(ranges.c.end - ranges.c.start)).where(
+                ranges.c.batch_id == newest.batch_id
+            )
+        ).scalar_one()
+    return float(newest.bytes_read) / float(offsets)
+
+
+def _read(ledger: Engine, condition: Any) -> list[Batch]:
+    with ledger.begin() as connection:
+        heads = connection.execute(
+            select(batches).where(condition).order_by(batches.c.planned_at, batches.c.batch_id)
+        ).all()
+        ids = [head.batch_id for head in heads]
+        of_batch = {
+            table.name: _by_batch(connection, table, ids)
+            for table in (ranges, staged_files, fingerprints)
+        }
+    return [
+        Batch(
+            batch_id=head.batch_id,
+            topic=head.topic,
+            cluster_id=head.cluster_id,
+            topic_id=head.topic_id,
+            arrival_date=head.arrival_date,
+            generation=head.generation,
+            code_version=head.code_version,
+            run_id=head.run_id,
+            planned_at=head.planned_at,
+            ranges=tuple(
+                sorted(
+                    Range(row.partition, row.start, row.end)
+                    for row in of_batch["ranges"].get(head.batch_id, ())
+                )
+            ),
+            state=State(head.state),
+            staged_at=head.staged_at,
+            loaded_at=head.loaded_at,
+            dead_letters_loaded_at=head.dead_letters_loaded_at,
+            committed_at=head.committed_at,
+            note=head.note,
+            staged=None
+            if head.staged_at is None
+            else _staged(
+                head,
+                of_batch["ranges"].get(head.batch_id, ()),
+                of_batch["staged_files"].get(head.batch_id, ()),
+                of_batch["fingerprints"].get(head.batch_id, ()),
+            ),
+        )
+        for head in heads
+    ]
+
+
+_IDS_A_QUERY = 500  # SQLite takes a bounded number of parameters in one statement
+
+
+def _by_batch(connection: Connection, table: Any, ids: Sequence[str]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for at in range(0, len(ids), _IDS_A_QUERY):
+        wanted = ids[at : at + _IDS_A_QUERY]
+        for row in connection.execute(select(table).where(table.c.batch_id.in_(wanted))):
+            found.setdefault(row.batch_id, []).append(row)
+    return found
+
+
+def _staged(
+    head: Any, of_ranges: Iterable[Any], files: Iterable[Any], prints: Iterable[Any]
+) -> Staged:
+    by_kind: dict[Kind, list[Fingerprint]] = {}
+    for row in prints:
+        by_kind.setdefault(Kind(row.kind), []).append(
+            Fingerprint(
+                row.partition,
+                row.rows,
+                row.min_offset,
+                row.max_offset,
+                int(row.offset_sum),
+                int(row.offset_square_sum),
+            )
+        )
+    return Staged(
+        files=tuple(
+            StagedFile(Kind(row.kind), row.path, row.rows, row.bytes, row.sha256) for row in files
+        ),
+        balances={
+            row.partition: Balance(row.ok, row.rejected, row.duplicate, row.tombstone, row.absent)
+            for row in of_ranges
+        },
+        fingerprints={
+            kind: tuple(sorted(found, key=lambda print_: print_.partition))
+            for kind, found in by_kind.items()
+        },
+        bytes_read=head.bytes_read,
+    )

@@ -1,0 +1,46 @@
+"""Which files make up the duplicate index (see assets/pipeline/duplicates.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from sqlalchemy import Engine, insert, select, update
+
+from assets.pipeline.batch import KeyFile
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.tables import key_files
+
+
+def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
+    """The index files of the arrival dates from first to last, both included."""
+    with ledger.begin() as connection:
+        rows = connection.execute(
+            select(key_files.c.path, key_files.c.arrival_date, key_files.c.rows)
+            .where(
+                key_files.c.arrival_date.between(first, last),
+                key_files.c.retired_at.is_(None),
+            )
+            .order_by(key_files.c.path)
+        ).all()
+    return [KeyFile(*row) for row in rows]
+
+
+def replace_key_files(ledger: Engine, merged: Sequence[KeyFile], into: KeyFile) -> bool:
+    """Swap files for the one they were merged into; False when another worker was first."""
+    with ledger.begin() as connection:
+        retired = connection.execute(
+            update(key_files)
+            .where(
+                key_files.c.path.in_([file.path for file in merged]),
+                key_files.c.retired_at.is_(None),
+            )
+            .values(retired_at=now_us())
+        )
+        if retired.rowcount != len(merged):
+            connection.rollback()
+            return False
+        connection.execute(
+            insert(key_files).values(path=into.path, arrival_date=into.arrival_date, rows=into.rows)
+        )
+    return True

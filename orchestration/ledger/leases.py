@@ -1,0 +1,145 @@
+"""Leases: one worker on a topic at a time, with a fencing number that only ever grows.
+
+A worker that falls silent (killed, paused, cut off) loses its lease when it expires, or at once
+when it ran on this host and its process is gone. Every write to a batch names the fence of the
+worker's lease, so what a replaced worker still tries to write is refused by the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, insert, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from assets.pipeline.errors import LeaseHeld, LeaseLost
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.tables import leases
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease that was taken: its name and the fence that goes with every write under it."""
+
+    name: str
+    fence: int
+
+
+@contextmanager
+def held_lease(ledger: Engine, name: str, seconds: float) -> Iterator[Lease]:
+    """Hold the lease for the length of a with-block, renewing it in the background.
+
+    Raises LeaseHeld when a live worker has it.
+    """
+    lease = _take(ledger, name, seconds)
+    done = threading.Event()
+    renewer = threading.Thread(
+        target=_keep,
+        args=(ledger, lease, seconds, done),
+        name=f"lease {name}",
+        daemon=True,
+    )
+    renewer.start()
+    try:
+        yield lease
+    finally:
+        done.set()
+        renewer.join()
+        with ledger.begin() as connection:
+            connection.execute(
+                update(leases)
+                .where(leases.c.name == name, leases.c.fence == lease.fence)
+                .values(holder="", expires_at=0)
+            )
+
+
+def _take(ledger: Engine, name: str, seconds: float) -> Lease:
+    now = now_us()
+    with ledger.begin() as connection:
+        row = connection.execute(
+            select(leases).where(leases.c.name == name).with_for_update()
+        ).one_or_none()
+        if row is not None:
+            if row.holder and row.expires_at > now and not _is_gone(row.holder):
+                raise LeaseHeld(
+                    f"{row.holder} is at work on {name} "
+                    f"(its lease runs for another {(row.expires_at - now) // 1_000_000 + 1} s)"
+                )
+            fence = row.fence + 1
+            taken = connection.execute(
+                update(leases)
+                .where(leases.c.name == name, leases.c.fence == row.fence)
+                .values(fence=fence, holder=_myself(), expires_at=_until(seconds))
+            )
+            if taken.rowcount != 1:
+                raise LeaseHeld(f"another worker has just taken {name}")
+            return Lease(name, fence)
+        try:
+            connection.execute(
+                insert(leases).values(
+                    name=name, fence=1, holder=_myself(), expires_at=_until(seconds)
+                )
+            )
+        except IntegrityError as error:
+            raise LeaseHeld(f"another worker has just taken {name}") from error
+        return Lease(name, 1)
+
+
+def _keep(ledger: Engine, lease: Lease, seconds: float, done: threading.Event) -> None:
+    while not done.wait(seconds / 3):
+        try:
+            with ledger.begin() as connection:
+                renewed = connection.execute(
+                    update(leases)
+                    .where(leases.c.name == lease.name, leases.c.fence == lease.fence)
+                    .values(expires_at=_until(seconds))
+                )
+        except OperationalError as error:
+            log.warning("lease %s could not be renewed, trying again: %s", lease.name, error)
+            continue
+        if renewed.rowcount != 1:
+            return  # taken over: the next fenced write says so
+
+
+def check_fence(connection, lease: Lease) -> None:  # type: ignore[no-untyped-def]
+    """Raise LeaseLost, inside the caller's transaction, unless the lease is still ours."""
+    fence = connection.execute(
+        select(leases.c.fence).where(leases.c.name == lease.name).with_for_update()
+    ).scalar_one_or_none()
+    if fence != lease.fence:
+        raise LeaseLost(
+            f"another worker took over {lease.name} (fence {fence}, ours was {lease.fence}); "
+            "this one wrote nothing more"
+        )
+
+
+def _until(seconds: float) -> int:
+    return now_us() + int(seconds * 1_000_000)
+
+
+def _myself() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether the holder ran on this host and its process no longer exists."""
+    host, _, pid = holder.rpartition(":")
+    if host != socket.gethostname():
+        return False
+    if int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

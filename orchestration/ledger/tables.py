@@ -1,0 +1,152 @@
+"""The ledger's tables, each defined once. Works alike on SQLite and PostgreSQL.
+
+    projects   who may send, and with which token
+    leases     who may work on a topic now, with a fencing number that only grows
+    lanes      per topic incarnation and partition: how far planning has come
+    batches    one row a batch: its state and when it reached each
+    ranges     the `[start, end)` offsets of a batch per partition, and their balance
+    staged_files  the Parquet files of a batch, with size and SHA-256
+    fingerprints  what ClickHouse must hold of a batch, per table and partition
+    key_files  the files of the index that finds duplicates (assets/pipeline/duplicates.py)
+    attempts   one row a try at one stage of one batch; only ever added to and closed
+
+Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
+text because they need 64 bits without a sign.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Date,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("project_id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(200), nullable=False),
+    Column("token", String(64), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("fence", Integer, nullable=False),
+    Column("holder", String(200), nullable=False),  # empty: free
+    Column("expires_at", BigInteger, nullable=False),
+)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("cluster_id", String(64), primary_key=True),
+    Column("topic_id", String(64), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("topic", String(249), nullable=False),
+    Column("planned_end", BigInteger, nullable=False),
+    Column("opened_at", BigInteger, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String(32), primary_key=True),
+    Column("topic", String(249), nullable=False),
+    Column("cluster_id", String(64), nullable=False),
+    Column("topic_id", String(64), nullable=False),
+    Column("arrival_date", Date, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("code_version", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("run_id", String(64), nullable=False),  # the run that planned it
+    Column("planned_at", BigInteger, nullable=False),  # the batch's "now", and the order of batches
+    Column("staged_at", BigInteger),
+    Column("loaded_at", BigInteger),
+    Column("dead_letters_loaded_at", BigInteger),
+    Column("committed_at", BigInteger),
+    Column("bytes_read", BigInteger),  # of record values
+    Column("note", Text, nullable=False, server_default=""),  # why it waits for a person
+    Index("batches_by_state", "topic", "state", "dead_letters_loaded_at"),
+    Index("batches_by_date", "arrival_date"),
+)
+
+staged_files = Table(
+    "staged_files",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("kind", String(16), primary_key=True),  # events | dead_letters | duplicates
+    Column("path", Text, nullable=False),  # below the lake's root
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+
+key_files = Table(
+    "key_files",
+    metadata,
+    Column("path", String(300), primary_key=True),  # below the lake's root
+    Column("arrival_date", Date, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("retired_at", BigInteger),  # set when merged into another one
+    Index("key_files_by_date", "arrival_date"),
+)
+
+ranges = Table(
+    "ranges",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("start", BigInteger, nullable=False),
+    Column("end", BigInteger, nullable=False),
+    # Filled when staged: how many offsets of the range came out as what.
+    Column("ok", BigInteger),
+    Column("rejected", BigInteger),
+    Column("duplicate", BigInteger),
+    Column("tombstone", BigInteger),
+    Column("absent", BigInteger),
+)
+
+fingerprints = Table(
+    "fingerprints",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("kind", String(16), primary_key=True),  # events | dead_letters
+    Column("partition", Integer, primary_key=True),
+    Column("rows", BigInteger, nullable=False),
+    Column("min_offset", BigInteger, nullable=False),
+    Column("max_offset", BigInteger, nullable=False),
+    Column("offset_sum", String(20), nullable=False),
+    Column("offset_square_sum", String(20), nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("attempt_id", Integer, primary_key=True, autoincrement=True),
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), nullable=False),
+    Column("stage", String(16), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("host", String(200), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("outcome", String(16)),  # ok | failed; empty while it runs or when its process died
+    Column("error_class", String(200)),
+    Column("error_text", Text),
+    UniqueConstraint("batch_id", "stage", "number"),
+)

@@ -1,0 +1,221 @@
+"""Every setting, declared once: name, unit, default and a sentence.
+
+Each is an environment variable `TIDEMARK_<NAME>`; `tidemark settings` prints this list. The
+defaults make everything work on one machine with the local stack. Settings are read once, at the
+start of a process, and refused there with a sentence when they make no sense.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+from cronsim import CronSim, CronSimError
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_INTERVAL = re.compile(r"^(\d+)\s*(s|m|h)$")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+DAGSTER_SENSOR_FLOOR_SECONDS = 5
+"""Dagster's sensor daemon looks around every 5 s, so an interval is a multiple of that."""
+
+
+class Cadence:
+    """How often micro-batches run: either a cron expression or an interval in seconds.
+
+    Raises ValueError, with what would be accepted, for anything else.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = text.strip()
+        self.text = text
+        self.cron: str | None = None
+        self.interval_seconds: int | None = None
+        interval = _INTERVAL.match(text)
+        if interval:
+            seconds = int(interval[1]) * _UNIT_SECONDS[interval[2]]
+            if seconds < DAGSTER_SENSOR_FLOOR_SECONDS:
+                raise ValueError(
+                    f"cadence {text!r} is below {DAGSTER_SENSOR_FLOOR_SECONDS}s, "
+                    "the shortest that Dagster's sensors can keep"
+                )
+            if seconds < 60:
+                if seconds % DAGSTER_SENSOR_FLOOR_SECONDS:
+                    raise ValueError(
+                        f"cadence {text!r} must be a multiple of "
+                        f"{DAGSTER_SENSOR_FLOOR_SECONDS}s when under a minute"
+                    )
+                self.interval_seconds = seconds
+            else:
+                self.cron = _cron_of_interval(text, seconds)
+        elif len(text.split()) == 5 and _is_cron(text):
+            self.cron = text
+        else:
+            raise ValueError(
+                f"cadence {text!r} is neither an interval (30s, 1m, 2h) "
+                "nor a five-field cron expression (*/5 * * * *)"
+            )
+
+
+def _is_cron(text: str) -> bool:
+    try:
+        CronSim(text, datetime(2000, 1, 1))
+    except CronSimError:
+        return False
+    return True
+
+
+def _cron_of_interval(text: str, seconds: int) -> str:
+    """The cron expression that fires every so many seconds, if there is an even one."""
+    minutes, rest = divmod(seconds, 60)
+    if rest == 0 and minutes < 60 and 60 % minutes == 0:
+        return "* * * * *" if minutes == 1 else f"*/{minutes} * * * *"
+    if rest == 0 and minutes % 60 == 0 and minutes // 60 <= 24 and 24 % (minutes // 60) == 0:
+        hours = minutes // 60
+        return {1: "0 * * * *", 24: "0 0 * * *"}.get(hours, f"0 */{hours} * * *")
+    raise ValueError(
+        f"cadence {text!r} does not divide an hour or a day evenly; "
+        "write it as a cron expression instead"
+    )
+
+
+class Settings(BaseSettings):
+    """The settings of every Tidemark process."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEMARK_", extra="ignore")
+
+    home: Path = Field(
+        Path(".tidemark"),
+        description="Folder that holds everything the local stack writes.",
+    )
+
+    capture_port: int = Field(8000, description="Port of the capture API, on loopback.")
+    dagster_port: int = Field(3000, description="Port of the Dagster UI, on loopback.")
+
+    kafka_bootstrap_servers: str = Field(
+        "", description="Kafka to use; empty: the local one on TIDEMARK_KAFKA_PORT."
+    )
+    kafka_port: int = Field(9092, description="Port of the local Kafka, on loopback.")
+    kafka_options: dict[str, str] = Field(
+        default_factory=dict,
+        description="librdkafka settings for every client, as JSON (SASL, TLS, …).",
+    )
+    kafka_partitions: int = Field(8, ge=1, description="Partitions of topics that Tidemark makes.")
+    kafka_replication_factor: int = Field(
+        1, ge=1, description="Replicas of topics that Tidemark makes; 3 in production."
+    )
+    topic: str = Field("events", description="Kafka topic that events go through.")
+
+    clickhouse_url: str = Field(
+        "",
+        description="ClickHouse over HTTP; empty: the local one on TIDEMARK_CLICKHOUSE_PORT.",
+    )
+    clickhouse_port: int = Field(8123, description="Port of the local ClickHouse, on loopback.")
+    clickhouse_user: str = Field("default", description="ClickHouse user.")
+    clickhouse_password: str = Field("", description="ClickHouse password.", repr=False)
+    clickhouse_database: str = Field("tidemark", description="ClickHouse database of the tables.")
+
+    lake_uri: str = Field(
+        "",
+        description="Where staged Parquet goes (folder or pyarrow.fs URI); empty: <home>/lake.",
+    )
+    ledger_url: str = Field(
+        "",
+        description="SQLAlchemy URL of the ledger; empty: SQLite in <home>/ledger.db.",
+    )
+
+    cadence: str = Field(
+        "1m", description="How often micro-batches run: 30s, 1m, or cron (*/5 * * * *)."
+    )
+    batch_max_records: int = Field(
+        500_000, ge=1, description="Most Kafka offsets that one batch spans."
+    )
+    batch_max_bytes: int = Field(
+        1 << 30,
+        ge=1 << 20,
+        description="Bytes of record values after which planning cuts smaller.",
+    )
+    duplicate_window_days: int = Field(
+        2,
+        ge=1,
+        description="Arrival dates, today included, in which a uuid is stored once.",
+    )
+    lease_seconds: int = Field(
+        60,
+        ge=1,
+        description="Seconds after which a batch's silent worker may be replaced.",
+    )
+    load_attempts: int = Field(
+        4,
+        ge=1,
+        description="Tries of one stage inside a run, with back-off, before it fails.",
+    )
+
+    capture_ack_timeout_ms: int = Field(
+        5_000,
+        ge=100,
+        description="Milliseconds Kafka has to acknowledge before the API says 503.",
+    )
+    capture_max_body_bytes: int = Field(
+        20 << 20,
+        ge=1024,
+        description="Largest request body, before and after decompression.",
+    )
+    capture_max_inflight_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Request bytes held at once; beyond it: 503."
+    )
+    capture_linger_ms: int = Field(
+        2, ge=0, description="Milliseconds the producer waits to fill a Kafka batch."
+    )
+    capture_project_refresh_seconds: float = Field(
+        2.0, gt=0, description="Seconds between looks at the project list."
+    )
+
+    @field_validator("cadence")
+    @classmethod
+    def _cadence_makes_sense(cls, text: str) -> str:
+        Cadence(text)
+        return text
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @cached_property
+    def bootstrap_servers(self) -> str:
+        """Kafka's bootstrap servers, local or configured."""
+        return self.kafka_bootstrap_servers or f"127.0.0.1:{self.kafka_port}"
+
+    @cached_property
+    def kafka_client(self) -> dict[str, str]:
+        """What every Kafka client starts from: the servers and the options passed through."""
+        return {"bootstrap.servers": self.bootstrap_servers, **self.kafka_options}
+
+    @cached_property
+    def clickhouse_address(self) -> str:
+        """ClickHouse's HTTP address, local or configured."""
+        return self.clickhouse_url or f"http://127.0.0.1:{self.clickhouse_port}"
+
+    @cached_property
+    def lake(self) -> str:
+        """The lake's root as a URI or an absolute folder."""
+        return self.lake_uri or str(self.home / "lake")
+
+    @cached_property
+    def ledger(self) -> str:
+        """The ledger's SQLAlchemy URL."""
+        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+
+    @cached_property
+    def capture_address(self) -> str:
+        """Where the local capture API answers."""
+        return f"http://127.0.0.1:{self.capture_port}"
+
+    @cached_property
+    def dagster_address(self) -> str:
+        """Where the local Dagster UI answers."""
+        return f"http://127.0.0.1:{self.dagster_port}"

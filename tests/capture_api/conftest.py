@@ -1,0 +1,183 @@
+"""A real capture API in a process of its own, and a reader of what it wrote to Kafka."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from local_stack.kafka.topics import ensure_topic
+from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.projects import Project, create_project
+from orchestration.settings import Settings
+
+PATIENCE_SECONDS = 30.0
+
+_numbers = itertools.count(1)
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait for the condition; fail with `what` when it does not come true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def unused_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """One record as Kafka holds it."""
+
+    key: str
+    raw: bytes
+    value: dict[str, Any]
+    headers: list[tuple[str, bytes]]
+
+
+class Capture:
+    """A capture API process with its own topic and ledger."""
+
+    def __init__(self, home: Path, kafka: str, topic: str, **environment: str) -> None:
+        self.home, self.kafka, self.topic = home, kafka, topic
+        self.port = unused_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **{name: v for name, v in os.environ.items() if not name.startswith("TIDEMARK_")},
+            "TIDEMARK_HOME": str(home),
+            "TIDEMARK_KAFKA_BOOTSTRAP_SERVERS": kafka,
+            "TIDEMARK_TOPIC": topic,
+            "TIDEMARK_CAPTURE_PORT": str(self.port),
+            **environment,
+        }
+        self.ledger = open_ledger(Settings(home=home).ledger)  # type: ignore[call-arg]
+        self.project: Project = create_project(self.ledger, "tests")
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def token(self) -> str:
+        """The token of its project."""
+        return self.project.token
+
+    def start(self, ready: bool = True) -> Capture:
+        """Start the process and wait until it is ready, or at least alive."""
+        with (self.home / "capture.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "capture_api"],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        path = "/_readiness" if ready else "/_liveness"
+        until(lambda: self.status(path) == 200, f"{path} answers 200\n{self.log()}")
+        return self
+
+    def stop(self) -> int:
+        """End the process as an operator does; its exit code."""
+        self.client.close()
+        if self.process is None:
+            return 0
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(PATIENCE_SECONDS)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def log(self) -> str:
+        """What it logged."""
+        return (self.home / "capture.log").read_text()
+
+    def status(self, path: str) -> int:
+        """The status of a GET, or 0 when nobody answers."""
+        try:
+            return self.client.get(path).status_code
+        except httpx.TransportError:
+            return 0
+
+    def batch(self, *events: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """A batch body with the project's token."""
+        return {"api_key": self.token, "batch": list(events), **more}
+
+    def records(self) -> list[StoredRecord]:
+        """Everything in the topic now, partition by partition."""
+        return read_topic(self.kafka, self.topic)
+
+    def records_of(self, response: httpx.Response) -> list[StoredRecord]:
+        """The records of one request, found by its receipt."""
+        receipt = response.headers["X-Request-Id"]
+        return [record for record in self.records() if record.value["request_id"] == receipt]
+
+
+def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
+    """Every record of the topic up to its present end."""
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": "tests", "enable.auto.commit": False}
+    )
+    try:
+        found = []
+        for partition in consumer.list_topics(topic, 10).topics[topic].partitions:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+            if low == high:
+                continue
+            consumer.assign([TopicPartition(topic, partition, low)])
+            while True:
+                message = consumer.poll(PATIENCE_SECONDS)
+                assert message is not None, f"{topic}/{partition} stops before offset {high}"
+                assert message.error() is None, message.error()
+                raw = message.value()
+                found.append(
+                    StoredRecord(
+                        message.key().decode(), raw, json.loads(raw), message.headers() or []
+                    )
+                )
+                if message.offset() >= high - 1:
+                    break
+        return found
+    finally:
+        consumer.close()
+
+
+@pytest.fixture(scope="module")
+def new_capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Capture]]:
+    """Makes capture APIs, not started yet, each with a fresh topic; all are gone at the end."""
+    made: list[Capture] = []
+
+    def make(kafka: str, *, make_topic: bool = True, **environment: str) -> Capture:
+        topic = f"events-{os.getpid()}-{next(_numbers)}"
+        if make_topic:
+            ensure_topic(kafka, topic, 3)
+        made.append(Capture(tmp_path_factory.mktemp("capture"), kafka, topic, **environment))
+        return made[-1]
+
+    yield make
+    for capture in made:
+        capture.stop()
+
+
+@pytest.fixture(scope="module")
+def capture(kafka: str, new_capture: Callable[..., Capture]) -> Capture:
+    """A running capture API that the tests of a module share."""
+    return new_capture(kafka).start()

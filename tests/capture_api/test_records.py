@@ -1,0 +1,318 @@
+"""The rules of a request and of its events: shapes, tokens, distinct ids, uuids, properties."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capture_api.payload import parse_payload
+from capture_api.record import (
+    FLAG_DISTINCT_ID_CUT,
+    FLAG_HISTORICAL,
+    FLAG_TIME_CLAMPED,
+    PROPERTIES_MARK,
+)
+from capture_api.records import Request, build_records
+from capture_api.refusal import Refused
+from capture_api.uuids import mint_uuids, normal_uuid
+
+NOW = 1_772_625_600_000_000
+TOKEN = "phc_test"
+RECEIPT = "019cb000-0000-7000-8000-000000000000"
+REQUEST = Request(NOW, RECEIPT, "10.0.0.1", "agent", "", None, False)
+ENGAGE = Request(NOW, RECEIPT, "10.0.0.1", "agent", "", None, True)
+
+
+def build(body: Any, request: Request = REQUEST) -> list[dict[str, Any]]:
+    """The values of the records of a body (text, bytes or an object)."""
+    return [json.loads(value) for _, value in raw_records(body, request)]
+
+
+def raw_records(body: Any, request: Request = REQUEST) -> list[tuple[bytes, bytes]]:
+    """The records of a body."""
+    if not isinstance(body, bytes):
+        body = (body if isinstance(body, str) else json.dumps(body)).encode()
+    return build_records(parse_payload(body), 7, request)
+
+
+def properties_of(body: str) -> str:
+    """The bytes of the one record's properties, as text."""
+    [(_, value)] = raw_records(body)
+    return value.split(PROPERTIES_MARK, 1)[1][:-1].decode()
+
+
+def event(**fields: Any) -> dict[str, Any]:
+    """A good event, changed."""
+    return {"event": "e", "distinct_id": "d", "token": TOKEN, **fields}
+
+
+def outcome(body: Any) -> int:
+    """The status that the body earns: 200 means that its records can be read back."""
+    try:
+        build(body)
+    except Refused as refused:
+        return refused.status
+    return 200
+
+
+def refusal(body: Any, request: Request = REQUEST) -> Refused:
+    """The refusal that the body meets."""
+    with pytest.raises(Refused) as caught:
+        build(body, request)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event(),
+        [event()],
+        {"api_key": TOKEN, "batch": [{"event": "e", "distinct_id": "d"}]},
+        {"token": TOKEN, "batch": [{"event": "e", "distinct_id": "d"}]},
+        {"event": "e", "$token": TOKEN, "$distinct_id": "d"},
+        {"event": "e", "api_key": TOKEN, "properties": {"distinct_id": "d"}},
+        {"event": "e", "properties": {"distinct_id": "d", "token": TOKEN}},
+        [{"event": "e", "properties": {"distinct_id": "d", "token": TOKEN}}],
+        event(distinct_id=None, token=f" {TOKEN} ", properties={"distinct_id": "d"}),
+        {"api_key": TOKEN, "batch": [event(token="other")]},
+    ],
+)  # fmt: skip
+def test_token_and_distinct_id_are_found_where_clients_put_them(body: Any) -> None:
+    """At the top, under their aliases, or in the properties."""
+    [(key, value)] = raw_records(body)
+    assert key == b"phc_test:d"
+    assert json.loads(value)["distinct_id"] == "d"
+    assert json.loads(value)["project_id"] == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        ("[]", 400, "request holds no event"),
+        ({"api_key": TOKEN, "batch": []}, 400, "request holds no event"),
+        ("{}", 401, "event submitted without an api_key"),
+        ([{"event": "e", "distinct_id": "d"}], 401, "event submitted without an api_key"),
+        ({"batch": [{"event": "e", "distinct_id": "d"}]}, 401, "without an api_key"),
+        ([event(), event(token="phc_b")], 401, "inconsistent api_key values"),
+        (event(token="", properties={"token": 5}), 401, "event submitted without an api_key"),
+        ({"api_key": " ", "batch": [event()]}, 401, "API key is not valid: empty"),
+        (event(token="p" * 65), 401, "API key is not valid: too_long"),
+        (event(token="phc_é"), 401, "API key is not valid: not_ascii"),
+        (event(token="phx_secret"), 401, "API key is not valid: personal_api_key"),
+        (event(token="phc\0x"), 401, "API key is not valid: null_byte"),
+        ({"token": TOKEN, "distinct_id": "d"}, 400, "failed to hydrate events from request"),
+        (event(event=""), 400, "event submitted with an empty event name"),
+        (event(event=5), 400, "`$.event`"),
+        ({"api_key": TOKEN, "batch": [event(), event(uuid=5)]}, 400, "`$.batch[1].uuid`"),
+        (event(distinct_id=""), 400, "event submitted without a distinct_id"),
+        (event(distinct_id=None), 400, "event submitted without a distinct_id"),
+        (event(distinct_id=None, properties={"distinct_id": ""}), 400, "without a distinct_id"),
+        (event(uuid="not-a-uuid"), 400, "`uuid` is not a UUID: 'not-a-uuid'"),
+        (event(uuid="018f3b5c_0000_7000_8000_0123456789ab"), 400, "`uuid` is not a UUID"),
+        (event(properties=[]), 400, "`properties` is not an object"),
+        (event(properties="{}"), 400, "`properties` is not an object"),
+        (event(properties=1), 400, "`properties` is not an object"),
+        (event(properties={"$cookieless_mode": 1}), 400, "invalid cookieless mode"),
+        ({**event(), "$set": 1}, 400, "`$set` is not an object"),
+        ([event(), event(distinct_id="")], 400, "event 1: event submitted without a distinct_id"),
+        ("nonsense", 400, "failed to parse the request"),
+        ('{"event":"e"', 400, "failed to parse the request"),
+        ('{"event":"e"} x', 400, "failed to parse the request"),
+        ("5", 400, "failed to hydrate events from request"),
+        ('{"event":"e","distinct_id":1e999,"token":"t"}', 400, "out of range"),
+        ('{"event":"e","distinct_id":"d","token":"t","properties":{"a":NaN}}', 400, "parse"),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_in_words(body: Any, status: int, text: str) -> None:
+    """Each rule has its status, and its text says what is wrong and where."""
+    refused = refusal(body)
+    assert (refused.status, text in refused.detail) == (status, True), refused.detail
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5, "5"),
+        (1.5, "1.5"),
+        (True, "true"),
+        ([1, "a"], '[1,"a"]'),
+        ({"a": {"b": None}}, '{"a":{"b":null}}'),
+        ("a\0b", "a\ufffdb"),
+        ("é", "é"),
+        (12345678901234567890123, "12345678901234567890123"),
+    ],
+)
+def test_distinct_id_becomes_text(value: Any, text: str) -> None:
+    """Whatever JSON the client used, compactly; NUL becomes U+FFFD."""
+    assert build(event(distinct_id=value))[0]["distinct_id"] == text
+
+
+def test_long_distinct_id_is_cut_and_flagged() -> None:
+    """The first 200 characters stay; exactly 200 are not flagged."""
+    [long, exact] = build([event(distinct_id="é" * 201), event(distinct_id="é" * 200)])
+    assert (long["distinct_id"], long["flags"]) == ("é" * 200, FLAG_DISTINCT_ID_CUT)
+    assert (exact["distinct_id"], exact["flags"]) == ("é" * 200, 0)
+
+
+@pytest.mark.parametrize(
+    ("given_uuid", "stored"),
+    [
+        ("018F3B5C-0000-7000-8000-0123456789AB", "018f3b5c-0000-7000-8000-0123456789ab"),
+        ("018f3b5c0000700080000123456789ab", "018f3b5c-0000-7000-8000-0123456789ab"),
+        ("{018f3b5c-0000-7000-8000-0123456789ab}", "018f3b5c-0000-7000-8000-0123456789ab"),
+        ("urn:uuid:018F3B5C-0000-7000-8000-0123456789AB", "018f3b5c-0000-7000-8000-0123456789ab"),
+    ],
+)  # fmt: skip
+def test_uuid_is_normalised(given_uuid: str, stored: str) -> None:
+    """One UUID has one spelling in the record."""
+    assert build(event(uuid=given_uuid))[0]["uuid"] == stored
+
+
+@pytest.mark.parametrize("absent", [None, "", "00000000-0000-0000-0000-000000000000"])
+def test_absent_uuid_is_minted(absent: str | None) -> None:
+    """Null, empty and nil stand for none: each event gets a version 7 of the time of receipt."""
+    values = build([event(uuid=absent), event(uuid=absent), event()])
+    uuids = {value["uuid"] for value in values}
+    assert len(uuids) == 3
+    for uuid in uuids:
+        assert normal_uuid(uuid) == uuid
+        assert int(uuid.replace("-", "")[:12], 16) == NOW // 1000
+        assert uuid[14] == "7"
+        assert uuid[19] in "89ab"
+
+
+def test_minted_uuids_differ() -> None:
+    """Many minted at once are all different and well formed."""
+    uuids = mint_uuids(NOW, 10_000)
+    assert len(set(uuids)) == 10_000
+    assert all(normal_uuid(uuid) == uuid for uuid in uuids)
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ('"properties":{ "b" : 1.50, "a":"\\u0041" }', '{ "b" : 1.50, "a":"\\u0041" }'),
+        ('"properties":{"a":\n1,\r\n"b":2}', '{"a": 1,  "b":2}'),
+        ('"properties":null', "{}"),
+        ('"x":1', "{}"),
+        ('"properties":{"n":123456789012345678901234567890,"f":1e999}',
+         '{"n":123456789012345678901234567890,"f":1e999}'),
+        ('"properties":{"a":1,"a":2}', '{"a":1,"a":2}'),
+        ('"properties":{"a":"\\ud83d"}', '{"a":"\\ufffd"}'),
+        ('"properties":{"a":"\\ud83d\\ude00 \\u0000"}', '{"a":"\\ud83d\\ude00 \\u0000"}'),
+        # $set and $set_once beside the properties
+        ('"$set":{"p": 1}', '{"$set":{"p": 1}}'),
+        ('"properties":{ },"$set":{"p":1}', '{"$set":{"p":1}}'),
+        ('"properties":{"a": 1 },"$set":{"p":1},"$set_once":{"q":2}',
+         '{"a": 1 ,"$set":{"p":1},"$set_once":{"q":2}}'),
+        ('"properties":{"a":1},"$set":null', '{"a":1}'),
+        ('"properties":{"$set":{"p":1.0,"r":3}},"$set":{"p":2}', '{"$set":{"p":2,"r":3}}'),
+        ('"properties":{"\\u0024set":{"p":1.0}},"$set":{"q":2}', '{"$set":{"p":1.0,"q":2}}'),
+        ('"properties":{"$set":5},"$set":{"q":2}', '{"$set":{"q":2}}'),
+    ],
+)  # fmt: skip
+def test_properties_keep_the_clients_bytes(sent: str, stored: str) -> None:
+    """Only what the rules name changes; everything else is the client's own spelling."""
+    body = f'{{"event":"e","distinct_id":"d","token":"t",{sent}}}'
+    assert properties_of(body) == stored
+
+
+def test_lone_surrogates_do_not_break_a_name() -> None:
+    """Half an emoji in a name becomes U+FFFD."""
+    body = b'{"event":"a\\ud83d","distinct_id":"\\ude00","token":"t"}'
+    [value] = build(body)
+    assert (value["event"], value["distinct_id"]) == ("a\ufffd", "\ufffd")
+
+
+@pytest.mark.parametrize("place", ["properties", "distinct_id", "x", "$set", "sent_at"])
+@pytest.mark.parametrize("levels", [200, 2_000, 200_000])
+def test_deep_nesting_is_refused_or_passed_over(place: str, levels: int) -> None:
+    """Depth never breaks the server, wherever it stands."""
+    value = '{"a":' * levels + "1" + "}" * levels
+    body = f'{{"event":"e","distinct_id":"d","{place}":{value}}}'
+    status = outcome(f'{{"token":"t","batch":[{body}]}}')
+    assert status == 400 or (status == 200 and place in ("x", "distinct_id", "sent_at"))
+
+
+def test_flags_and_common_fields() -> None:
+    """A historical batch is flagged; what the request says about itself is in each record."""
+    body = {
+        "api_key": TOKEN,
+        "historical_migration": True,
+        "sent_at": "2026-03-04T13:00:00Z",
+        "batch": [
+            event(timestamp="2026-03-04T13:00:00Z"),
+            event(timestamp="2027-01-01T00:00:00Z", properties={"capture_internal": True}),
+            event(timestamp=1772625600),
+            event(timestamp="2026-03-04T12:00:00Z", properties={"$ignore_sent_at": True}),
+            event(offset=2500),
+        ],
+    }
+    skewed, clamped, number, ignoring, offset = build(body)
+    assert skewed["flags"] == FLAG_HISTORICAL
+    assert skewed["timestamp"] == NOW
+    assert skewed["client_timestamp"] == "2026-03-04T13:00:00Z"
+    assert skewed["sent_at"] == NOW + 3_600_000_000
+    assert (skewed["ip"], skewed["user_agent"], skewed["request_id"]) == (
+        "10.0.0.1", "agent", RECEIPT,
+    )  # fmt: skip
+    assert clamped["flags"] == FLAG_HISTORICAL | FLAG_TIME_CLAMPED
+    assert (clamped["timestamp"], clamped["ip"]) == (NOW, "127.0.0.1")
+    assert number["client_timestamp"] == "1772625600"
+    assert number["timestamp"] == NOW - 3_600_000_000
+    assert ignoring["timestamp"] == NOW
+    assert (offset["timestamp"], offset["offset_ms"]) == (NOW - 2_500_000, 2500)
+
+
+def test_sent_at_of_the_query_stands_in_for_that_of_the_batch() -> None:
+    """A batch's own goes first; an unreadable one does not count."""
+    query = Request(NOW, RECEIPT, "", "", "", NOW + 3_600_000_000, False)
+    assert build([event()], query)[0]["sent_at"] == NOW + 3_600_000_000
+    own = {"token": TOKEN, "sent_at": "2026-03-04T12:00:00Z", "batch": [event()]}
+    assert build(own, query)[0]["sent_at"] == NOW
+    bad = {"token": TOKEN, "sent_at": "soon", "batch": [event()]}
+    assert build(bad, query)[0]["sent_at"] == NOW + 3_600_000_000
+
+
+def test_engage_makes_identify() -> None:
+    """On /engage an object without a name identifies; its `$set` becomes a property."""
+    body = {"$token": TOKEN, "$distinct_id": "d", "$set": {"a": 1}}
+    [value] = build(body, ENGAGE)
+    assert (value["event"], value["properties"]) == ("$identify", {"$set": {"a": 1}})
+
+
+def test_performance_events_are_dropped() -> None:
+    """They vanish without a word, alone or among others."""
+    performance = event(event="$performance_event", distinct_id="")
+    assert build([performance]) == []
+    assert [value["event"] for value in build([performance, event()])] == ["e"]
+
+
+def test_too_many_events_are_refused() -> None:
+    """A request has an upper number of events, told with 413 so that clients split it."""
+    body = b'{"api_key":"t","batch":[' + b",".join([b"{}"] * 50_001) + b"]}"
+    assert refusal(body).status == 413
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)  # fmt: skip
+fields = st.sampled_from(
+    ["event", "distinct_id", "$distinct_id", "uuid", "properties", "timestamp", "offset", "$set",
+     "$set_once", "token", "api_key", "batch", "sent_at", "historical_migration"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(fields, json_values, max_size=6))
+def test_any_shape_is_refused_or_makes_readable_records(fields: dict[str, Any]) -> None:
+    """Whatever the fields hold, there is a refusal with 4xx or records that can be read back."""
+    for body in (fields, [event(**fields)], {"api_key": TOKEN, "batch": [event(**fields)]}):
+        assert outcome(body) in (200, 400, 401, 413)

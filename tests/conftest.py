@@ -1,0 +1,89 @@
+"""Real parts for tests: a local Kafka, and settings that live in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from local_stack.kafka.topics import wait_until_ready
+from orchestration.settings import Settings
+
+BROKER_START_SECONDS = 120.0
+
+
+def unused_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Broker:
+    """A local Kafka broker in a folder of its own; it keeps its data and port over a crash."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = unused_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where it answers."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, *, wait: bool = True) -> Broker:
+        """Start it; with `wait`, return when it answers."""
+        command = [sys.executable, "-m", "local_stack.kafka"]
+        command += ["--home", str(self.home), "--port", str(self.port)]
+        with (self.home / "broker.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        if wait:
+            wait_until_ready(self.bootstrap_servers, BROKER_START_SECONDS)
+        return self
+
+    def kill(self) -> None:
+        """As the power cut does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def new_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Broker]]:
+    """Makes brokers, not started yet; all are gone at the end."""
+    brokers: list[Broker] = []
+
+    def make() -> Broker:
+        brokers.append(Broker(tmp_path_factory.mktemp("kafka")))
+        return brokers[-1]
+
+    yield make
+    for broker in brokers:
+        broker.kill()
+
+
+@pytest.fixture(scope="session")
+def kafka(new_broker: Callable[[], Broker]) -> str:
+    """The bootstrap servers of a local Kafka that all tests share."""
+    return new_broker().start().bootstrap_servers
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Makes settings: the defaults in a temporary folder, and what the test says."""
+    for name in os.environ:
+        if name.startswith("TIDEMARK_"):
+            monkeypatch.delenv(name)
+
+    def make(**values: object) -> Settings:
+        return Settings(**{"home": tmp_path / "home", **values})  # type: ignore[arg-type]
+
+    return make
