@@ -13,6 +13,7 @@ What a crash leaves is the state before it: the next worker takes the batch up f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
@@ -128,6 +129,14 @@ class StagedFile:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds that a stage of a batch took: of the clock, and of the worker's processor."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
 class KeyFile:
     """A file of the duplicate index. `path` is below the lake's root."""
 
@@ -175,6 +184,7 @@ class Batch:
     dead_letters_loaded_at: int | None = None
     committed_at: int | None = None
     note: str = ""
+    timings: Mapping[str, Timing] = field(default_factory=dict, compare=False)
     staged: Staged | None = field(default=None, compare=False)
 
     @property

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from assets.pipeline.batch import Timing
+
 T = TypeVar("T")
 
 
@@ -27,6 +29,10 @@ class StageClock:
         finally:
             self.wall[name] += time.perf_counter() - wall
             self.cpu[name] += time.process_time() - cpu
+
+    def timings(self) -> dict[str, Timing]:
+        """What every stage took so far."""
+        return {stage: Timing(self.wall[stage], self.cpu[stage]) for stage in self.wall}
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Pass items on, timing how long each one took to come."""

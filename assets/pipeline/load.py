@@ -15,6 +15,7 @@ from clickhouse_connect.driver.client import Client
 
 from assets.pipeline.batch import Batch, Fingerprint, Kind, StagedFile
 from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.clock import StageClock
 from assets.pipeline.errors import ProofFailed
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints
@@ -22,7 +23,15 @@ from assets.pipeline.prove import Proof, compare, describe_difference, read_fing
 _SEND_BYTES = 1 << 20
 
 
-def load(client: Client, database: str, lake: Lake, batch: Batch, kind: Kind, run_id: str) -> bool:
+def load(
+    client: Client,
+    database: str,
+    lake: Lake,
+    batch: Batch,
+    kind: Kind,
+    run_id: str,
+    clock: StageClock,
+) -> bool:
     """Bring a staged file into its table and prove it. False when it was there already.
 
     Raises ProofFailed when the table holds something else than nothing or all of the file,
@@ -35,17 +44,20 @@ def load(client: Client, database: str, lake: Lake, batch: Batch, kind: Kind, ru
     staged = batch.staged.fingerprints[kind]
     table = kind.value
 
-    before = read_fingerprints(client, database, table, batch.batch_id)
+    with clock.stage("prove"):
+        before = read_fingerprints(client, database, table, batch.batch_id)
     proof = compare(staged, before)
     if proof is Proof.ALL:
         return False
     if proof is Proof.OTHER:
         raise _suspect(batch, table, staged, before, "before the insert")
 
-    lake.check(file.path, file.bytes, file.sha256)
-    insert(client, database, table, lake, file, batch, run_id)
+    with clock.stage("load"):
+        lake.check(file.path, file.bytes, file.sha256)
+        insert(client, database, table, lake, file, batch, run_id)
 
-    after = read_fingerprints(client, database, table, batch.batch_id)
+    with clock.stage("prove"):
+        after = read_fingerprints(client, database, table, batch.batch_id)
     if compare(staged, after) is not Proof.ALL:
         raise _suspect(batch, table, staged, after, "after the insert")
     return True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 
@@ -52,7 +52,6 @@ class Worker:
     ledger: Engine
     run_id: str
     say: Callable[[str], None] = print
-    clock: StageClock = field(default_factory=StageClock)
 
     @cached_property
     def topic(self) -> Topic:
@@ -90,13 +89,11 @@ def stage_batches(worker: Worker) -> list[Batch]:
             if batch.state is State.PLANNED:
                 worker.say(f"batch {batch.batch_id}: taken up again after its plan")
                 staged.append(_stage_one(worker, lease, batch))
-        with worker.clock.stage("plan"):
-            watermark = plan.see_watermark(worker.topic)
+        watermark = plan.see_watermark(worker.topic)
         while (planned := _plan_one(worker, lease, watermark)) is not None:
             staged.append(_stage_one(worker, lease, planned))
         if staged:
-            with worker.clock.stage("deduplicate"):
-                _merge_keys(worker, staged)
+            _merge_keys(worker, staged)
     return staged
 
 
@@ -110,40 +107,41 @@ def load_batches(worker: Worker) -> list[Batch]:
             if batch.state in (State.STAGED, State.LOADING, State.LOADED):
                 loaded.append(batch)
         if loaded:
-            with worker.clock.stage("commit"):
-                trouble = commit_offsets(worker.settings.kafka_client, loaded)
-                if trouble:
-                    worker.say(f"group offsets were not committed (no harm done): {trouble}")
-                for batch in loaded:
-                    ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
+            trouble = commit_offsets(worker.settings.kafka_client, loaded)
+            if trouble:
+                worker.say(f"group offsets were not committed (no harm done): {trouble}")
+            for batch in loaded:
+                ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
     return _again(worker, loaded)
 
 
 def load_dead_letters(worker: Worker) -> list[Batch]:
-    """Load and prove the dead letters of every loaded batch, then mirror the ledger."""
+    """Load and prove the dead letters of every loaded batch, and mirror the ledger."""
     done = []
     with worker.lease() as lease:
         for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
             if batch.state not in (State.LOADED, State.COMMITTED):
                 continue
             if batch.dead_letters_loaded_at is None:
-                _load_dead_letters_of(worker, lease, batch)
+                _load_dead_letters_of(worker, batch)
             done.append(batch)
-    done = _again(worker, done)
-    with worker.clock.stage("mirror"):
         mirror(
             worker.clickhouse,
             worker.settings.clickhouse_database,
             done,
             [attempt for batch in done for attempt in attempts_of(worker.ledger, batch.batch_id)],
         )
-    return done
+        # Only now: until then the next worker does all of this again.
+        for batch in done:
+            ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
+    return _again(worker, done)
 
 
 def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch | None:
     settings = worker.settings
     identity = watermark.identity
-    with worker.clock.stage("plan"):
+    clock = StageClock()
+    with clock.stage("plan"):
         cut = plan.cut_next(
             worker.topic,
             watermark,
@@ -161,6 +159,7 @@ def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch 
             planned_at=now_us(),
         )
         ledger_batches.record_plan(worker.ledger, lease, batch)
+    ledger_batches.add_timings(worker.ledger, batch.batch_id, clock.timings())
     worker.say(
         f"batch {batch.batch_id}: planned {batch.offsets:,} offsets of {batch.arrival_date}, "
         + " ".join(map(str, batch.ranges))
@@ -179,15 +178,17 @@ def _most_offsets(worker: Worker) -> int:
 
 def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     ledger = worker.ledger
+    clock = StageClock()
     with attempt(ledger, batch.batch_id, "stage", worker.run_id):
         try:
-            staged, key_file = _staged(worker, batch)
+            staged, key_file = _staged(worker, batch, clock)
         except (Gap, TopicReplaced) as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
             raise
         failpoint("after-stage")
         ledger_batches.register_staged(ledger, lease, batch.batch_id, staged, key_file)
     failpoint("after-register")
+    ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
     balance = staged.balance
     worker.say(
         f"batch {batch.batch_id}: staged {balance.ok:,} ok, {balance.rejected:,} rejected, "
@@ -198,7 +199,7 @@ def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     return ledger_batches.read_batch(ledger, batch.batch_id)
 
 
-def _staged(worker: Worker, batch: Batch) -> tuple[Staged, KeyFile | None]:
+def _staged(worker: Worker, batch: Batch, clock: StageClock) -> tuple[Staged, KeyFile | None]:
     settings = worker.settings
     check_readable(worker.topic, batch.topic_id, batch.ranges)
     first = batch.arrival_date - timedelta(days=settings.duplicate_window_days - 1)
@@ -209,7 +210,7 @@ def _staged(worker: Worker, batch: Batch) -> tuple[Staged, KeyFile | None]:
         batch.batch_id,
     )
     chunks = read_ranges(settings.kafka_client, batch.topic, batch.ranges)
-    return stage(batch, chunks, worker.lake, seen, worker.clock)
+    return stage(batch, chunks, worker.lake, seen, clock)
 
 
 def _merge_keys(worker: Worker, staged: list[Batch]) -> None:
@@ -231,27 +232,29 @@ def _merge_keys(worker: Worker, staged: list[Batch]) -> None:
 
 def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
     ledger, settings = worker.ledger, worker.settings
+    clock = StageClock()
     with attempt(ledger, batch.batch_id, "load", worker.run_id) as number:
         if number > 1:
             worker.say(f"batch {batch.batch_id}: attempt {number} at loading")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADING)
         failpoint("before-insert")
-        with worker.clock.stage("load"):
-            try:
-                inserted = load(
-                    worker.clickhouse,
-                    settings.clickhouse_database,
-                    worker.lake,
-                    batch,
-                    Kind.EVENTS,
-                    worker.run_id,
-                )
-            except ProofFailed as error:
-                ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
-                raise
+        try:
+            inserted = load(
+                worker.clickhouse,
+                settings.clickhouse_database,
+                worker.lake,
+                batch,
+                Kind.EVENTS,
+                worker.run_id,
+                clock,
+            )
+        except ProofFailed as error:
+            ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
+            raise
         failpoint("after-insert")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADED)
     failpoint("after-loaded")
+    ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
     assert batch.staged is not None
     rows = batch.staged.balance.ok
     worker.say(
@@ -260,22 +263,21 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
     )
 
 
-def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
+def _load_dead_letters_of(worker: Worker, batch: Batch) -> None:
     assert batch.staged is not None
     rejected = batch.staged.balance.rejected
     if rejected:
         with attempt(worker.ledger, batch.batch_id, "dead_letters", worker.run_id):
-            with worker.clock.stage("load"):
-                load(
-                    worker.clickhouse,
-                    worker.settings.clickhouse_database,
-                    worker.lake,
-                    batch,
-                    Kind.DEAD_LETTERS,
-                    worker.run_id,
-                )
+            load(
+                worker.clickhouse,
+                worker.settings.clickhouse_database,
+                worker.lake,
+                batch,
+                Kind.DEAD_LETTERS,
+                worker.run_id,
+                StageClock(),
+            )
         worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
-    ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
 
 
 def _again(worker: Worker, batches: list[Batch]) -> list[Batch]:

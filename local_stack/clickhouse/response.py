@@ -22,7 +22,6 @@ _ENCODINGS = {
     "gzip": "gzip",
     "deflate": "deflate",
     "xz": "xz",
-    "bz2": "bz2",
 }
 # What the engine writes as LZ4 when there was nothing to write is no frame, but the mark of a
 # frame's end.

@@ -6,7 +6,8 @@ swaps. What does not match what the worker thinks raises, and nothing is written
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -34,6 +35,7 @@ from assets.pipeline.batch import (
     Staged,
     StagedFile,
     State,
+    Timing,
 )
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.connection import now_us
@@ -161,6 +163,23 @@ def set_dead_letters_loaded(ledger: Engine, lease: Lease, batch_id: str) -> None
             update(batches)
             .where(batches.c.batch_id == batch_id)
             .values(dead_letters_loaded_at=now_us())
+        )
+
+
+def add_timings(ledger: Engine, batch_id: str, timings: Mapping[str, Timing]) -> None:
+    """Add to what the stages of a batch have taken so far, over all attempts."""
+    with ledger.begin() as connection:
+        known = connection.execute(
+            select(batches.c.timings).where(batches.c.batch_id == batch_id).with_for_update()
+        ).scalar_one()
+        seconds: dict[str, tuple[float, float]] = json.loads(known)
+        for stage, timing in timings.items():
+            wall, cpu = seconds.get(stage, (0.0, 0.0))
+            seconds[stage] = (round(wall + timing.wall, 4), round(cpu + timing.cpu, 4))
+        connection.execute(
+            update(batches)
+            .where(batches.c.batch_id == batch_id)
+            .values(timings=json.dumps(seconds))
         )
 
 
@@ -332,6 +351,9 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
             dead_letters_loaded_at=head.dead_letters_loaded_at,
             committed_at=head.committed_at,
             note=head.note,
+            timings={
+                stage: Timing(*seconds) for stage, seconds in json.loads(head.timings).items()
+            },
             staged=None
             if head.staged_at is None
             else _staged(

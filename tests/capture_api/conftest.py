@@ -132,30 +132,37 @@ class Capture:
 
 
 def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
-    """Every record of the topic up to its present end."""
+    """Every record of the topic up to its present end, partition by partition."""
     consumer = Consumer(
-        {"bootstrap.servers": kafka, "group.id": "tests", "enable.auto.commit": False}
+        {
+            "bootstrap.servers": kafka,
+            "group.id": "tests",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 20,
+        }
     )
     try:
-        found = []
+        ends: dict[int, int] = {}
+        starts = []
         for partition in consumer.list_topics(topic, 10).topics[topic].partitions:
             low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
-            if low == high:
-                continue
-            consumer.assign([TopicPartition(topic, partition, low)])
-            while True:
-                message = consumer.poll(PATIENCE_SECONDS)
-                assert message is not None, f"{topic}/{partition} stops before offset {high}"
-                assert message.error() is None, message.error()
-                raw = message.value()
-                found.append(
-                    StoredRecord(
-                        message.key().decode(), raw, json.loads(raw), message.headers() or []
-                    )
-                )
-                if message.offset() >= high - 1:
-                    break
-        return found
+            if low < high:
+                starts.append(TopicPartition(topic, partition, low))
+                ends[partition] = high
+        consumer.assign(starts)
+        found: dict[int, list[StoredRecord]] = {partition: [] for partition in ends}
+        while ends:
+            message = consumer.poll(PATIENCE_SECONDS)
+            assert message is not None, f"{topic} stops before the offsets {ends}"
+            assert message.error() is None, message.error()
+            raw, partition = message.value(), message.partition()
+            found[partition].append(
+                StoredRecord(message.key().decode(), raw, json.loads(raw), message.headers() or [])
+            )
+            if message.offset() + 1 >= ends[partition]:
+                consumer.incremental_unassign([TopicPartition(topic, partition)])
+                del ends[partition]
+        return [record for partition in sorted(found) for record in found[partition]]
     finally:
         consumer.close()
 
@@ -181,3 +188,9 @@ def new_capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 def capture(kafka: str, new_capture: Callable[..., Capture]) -> Capture:
     """A running capture API that the tests of a module share."""
     return new_capture(kafka).start()
+
+
+@pytest.fixture(name="until", scope="session")
+def until_fixture() -> Callable[..., None]:
+    """Waits for a condition: `until(condition, what, seconds)`."""
+    return until

@@ -61,11 +61,16 @@ def test_a_data_frame_goes_in_and_comes_out(client: Any, clickhouse_table: str) 
     """insert_df and query_df, where pandas is installed."""
     pandas = pytest.importorskip("pandas")
     client.insert_df(clickhouse_table, pandas.DataFrame({"a": [1, 2], "s": ["x", "y"]}))
-    assert client.query_df(f"SELECT * FROM {clickhouse_table} ORDER BY a")["s"].tolist() == ["x", "y"]
+    assert client.query_df(f"SELECT * FROM {clickhouse_table} ORDER BY a")["s"].tolist() == [
+        "x",
+        "y",
+    ]
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "lz4", "zstd"])
-def test_raw_parquet_goes_in(clickhouse_server: Any, clickhouse_table: str, compression: Any) -> None:
+def test_raw_parquet_goes_in(
+    clickhouse_server: Any, clickhouse_table: str, compression: Any
+) -> None:
     """raw_insert of a Parquet file, as bytes with the query before them or compressed behind it."""
     sink = io.BytesIO()
     pq.write_table(pa.table({"a": pa.array([1, 2], pa.uint64()), "s": ["x", "y"]}), sink)
@@ -90,7 +95,7 @@ def test_rows_are_streamed_in_blocks(client: Any) -> None:
 
 def test_parameters_are_bound_by_the_server(client: Any) -> None:
     """Strings with quotes and backslashes, arrays, dates and identifiers arrive as they are."""
-    text = "it's a \\ \"tab\"\tand\nline {x:Int8}"
+    text = 'it\'s a \\ "tab"\tand\nline {x:Int8}'
     result = client.query(
         "SELECT {s:String}, {a:Array(String)}, {d:DateTime('UTC')}, {n:Nullable(String)}, {i:Identifier}"
         " FROM system.one",
@@ -126,7 +131,9 @@ def test_errors_carry_code_and_text(client: Any, query: str, code: int) -> None:
 
 def test_an_error_amid_a_result_is_noticed(client: Any) -> None:
     """A query that fails after a million rows were sent does not look like a short result."""
-    query = "SELECT throwIf(number = 3000000, 'late') FROM numbers(4000000) SETTINGS max_threads = 1"
+    query = (
+        "SELECT throwIf(number = 3000000, 'late') FROM numbers(4000000) SETTINGS max_threads = 1"
+    )
     with pytest.raises((StreamFailureError, DatabaseError, OSError)):
         with client.query_row_block_stream(query) as stream:
             for _ in stream:
@@ -135,7 +142,9 @@ def test_an_error_amid_a_result_is_noticed(client: Any) -> None:
 
 def test_the_text_of_a_late_error_arrives(clickhouse_server: Any) -> None:
     """Without compression, the error's own text stands at the end of what was sent."""
-    query = "SELECT throwIf(number = 3000000, 'late') FROM numbers(4000000) SETTINGS max_threads = 1"
+    query = (
+        "SELECT throwIf(number = 3000000, 'late') FROM numbers(4000000) SETTINGS max_threads = 1"
+    )
     with clickhouse_server.client(compress=False) as client:
         with pytest.raises(StreamFailureError, match="late"):
             with client.query_row_block_stream(query) as stream:
@@ -189,7 +198,9 @@ def test_the_asynchronous_client(clickhouse_server: Any, clickhouse_table: str) 
         )
         async with client:
             await client.insert(clickhouse_table, [[1, "x"]], column_names=["a", "s"])
-            queries = (client.query(f"SELECT {n} + sum(a) FROM {clickhouse_table}") for n in range(20))
+            queries = (
+                client.query(f"SELECT {n} + sum(a) FROM {clickhouse_table}") for n in range(20)
+            )
             results = await asyncio.gather(*queries)
             assert [result.first_row[0] for result in results] == [n + 1 for n in range(20)]
             rows = 0

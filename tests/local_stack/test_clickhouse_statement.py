@@ -17,7 +17,7 @@ from local_stack.clickhouse.statement import Other, Rows
             b"1,2",
         ),
         (
-            b"insert into db.`t x` (a, `b)`) format JSONEachRow {\"a\": 1}",
+            b'insert into db.`t x` (a, `b)`) format JSONEachRow {"a": 1}',
             b"insert into db.`t x` (a, `b)`) FROM INFILE 'f' COMPRESSION 'none'  FORMAT JSONEachRow",
             b'{"a": 1}',
         ),
@@ -96,10 +96,22 @@ def test_what_brings_no_data_is_no_load(text: bytes) -> None:
         (b"select 1 format JSON settings a=1", "JSON", b"select 1 {} FORMAT JSON  settings a=1"),
         (b"SELECT 1 SETTINGS a=1", None, b"SELECT 1 SETTINGS a=1{} FORMAT TSV "),
         (b"SELECT 'x FORMAT JSON' -- FORMAT CSV", None, b"SELECT 'x FORMAT JSON'{} FORMAT TSV "),
-        (b"SELECT format('{}', 1) AS format", None, b"SELECT format('{}', 1) AS format{} FORMAT TSV "),
-        (b"(SELECT 1) UNION ALL (SELECT 2) FORMAT CSV", "CSV", b"(SELECT 1) UNION ALL (SELECT 2) {} FORMAT CSV "),
+        (
+            b"SELECT format('{}', 1) AS format",
+            None,
+            b"SELECT format('{}', 1) AS format{} FORMAT TSV ",
+        ),
+        (
+            b"(SELECT 1) UNION ALL (SELECT 2) FORMAT CSV",
+            "CSV",
+            b"(SELECT 1) UNION ALL (SELECT 2) {} FORMAT CSV ",
+        ),
         (b"WITH 1 AS x SELECT x FORMAT `CSV`", "CSV", b"WITH 1 AS x SELECT x {} FORMAT CSV "),
-        (b"SELECT 'it''s \\' -- ', \"a--b\" FORMAT CSV", "CSV", b"SELECT 'it''s \\' -- ', \"a--b\" {} FORMAT CSV "),
+        (
+            b"SELECT 'it''s \\' -- ', \"a--b\" FORMAT CSV",
+            "CSV",
+            b"SELECT 'it''s \\' -- ', \"a--b\" {} FORMAT CSV ",
+        ),
         (b"SELECT $x$ ' FORMAT CSV $x$", None, b"SELECT $x$ ' FORMAT CSV $x${} FORMAT TSV "),
         (b"FROM t SELECT a /* FORMAT CSV", None, b"FROM t SELECT a{} FORMAT TSV "),
     ],
@@ -110,7 +122,9 @@ def test_the_format_clause_of_a_select(text: bytes, fmt: str | None, rendered: b
     assert isinstance(rows, Rows)
     assert rows.format == fmt
     out, _ = rows.render("p", "none", "TSV")
-    assert out == rendered.replace(b"{} FORMAT", b"\nINTO OUTFILE 'p' TRUNCATE COMPRESSION 'none' FORMAT")
+    assert out == rendered.replace(
+        b"{} FORMAT", b"\nINTO OUTFILE 'p' TRUNCATE COMPRESSION 'none' FORMAT"
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +165,7 @@ def test_what_is_refused(text: bytes, code: int) -> None:
 
 def test_every_byte_is_in_at_most_one_token() -> None:
     """Tokens are in order and do not overlap, also over broken text."""
-    text = b"SELECT 'open, `x` /* y */ \xff\x00 \"z\" $a$ b"
+    text = b'SELECT \'open, `x` /* y */ \xff\x00 "z" $a$ b'
     end = 0
     for token in tokens(text):
         assert token.start >= end

@@ -105,7 +105,13 @@ def produce(
             acknowledged.add(value)
 
     producer = Producer(
-        {**QUIET, "bootstrap.servers": servers, "acks": "all", "message.timeout.ms": "5000"},
+        {
+            **QUIET,
+            "bootstrap.servers": servers,
+            "acks": "all",
+            "message.timeout.ms": "2000",
+            "queue.buffering.max.messages": "1000000",
+        }
     )
     for value in values:
         producer.produce(topic, value, on_delivery=on_delivery)

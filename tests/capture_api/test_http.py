@@ -1,0 +1,236 @@
+"""The HTTP surface: refusals, CORS, receipts, health, and the stubs that SDKs ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from capture_api.app import create_app
+from orchestration.ledger.projects import create_project, revoke_project
+
+EVENT = {"event": "e", "distinct_id": "d"}
+
+
+def test_unknown_token_is_refused_with_help(capture: Any) -> None:
+    """A token that no project has is a 401 whose text names the command to run."""
+    response = capture.client.post("/batch", json={"api_key": "phc_nobody", "batch": [EVENT]})
+    assert response.status_code == 401
+    assert "tidemark projects list" in response.json()["detail"]
+
+
+def test_new_project_works_at_once(capture: Any) -> None:
+    """The first event after creating a project is taken in, however fresh the project is."""
+    for number in range(5):
+        project = create_project(capture.ledger, f"new {number}")
+        response = capture.client.post("/batch", json={"api_key": project.token, "batch": [EVENT]})
+        assert response.status_code == 200, response.text
+
+
+def test_revoked_token_is_refused_soon(capture: Any, until: Any) -> None:
+    """After the next look at the projects, a revoked token is a 401."""
+    project = create_project(capture.ledger, "short-lived")
+    body = {"api_key": project.token, "batch": [EVENT]}
+    assert capture.client.post("/batch", json=body).status_code == 200
+    revoke_project(capture.ledger, project.project_id)
+    until(
+        lambda: capture.client.post("/batch", json=body).status_code == 401,
+        "the revoked token is refused",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"{}", b'{"api_key":"phc_nobody"}'])
+def test_every_answer_has_a_receipt_and_cors(capture: Any, content: bytes) -> None:
+    """Refusals carry the receipt, CORS headers and JSON just as acceptances do."""
+    for body in (content, json.dumps(capture.batch(EVENT)).encode()):
+        response = capture.client.post(
+            "/e/", content=body, headers={"Origin": "https://shop.example"}
+        )
+        assert uuid.UUID(response.headers["X-Request-Id"]).version == 7
+        assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+        assert response.headers["Access-Control-Allow-Credentials"] == "true"
+        assert response.headers["Content-Type"] == "application/json"
+        assert response.json().keys() in ({"status"}, {"code", "detail"})
+
+
+@pytest.mark.parametrize("path", ["/e/", "/batch", "/flags/", "/array/x/config", "/nowhere"])
+def test_preflight_is_answered_on_every_path(capture: Any, path: str) -> None:
+    """A browser may send whatever headers it asked for, from any origin."""
+    response = capture.client.options(
+        path,
+        headers={
+            "Origin": "https://shop.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type,x-posthog-session",
+        },
+    )
+    assert response.status_code == 200
+    assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert response.headers["Access-Control-Allow-Headers"] == "content-type,x-posthog-session"
+    assert "POST" in response.headers["Access-Control-Allow-Methods"]
+
+
+def test_options_without_preflight_headers(capture: Any) -> None:
+    """It is answered like an acceptance."""
+    response = capture.client.options("/e")
+    assert (response.status_code, response.json()) == (200, {"status": "Ok"})
+
+
+def test_beacon_is_answered_without_a_body(capture: Any) -> None:
+    """`beacon=1` turns 200 into 204, and the event is kept."""
+    response = capture.client.post("/e/?beacon=1", json=capture.batch(EVENT))
+    assert (response.status_code, response.content) == (204, b"")
+    assert len(capture.records_of(response)) == 1
+
+
+def test_get_takes_data_from_the_query(capture: Any) -> None:
+    """A GET is a request like others, its payload in `data`; without it, 400."""
+    data = json.dumps({**EVENT, "token": capture.token})
+    response = capture.client.get("/e/", params={"data": data})
+    assert response.status_code == 200, response.text
+    assert len(capture.records_of(response)) == 1
+    assert capture.client.get("/e/").status_code == 400
+
+
+def test_other_methods_are_refused(capture: Any) -> None:
+    """With the methods that are allowed."""
+    response = capture.client.put("/e/", json=capture.batch(EVENT))
+    assert response.status_code == 405
+    assert "POST" in response.headers["Allow"]
+
+
+def test_only_performance_events_is_accepted(capture: Any) -> None:
+    """Nothing is kept, and the client is content."""
+    event = {**EVENT, "event": "$performance_event"}
+    response = capture.client.post("/batch", json=capture.batch(event))
+    assert (response.status_code, response.json()) == (200, {"status": "Ok"})
+    assert capture.records_of(response) == []
+
+
+def test_body_over_the_limit_is_refused_by_its_length(capture: Any) -> None:
+    """A declared length over the limit is refused, and the connection lives on."""
+    response = capture.client.post("/batch", content=b" " * (21 << 20))
+    assert response.status_code == 413
+    assert capture.client.post("/batch", json=capture.batch(EVENT)).status_code == 200
+
+
+def test_body_over_the_limit_is_refused_while_it_streams(capture: Any) -> None:
+    """Without a declared length the body is cut off at the limit."""
+
+    def chunks() -> Any:
+        for _ in range(21):
+            yield b" " * (1 << 20)
+
+    response = httpx.post(f"{capture.url}/batch", content=chunks(), timeout=30)
+    assert response.status_code == 413
+
+
+def test_inflated_body_over_the_limit_is_refused(capture: Any) -> None:
+    """A small body that inflates to a large one is refused too."""
+    response = capture.client.post("/batch", content=gzip.compress(b" " * (21 << 20)))
+    assert response.status_code == 413
+    assert "inflates" in response.json()["detail"]
+
+
+def test_client_that_hangs_up_leaves_no_trace(capture: Any) -> None:
+    """Half a request and a closed connection are no error."""
+    before = capture.log()
+    with socket.create_connection(("127.0.0.1", capture.port)) as connection:
+        connection.sendall(b"POST /batch HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert capture.client.post("/batch", json=capture.batch(EVENT)).status_code == 200
+    assert "Traceback" not in capture.log().removeprefix(before)
+
+
+def test_health_paths(capture: Any) -> None:
+    """Liveness, readiness and the root answer 200 on a working server."""
+    for path in ("/_liveness", "/_readiness", "/"):
+        assert capture.client.get(path).status_code == 200
+
+
+def test_description_lists_the_capture_paths(capture: Any) -> None:
+    """OpenAPI shows where to send events."""
+    paths = capture.client.get("/openapi.json").json()["paths"]
+    assert {"/batch", "/e", "/i/v0/e", "/capture", "/track", "/engage"} <= paths.keys()
+
+
+@pytest.mark.parametrize("path", ["/flags/?v=2", "/flags?v=2&config=true", "/decide/?v=3"])
+def test_flags_are_answered_with_none(capture: Any, path: str) -> None:
+    """SDKs are told that there are no flags; an unknown token is a 401."""
+    response = capture.client.post(path, json={"token": capture.token, "distinct_id": "d"})
+    assert response.status_code == 200
+    assert response.json()["featureFlags"] == {}
+    assert response.json()["errorsWhileComputingFlags"] is False
+    assert capture.client.post(path, json={"token": "phc_nobody"}).status_code == 401
+
+
+def test_remote_config(capture: Any) -> None:
+    """As JSON and as a script; an unknown token is a 404."""
+    config = capture.client.get(f"/array/{capture.token}/config").json()
+    assert config["supportedCompression"] == ["gzip", "gzip-js"]
+    script = capture.client.get(f"/array/{capture.token}/config.js")
+    assert f'_POSTHOG_REMOTE_CONFIG["{capture.token}"]=' in script.text
+    assert script.headers["Content-Type"] == "application/javascript"
+    assert capture.client.get("/array/phc_nobody/config").status_code == 404
+    assert capture.client.get("/array/phc_nobody/config.js").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/flags/definitions?token=x", {"flags": [], "group_type_mapping": {}, "cohorts": {}}),
+        (
+            "/api/feature_flag/local_evaluation/?token=x",
+            {"flags": [], "group_type_mapping": {}, "cohorts": {}},
+        ),
+        ("/api/surveys/?token=x", {"surveys": []}),
+        ("/api/early_access_features/?token=x", {"earlyAccessFeatures": []}),
+    ],
+)
+def test_other_stubs(capture: Any, path: str, answer: dict[str, Any]) -> None:
+    """Nothing there, in the form that SDKs expect."""
+    response = capture.client.get(path)
+    assert (response.status_code, response.json()) == (200, answer)
+
+
+@pytest.mark.parametrize("path", ["/s/", "/i/v1/analytics/events", "/i/v1/logs", "/nowhere"])
+def test_what_is_not_served_is_refused_in_words(capture: Any, path: str) -> None:
+    """A 404 in JSON, with CORS headers."""
+    response = capture.client.post(path, json={}, headers={"Origin": "https://shop.example"})
+    assert response.status_code == 404
+    assert response.json()["detail"]
+    assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+def test_ordinary_routes_answer_like_the_fast_path(settings: Any) -> None:
+    """The FastAPI routes and the raw handler give the same answers to the same requests."""
+    app = create_app(settings(kafka_bootstrap_servers="127.0.0.1:1"))
+
+    async def ordinary(scope: Any, receive: Any, send: Any) -> None:
+        await FastAPI.__call__(app, scope, receive, send)
+
+    async def ask(application: Any, method: str, path: str, body: bytes) -> tuple[Any, ...]:
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            response = await client.request(method, path, content=body)
+            response.headers.pop("X-Request-Id")
+            return response.status_code, sorted(response.headers.items()), response.content
+
+    for method, path, body in (
+        ("POST", "/batch", b"{}"),
+        ("POST", "/e/", b""),
+        ("POST", "/e/?beacon=1", b"nonsense"),
+        ("POST", "/batch", b'{"api_key":"t","batch":[{"event":"$performance_event"}]}'),
+        ("POST", "/batch", b'{"api_key":"","batch":[{}]}'),
+        ("GET", "/e", b""),
+    ):
+        app.ingest._projects._tokens = {"t": 1}
+        app.ingest._producer.check = lambda: None  # type: ignore[method-assign]
+        fast = asyncio.run(ask(app, method, path, body))
+        assert fast == asyncio.run(ask(ordinary, method, path, body))
