@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from capture_api.answers import Receive
-from capture_api.refusal import ClientGone, Refused, too_large, try_later
+from capture_api.refusal import Refused, bad_request, too_large, try_later
 
 STALL_SECONDS = 30.0
 """A body that does not move for so long is given up, lest slow clients hold the whole budget."""
@@ -69,7 +69,8 @@ async def read_body(
     size = 0
     while True:
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            # Nobody is left to read this answer, but the log tells.
+            raise bad_request("the client hung up before the body was complete", "client_gone")
         size += len(chunks[-1])
         if size > limit:
             raise _over(limit)

@@ -34,7 +34,7 @@ from capture_api.producer import RecordProducer
 from capture_api.projects import Projects
 from capture_api.query import Query, parse_query
 from capture_api.records import Request, build_records
-from capture_api.refusal import ClientGone, Refused
+from capture_api.refusal import Refused
 from capture_api.uuids import mint_uuid
 from orchestration.settings import Settings
 
@@ -58,10 +58,7 @@ class Ingest:
         received_at = time.time_ns() // 1000
         receipt = mint_uuid(received_at)
         headers = dict(scope["headers"])
-        try:
-            answer = await self.answer(scope, headers, receive, received_at, receipt)
-        except ClientGone:
-            return
+        answer = await self.answer(scope, headers, receive, received_at, receipt)
         extra = [(RECEIPT_HEADER, receipt.encode())]
         if b"origin" in headers:
             extra += cors_headers(headers)

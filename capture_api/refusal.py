@@ -18,10 +18,6 @@ class Refused(Exception):
         self.retry_after = retry_after
 
 
-class ClientGone(Exception):
-    """The client hung up before its request was complete: nobody is left to answer."""
-
-
 def bad_request(detail: str, code: str = "invalid_request") -> Refused:
     """400: the client must change the request."""
     return Refused(400, code, detail)

@@ -7,6 +7,7 @@ start of a process, and refused there with a sentence when they make no sense.
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from functools import cached_property
@@ -184,6 +185,13 @@ class Settings(BaseSettings):
     @classmethod
     def _home_is_absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a process that is to have the same."""
+        return {
+            f"TIDEMARK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in self.model_dump(mode="json").items()
+        }
 
     @cached_property
     def bootstrap_servers(self) -> str:

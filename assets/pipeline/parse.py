@@ -15,7 +15,7 @@ fine but unexpected, such as a promoted property that is a number, and names wha
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -39,14 +39,18 @@ PARSED = pa.schema(
 )
 """What parsing gives: the head, the client's text of `properties`, the promoted properties."""
 
-_PROMOTED_STRUCT = pa.struct([(name, pa.string()) for name in PROMOTED.values()])
-_WIRE = pa.schema([*HEAD, pa.field("properties", _PROMOTED_STRUCT)])
-_OPTIONS = pj.ParseOptions(explicit_schema=_WIRE, unexpected_field_behavior="ignore")
+_HEAD_OPTIONS = pj.ParseOptions(explicit_schema=HEAD, unexpected_field_behavior="error")
+_PROMOTED_OPTIONS = pj.ParseOptions(
+    explicit_schema=pa.schema([(name, pa.string()) for name in PROMOTED.values()]),
+    unexpected_field_behavior="ignore",
+)
 
-# How every value begins and ends that our edge writes, and where the uuid's 36 characters stand.
+# How every value begins and ends that our edge writes.
 _OPENING = b'{"v":1,"uuid":"'
 _CLOSING = b"}}"
-_UUID_AT = slice(len(_OPENING), len(_OPENING) + 36)
+
+# What Arrow's reader takes for a number and JSON does not; the text begins one character before.
+_NOT_A_NUMBER = re.compile(rb"[^\w\"](?:NaN|Inf(?:inity)?)\b")
 
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -72,36 +76,57 @@ def _read_together(values: pa.BinaryArray) -> pa.Table | None:
     form = pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING))
     if not pc.all(form).as_py():
         return None
-    # The values stand end to end in one buffer, which the reader takes as it is.
-    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset :][: len(values) + 1]
-    joined = values.buffers()[2].slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     try:
         values.cast(pa.string())  # the reader itself does not mind bytes that are not UTF-8
-        read = pj.read_json(
-            pa.BufferReader(joined),
-            read_options=pj.ReadOptions(use_threads=False, block_size=joined.size + 1),
-            parse_options=_OPTIONS,
-        )
+        halves = pc.split_pattern(values, PROPERTIES_MARK, max_splits=1)
+        if pc.min(pc.list_value_length(halves)).as_py() != 2:
+            return None
+        properties = pc.binary_slice(pc.list_element(halves, 1), 0, -1)
+        heads = _read_lines(pc.list_element(halves, 0), b"}\n", _HEAD_OPTIONS)
+        promoted = _read_lines(properties, b"\n", _PROMOTED_OPTIONS)
     except pa.ArrowInvalid:
         return None
-    # Each row must be the one of its value: a cut-off value could swallow its neighbour.
-    uuids = pc.binary_slice(values, _UUID_AT.start, _UUID_AT.stop)
-    if (
-        len(read) != len(values)
-        or not pc.all(
-            pc.equal(read.column("uuid").cast(pa.binary()), uuids), skip_nulls=False
-        ).as_py()
-    ):
+    if heads is None or promoted is None:
         return None
-    halves = pc.split_pattern(values, PROPERTIES_MARK, max_splits=1)
-    promoted = read.column("properties").combine_chunks()
-    if promoted.null_count or pc.min(pc.list_value_length(halves)).as_py() < 2:
-        return None
-    properties = pc.binary_slice(pc.list_element(halves, 1), 0, -1).cast(pa.string())
     return pa.table(
-        [*(read.column(name) for name in HEAD.names), properties, *promoted.flatten()],
+        [*heads.select(HEAD.names).columns, properties.cast(pa.string()), *promoted.columns],
         schema=PARSED,
     )
+
+
+def _read_lines(texts: pa.BinaryArray, end: bytes, options: pj.ParseOptions) -> pa.Table | None:
+    """Every text, once `end` is added, as the row of its one JSON object; None when one is not.
+
+    `end` ends with a line break. No string may hold one, and after the text's last brace the
+    next text's first is an error within an object: so no text swallows its neighbour, each
+    gives a row at least, and as many rows as texts mean one of each.
+    """
+    lines = pc.binary_join_element_wise(texts, end, b"")
+    offsets = np.frombuffer(lines.buffers()[1], np.int32)
+    joined = lines.buffers()[2].slice(int(offsets[0]), int(offsets[len(lines)] - offsets[0]))
+    if not _is_plain(joined):
+        return None
+    read = pj.read_json(
+        pa.BufferReader(joined),
+        read_options=pj.ReadOptions(use_threads=False, block_size=joined.size + 1),
+        parse_options=options,
+    )
+    return read if len(read) == len(texts) else None
+
+
+def _is_plain(joined: pa.Buffer) -> bool:
+    """Whether a text is free of what Arrow's reader takes and JSON does not: NUL, NaN, Infinity."""
+    text = np.frombuffer(joined, np.uint8)
+    if not text.min(initial=1):
+        return False
+    for first, second, third in (b"NaN", b"Inf"):
+        places = np.flatnonzero(text[:-2] == first)
+        places = places[text[places + 1] == second]
+        places = places[text[places + 2] == third]
+        for place in places.tolist():
+            if _NOT_A_NUMBER.match(text[max(place - 1, 0) : place + 9].tobytes()):
+                return False
+    return True
 
 
 _PromotedText = msgspec.defstruct(
@@ -115,11 +140,12 @@ _PromotedText = msgspec.defstruct(
 _TYPES = {pa.int64(): int | None, pa.string(): str | None}
 _Record = msgspec.defstruct(
     "_Record",
-    [(field.name, _TYPES[field.type], None) for field in HEAD] + [("properties", _PromotedText)],
+    [(field.name, _TYPES[field.type], None) for field in HEAD],
     gc=False,
-    kw_only=True,
+    forbid_unknown_fields=True,
 )
 _record: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Record)
+_promoted_text: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedText)
 _head_of = attrgetter(*HEAD.names)
 _promoted_of = attrgetter(*PROMOTED)
 _NOTHING = (None,) * len(PARSED)
@@ -149,11 +175,17 @@ def _read_as_written(value: bytes) -> tuple[Any, ...] | None:
     head, mark, properties = value.partition(PROPERTIES_MARK)
     if not (mark and head.startswith(_OPENING) and value.endswith(_CLOSING)):
         return None
+    properties = properties[:-1]
     try:
-        record = _record.decode(value)
-        row = (*_head_of(record), properties[:-1].decode(), *_promoted_of(record.properties))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        record = _record.decode(head + b"}")
+        promoted = _promoted_text.decode(properties)
+        row = (*_head_of(record), properties.decode(), *_promoted_of(promoted))
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    except RecursionError:
+        # Arrow's reader does not recurse; what a value gives must not hang on its neighbours.
+        alone = _read_together(pa.array([value], pa.binary()))
+        return None if alone is None else tuple(column[0].as_py() for column in alone.columns)
     return row if _fits_64_bits(row) else None
 
 
@@ -176,6 +208,16 @@ _Wire = msgspec.defstruct(
     gc=False,
 )
 _wire: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Wire)
+_PromotedRaw = msgspec.defstruct(
+    "_PromotedRaw",
+    [
+        (column, msgspec.Raw, msgspec.field(name=name, default=msgspec.Raw(b"null")))
+        for column, name in PROMOTED.items()
+    ],
+    gc=False,
+)
+_promoted_raw: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedRaw)
+_text = msgspec.json.Decoder(str)
 _decoders = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
 
 
@@ -199,18 +241,18 @@ def parse_one(value: bytes) -> tuple[Any, ...] | Rejection:
         if not _fits_64_bits((row[-1],)):
             return Rejection(Reason.NUMBER_OUT_OF_RANGE, f"{field.name} does not fit 64 bits")
     try:
-        properties = msgspec.json.decode(wire.properties)
+        promoted = _promoted_raw.decode(wire.properties)
+        texts = [_as_text(raw) for raw in _promoted_of(promoted)]
+    except msgspec.ValidationError:
+        return Rejection(Reason.NOT_AN_OBJECT, "properties is not an object")
     except (msgspec.DecodeError, RecursionError) as error:
         return Rejection(Reason.NOT_JSON, f"properties: {error}")
-    if not isinstance(properties, dict):
-        return Rejection(Reason.NOT_AN_OBJECT, "properties is not an object")
-    row.append(bytes(wire.properties).decode())
-    row.extend(_as_text(properties.get(name)) for name in PROMOTED.values())
-    return tuple(row)
+    return (*row, bytes(wire.properties).decode(), *texts)
 
 
-def _as_text(value: Any) -> str | None:
-    """A promoted property as text: scalars as JSON writes them, null for anything deeper."""
-    if value is None or isinstance(value, dict | list):
-        return None
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_text(raw: msgspec.Raw) -> str | None:
+    """A promoted property as text: scalars as the client wrote them, null for anything deeper."""
+    written = bytes(raw).strip()
+    if written.startswith(b'"'):
+        return _text.decode(written)
+    return None if written == b"null" or written[:1] in b"{[" else written.decode()

@@ -27,10 +27,11 @@ from assets.pipeline.columns import (
     DUPLICATES,
     EVENTS,
 )
-from assets.pipeline.duplicates import Found, SeenKeys, key_columns, write_key_file
+from assets.pipeline.duplicates import Found, SeenKeys, key_columns
 from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError
 from assets.pipeline.fingerprint import FingerprintSum
+from assets.pipeline.key_files import write_key_file
 from assets.pipeline.lake import Lake, lake_path
 from assets.pipeline.read import Chunk
 from assets.pipeline.validate import Judged, Verdict, judge

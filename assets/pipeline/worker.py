@@ -24,9 +24,10 @@ from assets.pipeline.batch import Batch, KeyFile, Kind, Staged, State
 from assets.pipeline.clickhouse import connect, make_tables
 from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
-from assets.pipeline.duplicates import SeenKeys, files_to_merge, merge_key_files
+from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import Gap, ProofFailed, TopicReplaced
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.key_files import files_to_merge, merge_key_files
 from assets.pipeline.lake import Lake, lake_path
 from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror

@@ -17,7 +17,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -77,7 +76,17 @@ def _serve(options: argparse.Namespace) -> int:
         _raise_open_files()
         engine = Engine(options.data)
         server = Server(engine, User(options.user, options.password))
-        asyncio.run(_until_told(server, listener, engine.version, options.data))
+        config = uvicorn.Config(
+            server,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_FINISH_S,
+        )
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as loop:
+            loop.run(_until_told(config, listener, engine.version, options.data))
         if not server.close(_FINISH_S):
             # A statement that neither ends nor can be killed; what was acknowledged is on disk.
             print("clickhouse: stopped with a statement still running", file=sys.stderr, flush=True)
@@ -86,16 +95,9 @@ def _serve(options: argparse.Namespace) -> int:
         return 0
 
 
-async def _until_told(server: Any, listener: socket.socket, version: str, data: Path) -> None:
-    config = uvicorn.Config(
-        server,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_FINISH_S,
-    )
+async def _until_told(
+    config: uvicorn.Config, listener: socket.socket, version: str, data: Path
+) -> None:
     http = _Uvicorn(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

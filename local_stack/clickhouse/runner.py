@@ -95,7 +95,10 @@ class Client:
                 return task.result()
             raise Disconnected
         finally:
-            task.cancel()
+            if not task.done():
+                # Awaited, because what it waits on (a pipe) may be closed next.
+                task.cancel()
+                await asyncio.wait({task})
 
 
 async def _disconnect(receive: Receive) -> None:

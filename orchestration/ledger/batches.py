@@ -265,6 +265,14 @@ def unfinished_batches(ledger: Engine, topic: str) -> list[Batch]:
     )
 
 
+def waiting_for_a_person(ledger: Engine, topic: str) -> list[Batch]:
+    """Batches that no worker carries on by itself."""
+    return _read(
+        ledger,
+        and_(batches.c.topic == topic, batches.c.state.in_((State.GAP, State.SUSPECT))),
+    )
+
+
 def batches_of_run(ledger: Engine, run_id: str) -> list[Batch]:
     """Batches that a run planned, in the order of planning."""
     return _read(ledger, batches.c.run_id == run_id)

@@ -16,14 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from assets.pipeline import duplicates
-from assets.pipeline.duplicates import (
-    Found,
+from assets.pipeline import key_files
+from assets.pipeline.duplicates import Found, SeenKeys, key_columns
+from assets.pipeline.key_files import (
     KeyFileUnreadable,
     Keys,
-    SeenKeys,
     files_to_merge,
-    key_columns,
     merge_key_files,
     open_key_file,
     write_key_file,
@@ -91,7 +89,7 @@ def test_it_agrees_with_a_dictionary(
     first: dict[Key, First] = {}
     paths: list[str] = []
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "SEGMENT_ROWS", segment_rows)
+        patch.setattr(key_files, "SEGMENT_ROWS", segment_rows)
         for number, (chunks, fate, chance) in enumerate(batches):
             batch_id = f"batch-{number}"
             offsets = iter(range(number * 1000, number * 1000 + 1000))
@@ -254,12 +252,12 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
 
 def test_a_failed_merge_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a merge breaks off, neither its target nor a part of it stays behind."""
-    monkeypatch.setattr(duplicates, "SEGMENT_ROWS", 1)
+    monkeypatch.setattr(key_files, "SEGMENT_ROWS", 1)
     paths = [
         write_batch(tmp_path / name, name, [((h1, 1), 0, 0)])
         for name, h1 in (("a", 1), ("b", 1 << 63))
     ]
-    joined = duplicates._joined
+    joined = key_files.joined
     slices = []
 
     def breaks_off(parts: Sequence[Keys]) -> Keys:
@@ -268,7 +266,7 @@ def test_a_failed_merge_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
             raise MemoryError
         return joined(parts)
 
-    monkeypatch.setattr(duplicates, "_joined", breaks_off)
+    monkeypatch.setattr(key_files, "joined", breaks_off)
     with pytest.raises(MemoryError):
         merge_key_files(LOCAL, paths, str(tmp_path / "merged"))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "b"]

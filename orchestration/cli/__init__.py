@@ -1,0 +1,62 @@
+"""The command line: `tidemark`.
+
+Exit codes: 0 done; 1 it failed, with one line on stderr that says why and what to do; 2 the
+command was misspelt; 3 a balance does not close. With `--json`, stdout holds one JSON document
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from pydantic import ValidationError
+
+from assets.pipeline.errors import BatchError
+from local_stack.kafka.errors import LocalKafkaError
+from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
+from local_stack.processes import StackError
+from orchestration.cli.batch import batch
+from orchestration.cli.demo import demo
+from orchestration.cli.projects import projects
+from orchestration.cli.settings import settings
+from orchestration.cli.stack import down, up
+from orchestration.cli.status import status
+from orchestration.ledger.projects import UnknownProject
+
+EXIT_FAILED = 1
+EXIT_NOT_BALANCED = 3
+
+_USER_ERRORS = (
+    StackError,
+    BatchError,
+    LocalKafkaError,
+    KafkaNotReady,
+    TopicMismatch,
+    UnknownProject,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tidemark")
+def tidemark() -> None:
+    """Event ingestion you can audit: SDK → Kafka → Dagster micro-batches → ClickHouse."""
+
+
+for command in (up, down, status, demo, batch, projects, settings):
+    tidemark.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; the edge at which errors become one line and an exit code."""
+    try:
+        tidemark(prog_name="tidemark")
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(map(str, problem["loc"])).upper()
+            text = problem["msg"].removeprefix("Value error, ")
+            print(f"tidemark: TIDEMARK_{name}: {text}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except _USER_ERRORS as error:
+        print(f"tidemark: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)

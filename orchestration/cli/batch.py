@@ -1,0 +1,45 @@
+"""`tidemark batch`: one micro-batch now, without Dagster."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import click
+
+from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from orchestration.ledger.connection import open_ledger
+from orchestration.settings import Settings
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def batch(as_json: bool) -> None:
+    """Run one micro-batch now: finish what was begun, then drain Kafka up to its present end."""
+    settings = Settings()
+    worker = Worker(
+        settings,
+        open_ledger(settings.ledger),
+        run_id=f"cli-{uuid.uuid4()}",
+        say=lambda line: click.echo(line, err=as_json),
+    )
+    stage_batches(worker)
+    load_batches(worker)
+    done = load_dead_letters(worker)
+    if as_json:
+        print(
+            json.dumps(
+                [
+                    {
+                        "batch_id": batch.batch_id,
+                        "arrival_date": batch.arrival_date.isoformat(),
+                        "state": batch.state,
+                        "ranges": [[r.partition, r.start, r.end] for r in batch.ranges],
+                        **(vars(batch.staged.balance) if batch.staged else {}),
+                    }
+                    for batch in done
+                ]
+            )
+        )
+    elif not done:
+        print("nothing to do: everything in Kafka is loaded")

@@ -1,0 +1,38 @@
+"""`tidemark settings`: every setting, its value now, its default and what it means."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from orchestration.settings import Settings
+
+_SECRET = {"clickhouse_password", "ledger_url", "kafka_options"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def settings(as_json: bool) -> None:
+    """Print every setting: TIDEMARK_… variable, value, default, meaning."""
+    now = Settings()
+    rows = [
+        {
+            "variable": f"TIDEMARK_{name.upper()}",
+            "value": _shown(name, getattr(now, name)),
+            "default": str(field.get_default(call_default_factory=True)),
+            "meaning": field.description,
+        }
+        for name, field in Settings.model_fields.items()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        changed = "" if row["value"] == row["default"] else f"  (default {row['default'] or '–'})"
+        print(f"{row['variable']}={row['value']}{changed}\n    {row['meaning']}")
+
+
+def _shown(name: str, value: Any) -> str:
+    return "********" if name in _SECRET and value else str(value)

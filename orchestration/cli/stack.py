@@ -1,0 +1,80 @@
+"""`tidemark up` and `tidemark down`: the local stack in the background."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from local_stack.processes import (
+    AlreadyRunning,
+    Foreground,
+    Service,
+    locked,
+    running,
+    start,
+    stop_all,
+    wait_ready,
+)
+from local_stack.stack import START_LIMIT_S, addresses, start_stack
+from orchestration.settings import Settings
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Return when all is ready; `tidemark down` stops it.")
+def up(detach: bool) -> None:
+    """Start the local stack: Kafka, ClickHouse, the capture API, Dagster."""
+    settings = Settings()
+    begun = time.monotonic()
+
+    def announce(service: Service) -> None:
+        click.echo(f"{time.monotonic() - begun:5.1f} s  {service.name} is ready", err=True)
+
+    if not detach:
+        with Foreground(settings.home, "tidemark up") as foreground:
+
+            def wait(service: Service) -> None:
+                foreground.wait_ready(service, START_LIMIT_S)
+                announce(service)
+
+            start_stack(settings, foreground.launch, wait)
+            _say_where(settings, "Ctrl-C stops it")
+            foreground.wait()
+
+    with locked(settings.home, "tidemark up"):
+        already = running(settings.home)
+        if already:
+            names = ", ".join(record.name for record in already)
+            raise AlreadyRunning(
+                f"{names} of {settings.home} run already: `tidemark status` shows them, "
+                "`tidemark down` stops them"
+            )
+
+        def wait_detached(service: Service) -> None:
+            wait_ready(service, settings.home, START_LIMIT_S)
+            announce(service)
+
+        try:
+            start_stack(settings, lambda service: start(service, settings.home), wait_detached)
+        except BaseException:
+            stop_all(settings.home)
+            raise
+    _say_where(settings, "`make down` stops it")
+
+
+def _say_where(settings: Settings, how_to_stop: str) -> None:
+    click.echo(f"Tidemark is up ({how_to_stop}):")
+    for name, address in addresses(settings):
+        click.echo(f"  {name:12} {address}")
+
+
+@click.command()
+def down() -> None:
+    """Stop the local stack."""
+    settings = Settings()
+    with locked(settings.home, "tidemark down"):
+        outcomes = stop_all(settings.home)
+    for name, outcome in outcomes.items():
+        click.echo(f"{name} {outcome}", err=True)
+    if not outcomes:
+        click.echo(f"nothing of {settings.home} is running", err=True)

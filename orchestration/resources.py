@@ -1,0 +1,70 @@
+"""The one resource of the assets: the settings, the ledger, and the worker of this run.
+
+Opened when a run begins, closed when it ends. The clients in it (Kafka, ClickHouse, lake) open on
+first use and serve all assets of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import dagster as dg
+from sqlalchemy import Engine
+
+from assets.pipeline.worker import Worker
+from orchestration.ledger.connection import open_ledger
+from orchestration.lost_runs import WORKER_TAG, this_process
+from orchestration.settings import Settings
+
+TOPIC_TAG = "tidemark/topic"
+BATCHES_TAG = "tidemark/batch_id"
+RANGES_TAG = "tidemark/ranges"
+
+
+class Pipeline:
+    """What an asset is given."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._worker: Worker | None = None
+
+    @cached_property
+    def ledger(self) -> Engine:
+        """The plan of record."""
+        return open_ledger(self.settings.ledger)
+
+    def worker(self, context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Worker:
+        """The run's worker, speaking to the log of the step that asks for it."""
+        if self._worker is None:
+            self._worker = Worker(self.settings, self.ledger, context.run.run_id)
+            context.instance.add_run_tags(
+                context.run.run_id,
+                {TOPIC_TAG: self.settings.topic, WORKER_TAG: this_process()},
+            )
+        self._worker.say = context.log.info
+        return self._worker
+
+    def close(self) -> None:
+        """Let go of the ledger's connections."""
+        self.ledger.dispose()
+
+
+def pipeline_resource(settings: Settings) -> dg.ResourceDefinition:
+    """The resource, for a run with these settings."""
+
+    def open_pipeline(_context: dg.InitResourceContext) -> Iterator[Pipeline]:
+        pipeline = Pipeline(settings)
+        try:
+            yield pipeline
+        finally:
+            pipeline.close()
+
+    return dg.ResourceDefinition(
+        open_pipeline,
+        description=(
+            "The batch pipeline with its connections: "
+            f"topic {settings.topic}, database {settings.clickhouse_database}. "
+            "`tidemark settings` lists what it is set to."
+        ),
+    )
