@@ -1,7 +1,7 @@
 """How deeply a JSON text is nested, told without parsing it.
 
 Readers further down recurse, and a body of a few kilobytes can nest thousands of times. A text
-with few brackets cannot be deep, so nearly every event costs two counts.
+with few brackets cannot be deep, so nearly every event costs only searches and counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
 
 def too_deep(text: bytes) -> bool:
     """Whether valid JSON nests deeper than DEPTH_LIMIT."""
+    if text.find(b"{", 1) < 0 and text.find(b"[", 1) < 0:
+        return False
     if text.count(b"{") + text.count(b"[") <= DEPTH_LIMIT:
         return False
     steps = _STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)

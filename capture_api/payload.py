@@ -21,6 +21,7 @@ MAX_EVENTS = 50_000
 TOKEN_BYTES = 64
 
 ABSENT = Raw()
+_PECULIAR = (b'"$cookieless_mode"', b'"$ignore_sent_at"')
 _NO_PROPERTIES = Raw(b"{}")
 
 
@@ -56,17 +57,21 @@ class PropertiesHead(msgspec.Struct, gc=False):
     distinct_id: Any = None
     cookieless_mode: Any = msgspec.field(default=None, name="$cookieless_mode")
     ignore_sent_at: Any = msgspec.field(default=None, name="$ignore_sent_at")
-    capture_internal: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A request's events and what it says about all of them. `sent_at` is in µs."""
+    """A request's events and what it says about all of them. `sent_at` is in µs.
+
+    `peculiar` is whether the text names a property that the edge itself obeys, so that for nearly
+    all requests no event's properties need a look.
+    """
 
     token: str
     events: list[Event]
     sent_at: int | None
     historical: bool
+    peculiar: bool
 
 
 _events_decoder = msgspec.json.Decoder(list[Event])
@@ -106,7 +111,8 @@ def parse_payload(text: bytes) -> Payload:
         )
     if token is None:
         token = _token_of_events(events)
-    return Payload(valid_token(token), events, sent_at, historical)
+    peculiar = any(mark in text for mark in _PECULIAR)
+    return Payload(valid_token(token), events, sent_at, historical, peculiar)
 
 
 def properties_head(properties: bytes) -> PropertiesHead:

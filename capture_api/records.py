@@ -25,7 +25,7 @@ from capture_api.record import (
     encode_value,
 )
 from capture_api.refusal import Refused, bad_request, too_large
-from capture_api.timestamps import event_time
+from capture_api.timestamps import clock_skew, event_time
 from capture_api.uuids import NIL_UUID, mint_uuid, mint_uuids, normal_uuid
 
 RECORD_MAX_BYTES = 999_000
@@ -55,6 +55,7 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
     """The records of the request, in the order of its events; empty if none are to be kept."""
     events = [event for event in payload.events if event.event != _PERFORMANCE_EVENT]
     sent_at = payload.sent_at if payload.sent_at is not None else request.sent_at
+    skew = clock_skew(sent_at, request.received_at)
     common_flags = FLAG_HISTORICAL if payload.historical else 0
     minted = mint_uuids(request.received_at, sum(not event.uuid for event in events))
     received_at, token = request.received_at, payload.token
@@ -62,7 +63,7 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
     for index, event in enumerate(events):
         try:
             properties = _properties(event)
-            head = _head(event, properties)
+            head = _head(event, properties, payload.peculiar)
             flags = common_flags
             distinct_id = _distinct_id(event, head)
             if len(distinct_id) > DISTINCT_ID_LENGTH:
@@ -77,13 +78,11 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
             timestamp, clamped = event_time(
                 text=text,
                 offset_ms=offset,
-                sent_at=sent_at,
+                skew=0 if head is not None and head.ignore_sent_at is True else skew,
                 received_at=received_at,
-                ignore_sent_at=head is not None and head.ignore_sent_at is True,
             )
             if clamped:
                 flags |= FLAG_TIME_CLAMPED
-            internal = head is not None and head.capture_internal is not None
             record = (
                 encode_key(token, distinct_id),
                 encode_value(
@@ -98,7 +97,7 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
                         offset,
                         sent_at,
                         received_at,
-                        "127.0.0.1" if internal else request.ip,
+                        request.ip,
                         request.user_agent,
                         request.sdk,
                         request.request_id,
@@ -136,14 +135,9 @@ def _properties(event: Event) -> bytes:
     return properties
 
 
-def _head(event: Event, properties: bytes) -> PropertiesHead | None:
+def _head(event: Event, properties: bytes, peculiar: bool) -> PropertiesHead | None:
     """The head of the properties, parsed only if there is something in it that matters."""
-    if not (
-        (event.distinct_id is None and event.dollar_distinct_id is None)
-        or b'"$cookieless_mode"' in properties
-        or b'"$ignore_sent_at"' in properties
-        or b'"capture_internal"' in properties
-    ):
+    if not peculiar and (event.distinct_id is not None or event.dollar_distinct_id is not None):
         return None
     head = properties_head(properties)
     if head.cookieless_mode is not None and not isinstance(head.cookieless_mode, bool):

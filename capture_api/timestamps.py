@@ -55,20 +55,20 @@ def event_time(
     *,
     text: str | None,
     offset_ms: int | None,
-    sent_at: int | None,
+    skew: int,
     received_at: int,
-    ignore_sent_at: bool = False,
 ) -> tuple[int, bool]:
-    """When the event happened, and whether its claim was clamped to the time of receipt."""
+    """When the event happened, and whether its claim was clamped to the time of receipt.
+
+    `skew` is the `clock_skew` of the request, or 0 where the event asks not to be corrected.
+    """
     if offset_ms is not None:
         time = received_at - offset_ms * 1000
     else:
         parsed = parse_time(text) if text else None
         if parsed is None:
             return received_at, False
-        time = parsed
-        if sent_at is not None and not ignore_sent_at:
-            time -= clock_skew(sent_at, received_at)
+        time = parsed - skew
     if time > received_at + FUTURE_LIMIT_US:
         return received_at, True
     if time < _FIRST_US or time > _LAST_US:
@@ -76,8 +76,10 @@ def event_time(
     return time, False
 
 
-def clock_skew(sent_at: int, received_at: int) -> int:
+def clock_skew(sent_at: int | None, received_at: int) -> int:
     """How far the client's clock is ahead of ours, in whole quanta, halves away from zero."""
+    if sent_at is None:
+        return 0
     skew = sent_at - received_at
     quanta = (abs(skew) + SKEW_QUANTUM_US // 2) // SKEW_QUANTUM_US
     return quanta * SKEW_QUANTUM_US if skew > 0 else -quanta * SKEW_QUANTUM_US

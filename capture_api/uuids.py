@@ -16,6 +16,8 @@ _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 def normal_uuid(text: str) -> str | None:
     """The UUID in 36 lower-case characters, or None when the text is not a UUID."""
+    if _CANONICAL.fullmatch(text):  # nearly always
+        return text
     lower = text.strip().lower()
     if _CANONICAL.fullmatch(lower):
         return lower

@@ -4,56 +4,46 @@ Data flow: a `Service` (what to run, when it is ready) → `start` → a process
 with `home/logs/<name>.log` and `home/run/<name>.json` → `wait_ready`, `running`, `stop`.
 Invariant: a signal goes only to a process whose pid and start time are the recorded ones, or that
 carries the record's mark in its environment: a recycled pid is never hit.
-Whoever starts or stops holds `locked(home)`; `Foreground` holds it for as long as it lives.
+Whoever starts or stops holds `locked(home)`; `Foreground` holds it for as long as it lives, and
+`stop_foreground` ends it from another process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Literal, NoReturn, Self
 
-HOST = "127.0.0.1"
+from local_stack import process_table
+from local_stack.errors import StackError
+from local_stack.ports import Port, require_port_free
+from local_stack.process_table import Entry
+
 STOP_LIMIT_S = 20.0
 KILL_LIMIT_S = 5.0
+FOREGROUND_LIMIT_S = 120.0  # it stops its services one after the other
 LOCK_LIMIT_S = 0.5  # somebody may only be asking who holds it
 POLL_PAUSE_S = 0.05
 WATCH_PAUSE_S = 0.25
 LOG_LIMIT_BYTES = 10 * 1024 * 1024  # a longer log is set aside at the next start
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 15
-PORTS_TRIED = 100
 MARK_VARIABLE = "TIDEMARK_SERVICE_MARK"
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Children of this very process: they have to be reaped, or they would look alive.
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
 Outcome = Literal["stopped", "killed", "was not running"]
-
-
-class StackError(Exception):
-    """Something that a person can put right; the text is one line, a log's end may follow."""
-
-
-class PortTaken(StackError):
-    """A port that a service needs is not free."""
 
 
 class AlreadyRunning(StackError):
@@ -62,14 +52,6 @@ class AlreadyRunning(StackError):
 
 class ServiceFailed(StackError):
     """A service died, or was not ready in time; its log's last lines are in the text."""
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port a service listens on, and the setting that moves it."""
-
-    number: int
-    setting: str
 
 
 @dataclass(frozen=True)
@@ -99,39 +81,50 @@ class Record:
     started_at: str
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The command that works on a home: what `home/run/stack.lock` says while it is held."""
+
+    purpose: str
+    pid: int
+    born: str
+    foreground: bool  # the services end when it does
+
+    def __str__(self) -> str:
+        return f"{self.purpose} (pid {self.pid})"
+
+
 def log_path(home: Path, name: str) -> Path:
     """The log file of a service."""
     return home / "logs" / f"{name}.log"
 
 
 @contextlib.contextmanager
-def locked(home: Path, purpose: str = "tidemark") -> Iterator[None]:
+def locked(home: Path, purpose: str = "tidemark", foreground: bool = False) -> Iterator[None]:
     """Hold the home for one command; AlreadyRunning names the one that holds it now."""
     path = home / "run" / "stack.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         if not _flock(file, LOCK_LIMIT_S):
-            file.seek(0)
-            holder = file.read().strip() or "another command"
+            holder = _read_holder(file) or "another command"
             names = ", ".join(record.name for record in running(home)) or "nothing yet"
             raise AlreadyRunning(
                 f"{holder} works on {home.absolute()} (running: {names}): wait for it, or stop it"
             )
+        entry = process_table.process(os.getpid())
+        born = entry.born if entry else "gone"
         file.truncate(0)
-        file.write(f"{purpose} (pid {os.getpid()})")
+        file.write(json.dumps(asdict(Holder(purpose, os.getpid(), born, foreground))))
         file.flush()
         yield
         file.truncate(0)
 
 
-def lock_holder(home: Path) -> int | None:
-    """The pid of the command that holds the home now, if one does."""
+def lock_holder(home: Path) -> Holder | None:
+    """The command that holds the home now, if one does."""
     try:
         with (home / "run" / "stack.lock").open("r+") as file:
-            if _flock(file, 0):
-                return None
-            _, _, tail = file.read().rpartition("(pid ")
-            return int(tail.rstrip(")")) if tail else None
+            return None if _flock(file, 0) else _read_holder(file)
     except FileNotFoundError:
         return None
 
@@ -178,8 +171,8 @@ def start(service: Service, home: Path) -> Record:
                 start_new_session=True,
                 preexec_fn=_reset_signals,
             )
-            _children[child.pid] = child
-            entry = _processes(child.pid).get(child.pid)
+            process_table.adopt(child)
+            entry = process_table.process(child.pid)
             record = replace(record, pid=child.pid, born=entry.born if entry else "gone")
             _write(home, record)
     return record
@@ -204,20 +197,6 @@ def wait_ready(service: Service, home: Path, limit_s: float) -> None:
         time.sleep(POLL_PAUSE_S)
 
 
-def start_all(services: Iterable[Service], home: Path, limit_s: float) -> list[Record]:
-    """Start each service once the one before it is ready; if one fails, stop those again."""
-    started: list[Record] = []
-    try:
-        for service in services:
-            started.append(start(service, home))
-            wait_ready(service, home, limit_s)
-    except BaseException:
-        for record in reversed(started):
-            stop(record.name, home)
-        raise
-    return started
-
-
 def stop(name: str, home: Path, limit_s: float = STOP_LIMIT_S) -> Outcome:
     """SIGTERM to the service's process group, SIGKILL to what is left after `limit_s`."""
     record = _read(home, name)
@@ -230,7 +209,7 @@ def stop(name: str, home: Path, limit_s: float = STOP_LIMIT_S) -> Outcome:
         outcome = "killed"
         _signal(record, known, signal.SIGKILL)
         if not _await_end(record, known, KILL_LIMIT_S):
-            left = ", ".join(str(pid) for pid in _still_there(known))
+            left = ", ".join(str(pid) for pid in process_table.still_there(known))
             raise StackError(f"{name} cannot be killed (pid {left}): look at it with ps")
     (home / "run" / f"{name}.json").unlink(missing_ok=True)
     return outcome
@@ -264,7 +243,7 @@ class Foreground:
         self._exits = contextlib.ExitStack()  # undone in reverse: services, handlers, lock
 
     def __enter__(self) -> Self:
-        self._exits.enter_context(locked(self._home, self._purpose))
+        self._exits.enter_context(locked(self._home, self._purpose, foreground=True))
         if threading.current_thread() is threading.main_thread():
             for number in ENDING_SIGNALS:
                 before = signal.getsignal(number)
@@ -273,26 +252,37 @@ class Foreground:
                     self._exits.callback(signal.signal, number, before)
         return self
 
-    def start(self, service: Service, limit_s: float) -> Record:
-        """Start the service and wait until it is ready."""
+    def launch(self, service: Service) -> Record:
+        """Start the service, to be stopped at the block's end. It may not be ready yet."""
         if any(record.name == service.name for record in running(self._home)):
             return start(service, self._home)  # raises: it is not ours to stop
         self._exits.callback(stop, service.name, self._home)
         record = start(service, self._home)
         self._names.append(service.name)
-        wait_ready(service, self._home, limit_s)
         return record
+
+    def wait_ready(self, service: Service, limit_s: float) -> None:
+        """Return when the service is ready; ServiceFailed at once when any of them dies."""
+
+        def ready() -> str | None:
+            self._require_all_alive()
+            return service.ready()
+
+        wait_ready(replace(service, ready=ready), self._home, limit_s)
 
     def wait(self) -> NoReturn:
         """Watch until a signal ends this process; ServiceFailed when a service dies."""
         while True:
-            for name in self._names:
-                record = _read(self._home, name)
-                if record is None:
-                    raise ServiceFailed(f"{name} was stopped by another command")
-                if not _is_alive(record):
-                    raise ServiceFailed(_obituary(record))
+            self._require_all_alive()
             time.sleep(WATCH_PAUSE_S)
+
+    def _require_all_alive(self) -> None:
+        for name in self._names:
+            record = _read(self._home, name)
+            if record is None:
+                raise ServiceFailed(f"{name} was stopped by another command")
+            if not _is_alive(record):
+                raise ServiceFailed(_obituary(record))
 
     def __exit__(
         self,
@@ -303,6 +293,27 @@ class Foreground:
         # A second Ctrl-C must not leave half a stack behind.
         with _signals_held():
             self._exits.close()
+
+
+def stop_foreground(home: Path, limit_s: float = FOREGROUND_LIMIT_S) -> Holder | None:
+    """End the process whose `Foreground` holds the home, and wait until it and all it ran is gone.
+
+    Returns what was ended, None when no `Foreground` holds the home. Not to be called under
+    `locked(home)`.
+    """
+    holder = lock_holder(home)
+    if holder is None or not holder.foreground:
+        return None
+    end = time.monotonic() + limit_s
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(holder.pid, signal.SIGTERM)
+    while process_table.lives(holder.pid, holder.born):
+        if time.monotonic() >= end:
+            raise StackError(
+                f"{holder} does not end: `kill -9 {holder.pid}`, then `tidemark down` again"
+            )
+        time.sleep(POLL_PAUSE_S)
+    return holder
 
 
 def _flock(file: IO[str], limit_s: float) -> bool:
@@ -317,133 +328,36 @@ def _flock(file: IO[str], limit_s: float) -> bool:
             time.sleep(POLL_PAUSE_S)
 
 
-def require_port_free(number: int, setting: str) -> None:
-    """PortTaken unless a server could listen on this port of the loopback address now."""
-    reason = _bind_error(number)
-    if reason is None:
-        return
-    if reason != errno.EADDRINUSE:
-        raise PortTaken(
-            f"port {number} cannot be used ({os.strerror(reason)}): set {setting} to another"
-        )
-    holder = port_holder(number)
-    by = f" (by {holder})" if holder else ""
-    raise PortTaken(f"port {number} is taken{by}: set {setting} to a free one")
-
-
-def free_port(preferred: int) -> int:
-    """The first free port from `preferred` on, or any that is free."""
-    for number in range(preferred, min(preferred + PORTS_TRIED, 65536)):
-        if _bind_error(number) is None:
-            return number
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def port_holder(number: int) -> str | None:
-    """Who listens on a port, as "pid N name", as far as this user may know."""
-    if sys.platform == "linux":
-        return _port_holder_linux(number)
-    if shutil.which("lsof") is None:
+def _read_holder(file: IO[str]) -> Holder | None:
+    """What the lock says, unless its last holder was killed and the next has not written yet."""
+    file.seek(0)
+    text = file.read()
+    try:
+        holder = Holder(**json.loads(text)) if text else None
+    except ValueError:  # half written
         return None
-    argv = ["lsof", "-nP", f"-iTCP:{number}", "-sTCP:LISTEN", "-Fpc"]
-    lines = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
-    found = {line[0]: line[1:] for line in reversed(lines) if line}
-    return f"pid {found['p']} {found.get('c', '')}".rstrip() if "p" in found else None
-
-
-def _bind_error(number: int) -> int | None:
-    with socket.socket() as probe:
-        # As servers do: a closed connection that lingers does not make a port taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, number))
-        except OSError as error:
-            return error.errno
-    return None
-
-
-def _port_holder_linux(number: int) -> str | None:
-    sockets = set()
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with contextlib.suppress(OSError):
-            for line in table.read_text().splitlines()[1:]:
-                words = line.split()
-                if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == number:
-                    sockets.add(f"socket:[{words[9]}]")
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if any(str(link.readlink()) in sockets for link in (folder / "fd").iterdir()):
-                return f"pid {folder.name} {(folder / 'comm').read_text().strip()}"
-    return None
-
-
-@dataclass(frozen=True)
-class _Process:
-    group: int
-    born: str
-    dying: bool = False  # killed, while its threads still hold its ports
-
-
-def _processes(only: int | None = None) -> dict[int, _Process]:
-    """The processes that hold anything (a zombie does not) by pid; all of them, or one."""
-    if sys.platform != "linux":
-        choice = ["-p", str(only)] if only is not None else ["-ax"]
-        argv = ["ps", *choice, "-o", "pid=,pgid=,stat=,lstart="]
-        text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-        rows = [line.split(None, 3) for line in text.splitlines()]
-        return {int(r[0]): _Process(int(r[1]), r[3]) for r in rows if not r[2].startswith("Z")}
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*" if only is None else str(only)):
-        with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything; from the state on the fields are fixed.
-            words = (folder / "stat").read_text().rpartition(")")[2].split()
-            state, group, threads, born = words[0], int(words[2]), int(words[17]), words[19]
-            if state not in "ZX" or threads > 1:
-                found[int(folder.name)] = _Process(group, f"{boot}:{born}", state in "ZX")
-    return found
-
-
-def _reap() -> None:
-    for pid, child in list(_children.items()):
-        if child.poll() is not None:
-            del _children[pid]
+    return holder if holder and process_table.lives(holder.pid, holder.born) else None
 
 
 def _is_alive(record: Record) -> bool:
-    entry = _processes(record.pid).get(record.pid)
-    return entry is not None and entry.born == record.born and not entry.dying
+    return process_table.lives(record.pid, record.born)
 
 
-def _members(record: Record) -> dict[int, _Process]:
+def _members(record: Record) -> dict[int, Entry]:
     """The leader's group while the leader lives, and (Linux) whatever carries the mark."""
-    table = _processes()
+    table = process_table.processes()
     leader = table.get(record.pid)
     led = leader is not None and leader.born == record.born
+    mark = f"{MARK_VARIABLE}={record.mark}"
     return {
         pid: entry
         for pid, entry in table.items()
-        if (led and entry.group == record.pid) or _has_mark(pid, record.mark)
+        if (led and entry.group == record.pid) or process_table.has_in_environment(pid, mark)
     }
 
 
-def _has_mark(pid: int, mark: str) -> bool:
-    try:
-        return f"{MARK_VARIABLE}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-
-
-def _still_there(known: Mapping[int, _Process]) -> list[int]:
-    _reap()
-    table = _processes()
-    return [pid for pid, entry in known.items() if pid in table and table[pid].born == entry.born]
-
-
-def _signal(record: Record, known: Mapping[int, _Process], number: int) -> None:
-    there = _still_there(known)
+def _signal(record: Record, known: Mapping[int, Entry], number: int) -> None:
+    there = process_table.still_there(known)
     if record.pid in there:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(record.pid, number)  # reaches what was forked a moment ago, too
@@ -453,11 +367,11 @@ def _signal(record: Record, known: Mapping[int, _Process], number: int) -> None:
             os.kill(pid, number)
 
 
-def _await_end(record: Record, known: dict[int, _Process], limit_s: float) -> bool:
+def _await_end(record: Record, known: dict[int, Entry], limit_s: float) -> bool:
     end = time.monotonic() + limit_s
     while True:
         known.update(_members(record))  # a dying service may still start helpers
-        if not _still_there(known):
+        if not process_table.still_there(known):
             return True
         if time.monotonic() >= end:
             return False
@@ -465,8 +379,7 @@ def _await_end(record: Record, known: dict[int, _Process], limit_s: float) -> bo
 
 
 def _obituary(record: Record) -> str:
-    child = _children.get(record.pid)
-    code = child.poll() if child is not None else None
+    code = process_table.exit_code(record.pid)
     how = "" if code is None else f" with exit code {code}" if code >= 0 else f" by signal {-code}"
     return f"{record.name} ended{how} (log: {record.log}){_log_end(record)}"
 

@@ -19,7 +19,8 @@ from orchestration.services import dagster_services
 
 from assets.pipeline.clickhouse import connect, make_tables
 from local_stack.kafka.topics import ensure_topic, unready_reason
-from local_stack.processes import Port, Service
+from local_stack.ports import Port
+from local_stack.processes import Service
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 

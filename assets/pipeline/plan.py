@@ -44,6 +44,28 @@ def see_watermark(topic: Topic) -> Watermark:
     return Watermark(identity, topic.highs(range(identity.partitions)))
 
 
+def unplanned_starts(
+    topic: Topic, watermark: Watermark, planned_ends: Mapping[int, int]
+) -> dict[int, int]:
+    """Per partition that has records below the watermark in no batch yet, where they begin.
+
+    Raises LogTruncated when a lane's end lies below what was planned.
+    """
+    new = [partition for partition in watermark.highs if partition not in planned_ends]
+    starts = {**topic.lows(new), **planned_ends}
+    for partition, high in watermark.highs.items():
+        if high < starts[partition]:
+            raise LogTruncated(
+                f"partition {partition} of {topic.name} ends at {high}, but is planned up to "
+                f"{starts[partition]}: Kafka has lost records, or this is another cluster"
+            )
+    return {
+        partition: starts[partition]
+        for partition, high in watermark.highs.items()
+        if starts[partition] < high
+    }
+
+
 def cut_next(
     topic: Topic,
     watermark: Watermark,
@@ -57,19 +79,7 @@ def cut_next(
     that date ends. `max_offsets` is shared out evenly, what a short lane leaves going to others.
     Raises LogTruncated when a lane's end lies below what was planned.
     """
-    new = [partition for partition in watermark.highs if partition not in planned_ends]
-    starts = {**topic.lows(new), **planned_ends}
-    for partition, high in watermark.highs.items():
-        if high < starts[partition]:
-            raise LogTruncated(
-                f"partition {partition} of {topic.name} ends at {high}, but is planned up to "
-                f"{starts[partition]}: Kafka has lost records, or this is another cluster"
-            )
-    unread = {
-        partition: starts[partition]
-        for partition, high in watermark.highs.items()
-        if starts[partition] < high
-    }
+    unread = unplanned_starts(topic, watermark, planned_ends)
     if not unread:
         return None
 

@@ -23,7 +23,7 @@ from local_stack.clickhouse.errors import StartError, from_engine
 from local_stack.clickhouse.statement import quote
 
 # What an embedded engine does otherwise than a server: "1 + 1" alone is no query there.
-_LIKE_A_SERVER = b"SET implicit_select = 0"
+_LIKE_A_SERVER = b"SET implicit_select = 0, storage_file_read_method = 'pread'"
 
 
 @dataclass(frozen=True)

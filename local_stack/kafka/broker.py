@@ -30,7 +30,7 @@ from local_stack.kafka.config import (
 from local_stack.kafka.errors import HomeError, JarError, LocalKafkaError
 from local_stack.kafka.jars import ensure_jars, read_lock
 from local_stack.kafka.storage import ensure_formatted
-from local_stack.processes import PortTaken, free_port, require_port_free
+from local_stack.ports import PortTaken, free_port, require_port_free
 
 MIN_FREE_DISK_BYTES = 1024**3
 HEAP = "512m"

@@ -13,9 +13,9 @@ import click
 from pydantic import ValidationError
 
 from assets.pipeline.errors import BatchError
+from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
-from local_stack.processes import StackError
 from orchestration.cli.batch import batch
 from orchestration.cli.demo import demo
 from orchestration.cli.projects import projects

@@ -14,6 +14,7 @@ from local_stack.processes import (
     running,
     start,
     stop_all,
+    stop_foreground,
     wait_ready,
 )
 from local_stack.stack import START_LIMIT_S, addresses, start_stack
@@ -72,9 +73,14 @@ def _say_where(settings: Settings, how_to_stop: str) -> None:
 def down() -> None:
     """Stop the local stack."""
     settings = Settings()
+    before = running(settings.home)
+    ended = stop_foreground(settings.home)
+    if ended is not None:
+        names = ", ".join(record.name for record in before) or "no service yet"
+        click.echo(f"{ended} ended, and with it {names}", err=True)
     with locked(settings.home, "tidemark down"):
         outcomes = stop_all(settings.home)
     for name, outcome in outcomes.items():
         click.echo(f"{name} {outcome}", err=True)
-    if not outcomes:
+    if not outcomes and ended is None:
         click.echo(f"nothing of {settings.home} is running", err=True)

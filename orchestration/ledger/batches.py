@@ -288,6 +288,32 @@ def all_batches(ledger: Engine, topic: str) -> list[Batch]:
     return _read(ledger, batches.c.topic == topic)
 
 
+def newest_batches(
+    ledger: Engine, topic: str, limit: int, arrival_date: date | None = None
+) -> list[Batch]:
+    """The newest batches of a topic, or of one arrival date of it, in the order of planning."""
+    chosen = batches.c.topic == topic
+    if arrival_date is not None:
+        chosen = and_(chosen, batches.c.arrival_date == arrival_date)
+    newest = select(batches.c.batch_id).where(chosen).order_by(batches.c.planned_at.desc())
+    return _read(ledger, batches.c.batch_id.in_(newest.limit(limit).scalar_subquery()))
+
+
+def staged_rows_of_date(ledger: Engine, topic: str, arrival_date: date, kind: Kind) -> int:
+    """How many rows the files of that kind hold for an arrival date, over all its batches."""
+    with ledger.begin() as connection:
+        rows = connection.execute(
+            select(func.coalesce(func.sum(staged_files.c.rows), 0))
+            .join(batches, batches.c.batch_id == staged_files.c.batch_id)
+            .where(
+                batches.c.topic == topic,
+                batches.c.arrival_date == arrival_date,
+                staged_files.c.kind == kind,
+            )
+        ).scalar_one()
+    return int(rows)
+
+
 def read_batch(ledger: Engine, batch_id: str) -> Batch:
     """One batch. Raises BatchError when there is none of that name."""
     found = _read(ledger, batches.c.batch_id == batch_id)

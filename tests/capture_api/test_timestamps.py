@@ -119,7 +119,8 @@ def test_result_stays_within_its_bounds(
     text: str, offset_ms: int | None, sent_at: int | None
 ) -> None:
     """The result is never past the future limit and always a time of the years 1 to 9999."""
-    time, _ = event_time(text=text, offset_ms=offset_ms, sent_at=sent_at, received_at=NOW)
+    skew = clock_skew(sent_at, NOW)
+    time, _ = event_time(text=text, offset_ms=offset_ms, skew=skew, received_at=NOW)
     assert -62135596800 * SECOND <= time <= NOW + FUTURE_LIMIT_US
 
 
@@ -199,13 +200,11 @@ def test_event_time(
     clamped: bool,
 ) -> None:
     """The rules in their order: offset, timestamp less skew, receipt; then the bounds."""
-    assert event_time(
-        text=text,
-        offset_ms=offset_ms,
-        sent_at=sent_at,
-        received_at=NOW,
-        ignore_sent_at=ignore,
-    ) == (expected, clamped)
+    skew = 0 if ignore else clock_skew(sent_at, NOW)
+    assert event_time(text=text, offset_ms=offset_ms, skew=skew, received_at=NOW) == (
+        expected,
+        clamped,
+    )
 
 
 @pytest.mark.parametrize(

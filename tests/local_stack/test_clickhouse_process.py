@@ -164,7 +164,7 @@ def test_results_and_bodies_are_not_held_in_memory(start_clickhouse: Any) -> Non
     peak = Peak(process)
     with peak:
         for fmt in ("Native", "CSV", "JSON", "ArrowStream", "Parquet"):
-            query = f"SELECT number AS a, repeat('x', 100) AS s FROM numbers(5000000) FORMAT {fmt}"
+            query = f"SELECT number, toString(number) || repeat('x', 100) FROM numbers(5000000) FORMAT {fmt}"
             query += " SETTINGS output_format_arrow_compression_method = 'none',"
             query += " output_format_parquet_compression_method = 'none'"
             plain = {"Accept-Encoding": "identity"}

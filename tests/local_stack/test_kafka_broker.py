@@ -26,7 +26,7 @@ from local_stack.kafka.topics import (
     unready_reason,
     wait_until_ready,
 )
-from local_stack.processes import free_port
+from local_stack.ports import free_port
 
 READY_LIMIT_S = 120.0
 END_LIMIT_S = 60.0

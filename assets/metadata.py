@@ -1,0 +1,282 @@
+"""Metadata: a batch as Dagster shows it, on each materialization and on the assets themselves.
+
+Numbers stand under names of their own, because the UI plots them; what a person wants to follow
+(file, rows in ClickHouse) is a link. Everything comes from the ledger and the staged files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.pipeline.batch import Balance, Batch, Kind
+from assets.pipeline.clickhouse import TABLES_SQL
+from assets.pipeline.errors import StagedFileDamaged
+from assets.pipeline.lake import Lake
+from assets.pipeline.worker import Worker
+from orchestration.ledger.attempts import Attempt, attempts_of
+from orchestration.ledger.batches import staged_rows_of_date
+from orchestration.settings import Settings
+
+Metadata = dict[str, dg.MetadataValue[Any]]
+
+STAGE_TIMINGS = ("plan", "read", "validate", "deduplicate", "enrich", "stage")
+"""Stages that end with the staged file; the others belong to loading."""
+
+
+def staged_metadata(worker: Worker, batch: Batch) -> Metadata:
+    """What staging a batch gave."""
+    assert batch.staged is not None
+    balance = batch.staged.balance
+    seconds = {
+        stage: timing.wall for stage, timing in batch.timings.items() if stage in STAGE_TIMINGS
+    }
+    return {
+        **_identity(worker, batch, "stage"),
+        **_rows(worker, batch, Kind.EVENTS),
+        "ranges": _ranges(batch),
+        **{name: dg.MetadataValue.int(count) for name, count in vars(balance).items()},
+        "offsets": dg.MetadataValue.int(batch.offsets),
+        "bytes_read": dg.MetadataValue.int(batch.staged.bytes_read),
+        "bytes_staged": dg.MetadataValue.int(sum(file.bytes for file in batch.staged.files)),
+        **_seconds(seconds, balance.delivered),
+        **_waited(worker.lake, batch, batch.staged_at),
+        **_file(worker.lake, batch, Kind.EVENTS),
+    }
+
+
+def loaded_metadata(worker: Worker, batch: Batch) -> Metadata:
+    """What loading a batch gave."""
+    assert batch.staged is not None
+    seconds = {
+        stage: timing.wall for stage, timing in batch.timings.items() if stage not in STAGE_TIMINGS
+    }
+    return {
+        **_identity(worker, batch, "load"),
+        **_rows(worker, batch, Kind.EVENTS),
+        "ranges": _ranges(batch),
+        **_seconds(seconds, batch.staged.balance.ok),
+        **_waited(worker.lake, batch, batch.loaded_at),
+        **_file(worker.lake, batch, Kind.EVENTS),
+        "rows_in_clickhouse": _query_link(worker.settings, batch, Kind.EVENTS),
+    }
+
+
+def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
+    """Which records of a batch were rejected, and why."""
+    return {
+        **_identity(worker, batch, "dead_letters"),
+        **_rows(worker, batch, Kind.DEAD_LETTERS),
+        "reasons": _table(_reasons(worker.lake, batch), ("reason", "string"), ("records", "int")),
+        **_file(worker.lake, batch, Kind.DEAD_LETTERS),
+        "rows_in_clickhouse": _query_link(worker.settings, batch, Kind.DEAD_LETTERS),
+    }
+
+
+def no_batch_metadata(worker: Worker, batches: Sequence[Batch], kind: Kind) -> Metadata:
+    """What is said of a date that a run was started for but brought nothing new to."""
+    rows = sum(
+        file.rows for batch in batches if batch.staged and (file := batch.staged.file(kind))
+    )
+    return {
+        "batches": dg.MetadataValue.int(0),
+        "batches_there_already": dg.MetadataValue.int(len(batches)),
+        "dagster/row_count": dg.MetadataValue.int(0),
+        "dagster/partition_row_count": dg.MetadataValue.int(rows),
+    }
+
+
+def appended_between(lake: Lake, batch: Batch) -> tuple[datetime, datetime] | None:
+    """When the broker appended the oldest and the newest record of a batch's files, if any."""
+    assert batch.staged is not None
+    times: list[datetime] = []
+    for kind in (Kind.EVENTS, Kind.DEAD_LETTERS):
+        file = batch.staged.file(kind)
+        if file is None:
+            continue
+        try:
+            with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+                footer = pq.ParquetFile(source).metadata
+        except FileNotFoundError as error:
+            raise StagedFileDamaged(f"{file.path} is not in the lake {lake.uri}") from error
+        column = footer.schema.names.index("_appended_at")
+        for group in range(footer.num_row_groups):
+            statistics = footer.row_group(group).column(column).statistics
+            times += [statistics.min, statistics.max]
+    return (min(times), max(times)) if times else None
+
+
+def arrow_schema(schema: pa.Schema) -> dg.TableSchema:
+    """The columns of a Parquet file, for an asset's page."""
+    return dg.TableSchema(
+        [
+            dg.TableColumn(
+                field.name,
+                str(field.type),
+                constraints=dg.TableColumnConstraints(nullable=field.nullable),
+            )
+            for field in schema
+        ]
+    )
+
+
+def clickhouse_schema(table: str) -> dg.TableSchema:
+    """The columns of a table as tables.sql declares them."""
+    text = re.sub(r"--[^\n]*", "", TABLES_SQL.read_text())
+    declaration = text.split(f"{{database}}.{table}\n", 1)[1].split("ENGINE", 1)[0]
+    columns = re.findall(
+        r"^    ([a-z_]+)\s+([A-Z]\w+(?:\(.*?\))?)(?: CODEC.*| DEFAULT.*)?,?$", declaration, re.M
+    )
+    return dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns])
+
+
+def public_address(address: str) -> str:
+    """An address without the user and password that may stand in it."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+
+
+def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
+    attempts = [
+        attempt
+        for attempt in attempts_of(worker.ledger, batch.batch_id)
+        if attempt.stage == stage
+    ]
+    found: Metadata = {
+        "batch_id": dg.MetadataValue.text(batch.batch_id),
+        "attempt": dg.MetadataValue.int(len(attempts)),
+    }
+    if len(attempts) > 1:
+        found["attempts"] = _attempts(attempts)
+    if batch.generation:
+        found["generation"] = dg.MetadataValue.int(batch.generation)
+    return found
+
+
+def _rows(worker: Worker, batch: Batch, kind: Kind) -> Metadata:
+    assert batch.staged is not None
+    file = batch.staged.file(kind)
+    of_date = staged_rows_of_date(worker.ledger, batch.topic, batch.arrival_date, kind)
+    return {
+        "dagster/row_count": dg.MetadataValue.int(file.rows if file else 0),
+        "dagster/partition_row_count": dg.MetadataValue.int(of_date),
+    }
+
+
+def _ranges(batch: Batch) -> dg.MetadataValue[Any]:
+    names = tuple(vars(Balance()))
+    balances = batch.staged.balances if batch.staged else {}
+    return _table(
+        [
+            (
+                range_.partition,
+                range_.start,
+                range_.end,
+                *vars(balances.get(range_.partition, Balance())).values(),
+            )
+            for range_ in batch.ranges
+        ],
+        *((name, "int") for name in ("partition", "start", "end", *names)),
+    )
+
+
+def _attempts(attempts: Sequence[Attempt]) -> dg.MetadataValue[Any]:
+    return _table(
+        [
+            (
+                attempt.number,
+                _utc(attempt.started_at),
+                attempt.outcome or "did not end",
+                attempt.run_id,
+                f"{attempt.error_class}: {attempt.error_text}" if attempt.error_class else "",
+            )
+            for attempt in attempts
+        ],
+        ("attempt", "int"),
+        ("started", "string"),
+        ("outcome", "string"),
+        ("run", "string"),
+        ("error", "string"),
+    )
+
+
+def _seconds(seconds: Mapping[str, float], rows: int) -> Metadata:
+    total = sum(seconds.values())
+    found: Metadata = {
+        f"seconds_{stage}": dg.MetadataValue.float(round(took, 4))
+        for stage, took in seconds.items()
+    }
+    if total:
+        found["rows_per_second"] = dg.MetadataValue.float(round(rows / total, 1))
+    return found
+
+
+def _waited(lake: Lake, batch: Batch, until_us: int | None) -> Metadata:
+    between = appended_between(lake, batch)
+    if between is None or until_us is None:
+        return {}
+    until = datetime.fromtimestamp(until_us / 1e6, UTC)
+    oldest, newest = between
+    return {
+        "appended": dg.MetadataValue.text(f"{oldest:%Y-%m-%d %H:%M:%S} – {newest:%H:%M:%S} UTC"),
+        "lag_seconds_oldest": dg.MetadataValue.float(round((until - oldest).total_seconds(), 3)),
+        "lag_seconds_newest": dg.MetadataValue.float(round((until - newest).total_seconds(), 3)),
+    }
+
+
+def _file(lake: Lake, batch: Batch, kind: Kind) -> Metadata:
+    assert batch.staged is not None
+    file = batch.staged.file(kind)
+    if file is None:
+        return {}
+    if lake.is_local:
+        full = lake.full_path(file.path)
+        return {"file": dg.MetadataValue.path(full), "dagster/uri": dg.MetadataValue.text(full)}
+    uri = f"{public_address(lake.uri)}/{file.path}"
+    return {"file": dg.MetadataValue.url(uri), "dagster/uri": dg.MetadataValue.text(uri)}
+
+
+def _query_link(settings: Settings, batch: Batch, kind: Kind) -> dg.MetadataValue[Any]:
+    columns = "event, distinct_id, timestamp, uuid" if kind is Kind.EVENTS else "reason, detail"
+    query = (
+        f"SELECT _partition, _offset, {columns} "
+        f"FROM {settings.clickhouse_database}.{kind.value} "
+        f"WHERE arrival_date = '{batch.arrival_date}' AND _batch_id = '{batch.batch_id}' "
+        "ORDER BY _partition, _offset LIMIT 100 FORMAT PrettyCompactMonoBlock"
+    )
+    return dg.MetadataValue.url(
+        f"{public_address(settings.clickhouse_address)}/?query={quote(query)}"
+    )
+
+
+def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:
+    assert batch.staged is not None
+    file = batch.staged.file(Kind.DEAD_LETTERS)
+    if file is None:
+        return []
+    with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+        reasons = pq.ParquetFile(source).read(["reason"]).column("reason")
+    counts = pc.value_counts(reasons.cast(pa.string())).to_pylist()
+    return sorted((count["values"], count["counts"]) for count in counts)
+
+
+def _table(rows: Sequence[Sequence[Any]], *columns: tuple[str, str]) -> dg.MetadataValue[Any]:
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord({name: cell for (name, _), cell in zip(columns, row, strict=True)})
+            for row in rows
+        ],
+        schema=dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns]),
+    )
+
+
+def _utc(microseconds: int) -> str:
+    return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,158 @@
+"""Audit: hold batches that were loaded, however long ago, against what is there now.
+
+    unbalanced    do the records of each batch add up to the offsets it spans?
+    untiled       do the ranges of consecutive batches follow each other, lane by lane?
+    reprove       does ClickHouse hold exactly the rows that were staged?
+
+Each gives findings, none when all is well. Nothing is changed or repaired here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from clickhouse_connect.driver.client import Client
+
+from assets.pipeline.batch import Balance, Batch, Fingerprint, Kind, Range, State
+from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.prove import describe_difference
+
+LOADED_STATES = (State.LOADED, State.COMMITTED, State.SUSPECT)
+"""States in which a batch's events are, or were meant to be, in ClickHouse."""
+
+_BATCHES_A_QUERY = 200
+
+_FINGERPRINTS = """
+SELECT
+    _batch_id, _partition, count(), min(_offset), max(_offset), toUInt64(sum(_offset)),
+    sum(toUInt64(_offset) * toUInt64(_offset))
+FROM {database:Identifier}.{table:Identifier}
+WHERE _batch_id IN {batch_ids:Array(String)}
+GROUP BY _batch_id, _partition
+ORDER BY _batch_id, _partition
+"""
+
+
+class Trouble(StrEnum):
+    """What can be wrong with a batch that was loaded."""
+
+    UNBALANCED = "unbalanced"
+    MISSING = "missing"
+    DIFFERENT = "different"
+    OVERLAP = "overlap"
+    HOLE = "hole"
+    HELD = "held"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one batch, in words that say where."""
+
+    batch_id: str
+    trouble: Trouble
+    text: str
+
+    def __str__(self) -> str:
+        return f"batch {self.batch_id} {self.trouble}: {self.text}"
+
+
+def balance_of(batches: Iterable[Batch]) -> Balance:
+    """How the offsets of all these batches came out together. Batches not staged count nothing."""
+    return sum((batch.staged.balance for batch in batches if batch.staged), Balance())
+
+
+def unbalanced(batches: Iterable[Batch]) -> list[Finding]:
+    """Batches whose records do not add up to their offsets, and those that wait for a person."""
+    findings = []
+    for batch in batches:
+        if batch.state in (State.GAP, State.SUSPECT):
+            findings.append(Finding(batch.batch_id, Trouble.HELD, f"{batch.state}: {batch.note}"))
+        if batch.staged is None:
+            continue
+        findings += [
+            Finding(
+                batch.batch_id,
+                Trouble.UNBALANCED,
+                f"{range_} spans {len(range_):,} offsets, {balance.offsets:,} are accounted for",
+            )
+            for range_ in batch.ranges
+            if (balance := batch.staged.balances[range_.partition]).offsets != len(range_)
+        ]
+        rows = sum(print_.rows for print_ in batch.staged.fingerprints.get(Kind.EVENTS, ()))
+        if rows != batch.staged.balance.ok:
+            text = f"{batch.staged.balance.ok:,} records are ok, {rows:,} rows were staged"
+            findings.append(Finding(batch.batch_id, Trouble.UNBALANCED, text))
+    return findings
+
+
+def untiled(batches: Iterable[Batch]) -> list[Finding]:
+    """Where the ranges of batches that were planned one after the other leave a hole or overlap."""
+    lanes: dict[tuple[str, str, int, int], list[tuple[Range, Batch]]] = defaultdict(list)
+    for batch in batches:
+        for range_ in batch.ranges:
+            lane = (batch.cluster_id, batch.topic_id, batch.generation, range_.partition)
+            lanes[lane].append((range_, batch))
+    findings = []
+    for lane_ranges in lanes.values():
+        lane_ranges.sort(key=lambda pair: pair[0])
+        for (one, _), (other, batch) in pairwise(lane_ranges):
+            if other.start != one.end:
+                trouble = Trouble.HOLE if other.start > one.end else Trouble.OVERLAP
+                text = f"{other} follows {one} in {batch.topic}"
+                findings.append(Finding(batch.batch_id, trouble, text))
+    return findings
+
+
+def reprove(
+    client: Client, database: str, batches: Sequence[Batch], kinds: Iterable[Kind]
+) -> list[Finding]:
+    """Batches of which ClickHouse holds something else than was staged.
+
+    Batches that are not loaded yet, and dead letters not loaded yet, are left out.
+    """
+    findings = []
+    for kind in kinds:
+        due = [batch for batch in batches if _is_due(batch, kind)]
+        for at in range(0, len(due), _BATCHES_A_QUERY):
+            some = due[at : at + _BATCHES_A_QUERY]
+            found = _read_fingerprints(client, database, kind, some)
+            for batch in some:
+                assert batch.staged is not None
+                staged = batch.staged.fingerprints.get(kind, ())
+                rows = found.get(batch.batch_id, ())
+                if rows == staged:
+                    continue
+                trouble = Trouble.DIFFERENT if rows else Trouble.MISSING
+                text = f"in {database}.{kind}, {describe_difference(staged, rows)}"
+                findings.append(Finding(batch.batch_id, trouble, text))
+    return findings
+
+
+def _is_due(batch: Batch, kind: Kind) -> bool:
+    if batch.staged is None:
+        return False
+    if kind is Kind.EVENTS:
+        return batch.state in LOADED_STATES
+    return batch.dead_letters_loaded_at is not None
+
+
+def _read_fingerprints(
+    client: Client, database: str, kind: Kind, batches: Sequence[Batch]
+) -> dict[str, tuple[Fingerprint, ...]]:
+    with named_errors("re-proving batches"):
+        rows = client.query(
+            _FINGERPRINTS,
+            parameters={
+                "database": database,
+                "table": kind.value,
+                "batch_ids": [batch.batch_id for batch in batches],
+            },
+        ).result_rows
+    found: dict[str, tuple[Fingerprint, ...]] = {}
+    for batch_id, *numbers in rows:
+        found[batch_id] = (*found.get(batch_id, ()), Fingerprint(*map(int, numbers)))
+    return found

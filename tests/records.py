@@ -1,0 +1,143 @@
+"""Making records, and putting them into Kafka."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from confluent_kafka import Message, Producer, TopicPartition
+
+from capture_api.record import VERSION_HEADERS, RecordHead, encode_value
+
+RECEIVED_AT = 1_763_800_000_000_000
+"""A moment, in µs since 1970, that records are received at unless a test says otherwise."""
+
+Header = tuple[str, str | bytes | None]
+
+
+def uuid_of(number: int) -> str:
+    """A UUID for a number; different numbers give different ones."""
+    return str(UUID(int=number << 64 | 0x8000_0000_0000_0000 | number))
+
+
+def value_of(number: int, properties: bytes | None = None, **head: Any) -> bytes:
+    """The value of a sound record as our edge writes it, with the uuid of that number."""
+    if properties is None:
+        properties = json.dumps({"$lib": "web", "number": number}).encode()
+    fields: dict[str, Any] = {
+        "v": 1,
+        "uuid": uuid_of(number),
+        "project_id": 1,
+        "event": "page viewed",
+        "distinct_id": f"person-{number % 7}",
+        "timestamp": RECEIVED_AT + number,
+        "client_timestamp": None,
+        "offset_ms": None,
+        "sent_at": None,
+        "received_at": RECEIVED_AT + number,
+        "ip": "203.0.113.9",
+        "user_agent": "tests",
+        "sdk": "tests/1",
+        "request_id": f"request-{number}",
+        "flags": 0,
+    }
+    return encode_value(RecordHead(**{**fields, **head}), properties)
+
+
+def value_without(number: int, field: str) -> bytes:
+    """A value that lacks one field of the head."""
+    record = json.loads(value_of(number))
+    del record[field]
+    return spelled(record)
+
+
+def value_with(number: int, **fields: Any) -> bytes:
+    """A value with fields of any type, whatever the layout says."""
+    return spelled({**json.loads(value_of(number)), **fields})
+
+
+def spelled(record: Any) -> bytes:
+    """JSON without blanks, as our edge writes it."""
+    return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What to put into a partition; `timestamp` in ms, for topics that take the producer's."""
+
+    value: bytes | None
+    partition: int = 0
+    timestamp: int = 0
+    key: bytes | None = b"token:person"
+    headers: Sequence[Header] = field(default_factory=lambda: list(VERSION_HEADERS))
+
+
+def produce(
+    bootstrap_servers: str,
+    topic: str,
+    records: Iterable[Sent],
+    **options: str,
+) -> list[tuple[int, int]]:
+    """Put records into Kafka in order; gives the partition and offset of each."""
+    places: dict[int, tuple[int, int]] = {}
+    failed: list[str] = []
+
+    def note(number: int) -> Any:
+        def delivered(error: Any, message: Message) -> None:
+            if error is None:
+                places[number] = (message.partition(), message.offset())  # type: ignore[assignment]
+            else:
+                failed.append(str(error))
+
+        return delivered
+
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "enable.idempotence": "true",
+            "linger.ms": "5",
+            "queue.buffering.max.messages": "1000000",
+            **options,
+        }
+    )
+    for number, record in enumerate(records):
+        producer.produce(
+            topic,
+            value=record.value,
+            key=record.key,
+            partition=record.partition,
+            timestamp=record.timestamp,
+            headers=list(record.headers),
+            on_delivery=note(number),
+        )
+        producer.poll(0)
+    assert producer.flush(60) == 0, "Kafka did not take the records"
+    assert not failed, failed[0]
+    return [places[number] for number in sorted(places)]
+
+
+def transaction(bootstrap_servers: str, topic: str, name: str, records: Iterable[Sent]) -> Producer:
+    """A producer whose open transaction holds these records; they are in the log already."""
+    producer = Producer(
+        {"bootstrap.servers": bootstrap_servers, "transactional.id": name, "linger.ms": "5"}
+    )
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for record in records:
+        producer.produce(topic, value=record.value, key=record.key, partition=record.partition)
+    assert producer.flush(60) == 0, "Kafka did not take the records"
+    return producer
+
+
+def delete_before(bootstrap_servers: str, topic: str, ends: dict[int, int]) -> None:
+    """Take away the records before these offsets, as retention does."""
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    for future in admin.delete_records(
+        [TopicPartition(topic, partition, end) for partition, end in ends.items()]
+    ).values():
+        future.result()
