@@ -83,9 +83,7 @@ def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
 
 def no_batch_metadata(worker: Worker, batches: Sequence[Batch], kind: Kind) -> Metadata:
     """What is said of a date that a run was started for but brought nothing new to."""
-    rows = sum(
-        file.rows for batch in batches if batch.staged and (file := batch.staged.file(kind))
-    )
+    rows = sum(file.rows for batch in batches if batch.staged and (file := batch.staged.file(kind)))
     return {
         "batches": dg.MetadataValue.int(0),
         "batches_there_already": dg.MetadataValue.int(len(batches)),
@@ -146,9 +144,7 @@ def public_address(address: str) -> str:
 
 def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
     attempts = [
-        attempt
-        for attempt in attempts_of(worker.ledger, batch.batch_id)
-        if attempt.stage == stage
+        attempt for attempt in attempts_of(worker.ledger, batch.batch_id) if attempt.stage == stage
     ]
     found: Metadata = {
         "batch_id": dg.MetadataValue.text(batch.batch_id),

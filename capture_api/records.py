@@ -57,8 +57,9 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
     sent_at = payload.sent_at if payload.sent_at is not None else request.sent_at
     skew = clock_skew(sent_at, request.received_at)
     common_flags = FLAG_HISTORICAL if payload.historical else 0
-    minted = mint_uuids(request.received_at, sum(not event.uuid for event in events))
     received_at, token = request.received_at, payload.token
+    without_uuid = sum(not event.uuid for event in events)
+    minted = mint_uuids(received_at, without_uuid) if without_uuid else []
     records = []
     for index, event in enumerate(events):
         try:

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Literal, NoReturn, Self
 
-from local_stack import process_table
+from local_stack import process_table, signals
 from local_stack.errors import StackError
 from local_stack.ports import Port, require_port_free
 from local_stack.process_table import Entry
@@ -41,7 +41,6 @@ LOG_LIMIT_BYTES = 10 * 1024 * 1024  # a longer log is set aside at the next star
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 15
 MARK_VARIABLE = "TIDEMARK_SERVICE_MARK"
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Outcome = Literal["stopped", "killed", "was not running"]
 
@@ -160,7 +159,7 @@ def start(service: Service, home: Path) -> Record:
         # Written before the process exists: if this process is killed in between, its mark
         # still finds the other.
         _write(home, record)
-        with _signals_held():
+        with signals.held():
             child = subprocess.Popen(
                 service.argv,
                 stdin=subprocess.DEVNULL,
@@ -169,7 +168,7 @@ def start(service: Service, home: Path) -> Record:
                 env={**os.environ, **service.env, MARK_VARIABLE: record.mark},
                 cwd=service.cwd,
                 start_new_session=True,
-                preexec_fn=_reset_signals,
+                preexec_fn=signals.reset,
             )
             process_table.adopt(child)
             entry = process_table.process(child.pid)
@@ -245,10 +244,10 @@ class Foreground:
     def __enter__(self) -> Self:
         self._exits.enter_context(locked(self._home, self._purpose, foreground=True))
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING_SIGNALS:
+            for number in signals.ENDING_SIGNALS:
                 before = signal.getsignal(number)
                 if number != signal.SIGHUP or before != signal.SIG_IGN:  # nohup stays nohup
-                    signal.signal(number, _leave)
+                    signal.signal(number, signals.leave)
                     self._exits.callback(signal.signal, number, before)
         return self
 
@@ -291,7 +290,7 @@ class Foreground:
         trace: TracebackType | None,
     ) -> None:
         # A second Ctrl-C must not leave half a stack behind.
-        with _signals_held():
+        with signals.held():
             self._exits.close()
 
 
@@ -405,24 +404,3 @@ def _write(home: Path, record: Record) -> None:
     draft = path.with_suffix(".json.new")
     draft.write_text(json.dumps(asdict(record), indent=2) + "\n")
     draft.replace(path)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Put off what would end this process, so that what is begun is also written down."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _reset_signals() -> None:
-    """In the child: a shell may have ignored signals for us, and a service must hear them all."""
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())

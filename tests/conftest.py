@@ -1,4 +1,4 @@
-"""Real parts for tests: a local Kafka, and settings that live in a temporary folder."""
+"""Real parts for tests: Kafka, ClickHouse, and settings that live in a temporary folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from local_stack.kafka.topics import wait_until_ready
 from orchestration.settings import Settings
+from tests.stack import ClickHouseServer, Stack
 
 BROKER_START_SECONDS = 120.0
 
@@ -87,3 +89,54 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
         return Settings(**{"home": tmp_path / "home", **values})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def new_clickhouse(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], ClickHouseServer]]:
+    """Makes ClickHouse servers, not started yet; all are gone at the end."""
+    servers: list[ClickHouseServer] = []
+
+    def make() -> ClickHouseServer:
+        servers.append(ClickHouseServer(tmp_path_factory.mktemp("clickhouse")))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def clickhouse(new_clickhouse: Callable[[], ClickHouseServer]) -> str:
+    """The address of a local ClickHouse that all tests share."""
+    return new_clickhouse().start().address
+
+
+@pytest.fixture
+def new_stack(
+    tmp_path: Path, request: pytest.FixtureRequest, settings: Callable[..., Settings]
+) -> Iterator[Callable[..., Stack]]:
+    """Makes stacks, each with its own topic (not made yet), database, ledger and lake.
+
+    They are on the Kafka and the ClickHouse that all tests share, unless the test says otherwise.
+    """
+    stacks: list[Stack] = []
+
+    def make(**values: object) -> Stack:
+        name = uuid4().hex[:12]
+        if "kafka_bootstrap_servers" not in values:
+            values["kafka_bootstrap_servers"] = request.getfixturevalue("kafka")
+        if "clickhouse_url" not in values:
+            values["clickhouse_url"] = request.getfixturevalue("clickhouse")
+        own = {
+            "home": tmp_path / name,
+            "topic": f"events-{name}",
+            "clickhouse_database": f"tests_{name}",
+        }
+        stacks.append(Stack(settings(**{**own, **values})))
+        return stacks[-1]
+
+    yield make
+    for stack in stacks:
+        stack.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from assets.pipeline.batch import Balance, Batch
+from assets.pipeline.batch import Balance, Batch, Kind
 from assets.pipeline.clickhouse import named_errors
 from orchestration.ledger.attempts import Attempt
 
@@ -77,6 +77,7 @@ def mirror(
 
 def _batch_row(batch: Batch) -> list[Any]:
     balance = batch.staged.balance if batch.staged else Balance()
+    file = batch.staged.file(Kind.EVENTS) if batch.staged else None
     return [
         batch.batch_id,
         batch.topic,
@@ -96,7 +97,7 @@ def _batch_row(batch: Batch) -> list[Any]:
         balance.tombstone,
         balance.absent,
         [(range_.partition, range_.start, range_.end) for range_ in batch.ranges],
-        batch.staged.files[0].path if batch.staged and batch.staged.files else "",
+        file.path if file else "",
     ]
 
 

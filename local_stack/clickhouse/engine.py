@@ -61,15 +61,23 @@ class Engine:
         folder = folder.resolve()
         if "?" in str(folder):
             raise StartError(f"the data folder's path must not contain '?': {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _own(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _own(folder)
+        except OSError as error:
+            raise StartError(
+                f"cannot use {folder} ({error.strerror}): give another folder with --data"
+            ) from None
         self.spool = folder / "spool"
         # What a killed process left there belongs to requests that were never answered.
         shutil.rmtree(self.spool, ignore_errors=True)
         self.spool.mkdir()
         self._path = str(folder / "engine")
         # Held until close: the engine lives as long as some connection does.
-        self._base = chdb.connect(self._path)  # type: ignore[no-untyped-call]
+        try:
+            self._base = chdb.connect(self._path)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise StartError(f"the engine cannot open {self._path}: {error}") from None
         about = self._base.query("SELECT version(), timezone(), displayName()", "TabSeparated")
         self.version, self.timezone, self.display_name = (
             about.bytes().decode().rstrip("\n").split("\t")

@@ -5,6 +5,7 @@
 The body is taken here, so a plan may point to spool files, which live as long as their request.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from local_stack.clickhouse.request import Asked
 from local_stack.clickhouse.response import DEFAULT_FORMAT
 from local_stack.clickhouse.spool import MakeFile, Receive, Taken
 from local_stack.clickhouse.statement import Rows
+
+
+_LONG_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ async def plan(asked: Asked, receive: Receive, make: MakeFile) -> Plan:
     pieces = spool.body(receive)
     if not asked.is_form:
         taken = await spool.take(asked.query, pieces, encoding, make)
-        return _plan(asked, taken, (), ())
+        return await _plan(asked, taken, (), ())
     file, path = make()
     async for piece in spool.decoded(pieces, encoding):
         file.write(piece)
@@ -41,16 +45,22 @@ async def plan(asked: Asked, receive: Receive, make: MakeFile) -> Plan:
     form = external.read_form(asked.content_type, path, make)
     asked = asked.with_form(form.values)
     taken = await spool.take(asked.query, _nothing(), "", make)
-    return _plan(asked, taken, external.create(form, asked.external), external.drop(form))
+    return await _plan(asked, taken, external.create(form, asked.external), external.drop(form))
 
 
-def _plan(asked: Asked, taken: Taken, before: tuple[bytes, ...], after: tuple[bytes, ...]) -> Plan:
+async def _plan(
+    asked: Asked, taken: Taken, before: tuple[bytes, ...], after: tuple[bytes, ...]
+) -> Plan:
     prepare = (*asked.prepare(), *before)
     fallback = asked.default_format or DEFAULT_FORMAT
     if taken.load is not None and taken.file is not None:
         work = taken.load.render(str(taken.file), taken.compression)
         return Plan(work, fallback, prepare, after)
-    parsed = statement.parse(taken.text)
+    # A query of megabytes takes seconds to cut into tokens: not in the event loop's thread.
+    if len(taken.text) > _LONG_BYTES:
+        parsed = await asyncio.to_thread(statement.parse, taken.text)
+    else:
+        parsed = statement.parse(taken.text)
     fmt = parsed.format or fallback
     if isinstance(parsed, Rows):
         return Plan(parsed, fmt, prepare, after, reads=True)

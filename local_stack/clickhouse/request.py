@@ -9,11 +9,12 @@ the engine; an unknown setting is the engine's to refuse.
 import base64
 import binascii
 import hmac
+import ipaddress
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from local_stack.clickhouse.errors import ClickHouseError
 from local_stack.clickhouse.statement import quote, quote_name
@@ -118,13 +119,11 @@ class Asked:
         statements = []
         if self.database:
             statements.append(f"USE {quote_name(self.database)}".encode())
-        # One statement each: an error then names the setting it is about.
-        for name, value in self.parameters.items():
-            statements.append(
-                f"SET param_{name} = {quote(value)}".encode("utf-8", "surrogateescape")
-            )
-        for name, value in self.settings.items():
-            statements.append(f"SET {name} = {quote(value)}".encode("utf-8", "surrogateescape"))
+        changes = [f"param_{name} = {quote(value)}" for name, value in self.parameters.items()]
+        changes += [f"{name} = {quote(value)}" for name, value in self.settings.items()]
+        if changes:
+            text = "SET " + ", ".join(changes)
+            statements.append(text.encode("utf-8", "surrogateescape"))
         return tuple(statements)
 
 
@@ -167,6 +166,25 @@ def read(scope: Mapping[str, Any]) -> Asked:
         parameters=parameters,
         external=external,
     )
+
+
+def refuse_foreign_pages(asked: Asked) -> None:
+    """A web page from elsewhere must not use the browser of this machine's user to get in here."""
+    origin = asked.headers.get("origin", "")
+    if not origin:
+        return
+    host = urlsplit(origin).hostname or ""
+    if host != "localhost" and not host.endswith(".localhost"):
+        try:
+            local = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            local = False
+        if not local:
+            raise ClickHouseError(
+                497,
+                "ACCESS_DENIED",
+                f"Pages from {origin} may not query the server of this machine",
+            )
 
 
 def authenticate(asked: Asked, user: str, password: str) -> None:

@@ -72,6 +72,7 @@ class Server:
         try:
             asked = request.read(scope)
             to.headers = response.common(asked, self._engine.timezone, self._engine.display_name)
+            request.refuse_foreign_pages(asked)
             request.authenticate(asked, self._user.name, self._user.password)
             with spool.scratch(self._engine.spool) as make:
                 await self._answer(asked, receive, to, make)

@@ -31,7 +31,7 @@ MakeFile = Callable[[], tuple[BinaryIO, Path]]
 # The head of an INSERT must end within so many bytes; a query without data may be as long as
 # MAX_QUERY_BYTES.
 MAX_HEAD_BYTES = 1 << 20
-MAX_QUERY_BYTES = 64 << 20
+MAX_QUERY_BYTES = 16 << 20
 # Encodings that the engine reads but Python's library does not: the query must then stand in the
 # URL.
 _ENGINE_ONLY = {"br": "br", "snappy": "snappy"}
@@ -221,7 +221,7 @@ async def _take_raw(
         raise ClickHouseError(
             48,
             "NOT_IMPLEMENTED",
-            f"With Content-Encoding: {compression} the INSERT must stand in the URL and end with FORMAT",
+            f"With Content-Encoding: {compression} the INSERT must stand in the URL, up to its FORMAT",
         )
     file, path = make()
     async for piece in pieces:

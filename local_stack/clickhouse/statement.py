@@ -19,7 +19,7 @@ _READING = (b"CHECK", b"DESC", b"DESCRIBE", b"EXISTS", b"EXPLAIN", b"SET", b"SHO
 
 @dataclass(frozen=True)
 class Load:
-    """An INSERT whose data come with the request; they begin at `data_at` of the text that was parsed."""
+    """An INSERT whose data come with the request, from `data_at` of the parsed text on."""
 
     before: bytes
     after: bytes
@@ -101,19 +101,25 @@ def load(text: bytes) -> Load | None:
 
 def parse(text: bytes) -> Rows | Other:
     """What a whole text is that is no INSERT with data."""
-    parts = list(tokens(text))
+    # Long lists of values stand in brackets and tell nothing, but for what the first bracket opens with.
+    opening: Token | None = None
+    parts = []
+    for token in tokens(text):
+        if opening is None and not token.is_mark(b"("):
+            opening = token
+        if token.depth == 0:
+            parts.append(token)
     while parts and parts[-1].is_mark(b";"):
         parts.pop()
-    if not parts:
+    if not parts or opening is None:
         raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: Empty query")
-    if any(token.is_mark(b";") and token.depth == 0 for token in parts):
+    if any(token.is_mark(b";") for token in parts):
         raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)")
     end = parts[-1].end
     at = _format_clause(parts)
     name = _name(parts[at + 1]) if at is not None else None
-    opening = next((token for token in parts if not token.is_mark(b"(")), parts[0])
     reads = opening.is_word(b"SELECT", b"FROM", b"WITH")
-    if reads and not any(token.is_word(b"INSERT") and token.depth == 0 for token in parts):
+    if reads and not any(token.is_word(b"INSERT") for token in parts):
         _refuse_outfile(parts)
         if at is None:
             return Rows(text[:end], b"", None)
@@ -122,7 +128,7 @@ def parse(text: bytes) -> Rows | Other:
 
 
 def _target(text: bytes) -> tuple[int, Token] | None:
-    """Where FROM INFILE has to stand in an INSERT, and the keyword that says where its rows come from."""
+    """Where FROM INFILE has to stand in an INSERT, and the keyword before its rows."""
     stream = tokens(text)
     first = next(stream, None)
     if first is None or not first.is_word(b"INSERT"):
@@ -188,20 +194,18 @@ def _data_start(text: bytes, at: int) -> int:
 
 
 def _format_clause(parts: list[Token]) -> int | None:
-    """Which token is the FORMAT of the FORMAT clause: one that only SETTINGS may follow."""
+    """Which token of the outermost query begins the FORMAT clause: only SETTINGS may follow it."""
     for at in range(len(parts) - 2, 0, -1):
-        if parts[at].is_word(b"FORMAT") and parts[at].depth == 0:
-            last = at + 2 == len(parts)
-            if parts[at + 1].kind in (Kind.WORD, Kind.QUOTED):
-                if last or parts[at + 2].is_word(b"SETTINGS"):
-                    return at
-            return None
+        if parts[at].is_word(b"FORMAT"):
+            named = parts[at + 1].kind in (Kind.WORD, Kind.QUOTED)
+            last = at + 2 == len(parts) or parts[at + 2].is_word(b"SETTINGS")
+            return at if named and last else None
     return None
 
 
 def _refuse_outfile(parts: list[Token]) -> None:
     for at, token in enumerate(parts[:-1]):
-        if token.is_word(b"INTO") and token.depth == 0 and parts[at + 1].is_word(b"OUTFILE"):
+        if token.is_word(b"INTO") and parts[at + 1].is_word(b"OUTFILE"):
             raise ClickHouseError(
                 48,
                 "NOT_IMPLEMENTED",

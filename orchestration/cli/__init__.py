@@ -8,6 +8,7 @@ and nothing else.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 from pydantic import ValidationError
@@ -16,12 +17,6 @@ from assets.pipeline.errors import BatchError
 from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
-from orchestration.cli.batch import batch
-from orchestration.cli.demo import demo
-from orchestration.cli.projects import projects
-from orchestration.cli.settings import settings
-from orchestration.cli.stack import down, up
-from orchestration.cli.status import status
 from orchestration.ledger.projects import UnknownProject
 
 EXIT_FAILED = 1
@@ -37,14 +32,39 @@ _USER_ERRORS = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_COMMANDS = {
+    "up": "stack",
+    "down": "stack",
+    "status": "status",
+    "demo": "demo",
+    "batch": "batch",
+    "projects": "projects",
+    "settings": "settings",
+}
+"""Each command and the module beside this one that holds it."""
+
+
+class _OnDemand(click.Group):
+    """Commands that are imported when they are called: most need only a part of Tidemark."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"orchestration.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+
+@click.group(
+    cls=_OnDemand,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="tidemark")
 def tidemark() -> None:
     """Event ingestion you can audit: SDK → Kafka → Dagster micro-batches → ClickHouse."""
-
-
-for command in (up, down, status, demo, batch, projects, settings):
-    tidemark.add_command(command)
 
 
 def main() -> None:

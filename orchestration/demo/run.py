@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from confluent_kafka import Producer
-from local_stack.ports import free_port
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from assets.pipeline.batch import State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.topic import Topic
+from local_stack.ports import free_port
 from local_stack.processes import Foreground, Service
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.demo.proof import Account, take_account

@@ -296,7 +296,7 @@ def newest_batches(
     if arrival_date is not None:
         chosen = and_(chosen, batches.c.arrival_date == arrival_date)
     newest = select(batches.c.batch_id).where(chosen).order_by(batches.c.planned_at.desc())
-    return _read(ledger, batches.c.batch_id.in_(newest.limit(limit).scalar_subquery()))
+    return _read(ledger, batches.c.batch_id.in_(newest.limit(limit)))
 
 
 def staged_rows_of_date(ledger: Engine, topic: str, arrival_date: date, kind: Kind) -> int:

@@ -90,13 +90,6 @@ def test_bodies_come_compressed(
 
 def test_the_engine_reads_what_python_cannot(clickhouse_server: Any, clickhouse_table: str) -> None:
     """Brotli is left to the engine, for an INSERT in the URL."""
-    rows = httpx.post(
-        clickhouse_server.url,
-        params={"enable_http_compression": "1"},
-        headers={"Accept-Encoding": "br"},
-        content="SELECT number, 'x' FROM numbers(1000) FORMAT CSV",
-    )
-    raw = rows.content if rows.headers["Content-Encoding"] == "br" else b""
     with httpx.Client() as client:
         request = client.build_request(
             "POST",
@@ -285,6 +278,25 @@ def test_a_format_that_goes_out_comes_in(
     assert clickhouse_server.rows(
         f"SELECT count(), sum(a), countIf(s = toString(a)) FROM {clickhouse_table}"
     ) == [["70000", str(sum(range(70000))), "70000"]]
+
+
+def test_pages_from_elsewhere_are_refused(clickhouse_server: Any) -> None:
+    """A browser says which page asks: only pages of this machine may."""
+    for origin in ("https://example.com", "null", "http://127.0.0.1.example.com"):
+        answer = httpx.post(clickhouse_server.url, content="SELECT 1", headers={"Origin": origin})
+        assert (answer.status_code, answer.headers["X-ClickHouse-Exception-Code"]) == (403, "497")
+    for origin in ("http://localhost:3000", "http://127.0.0.1:8000"):
+        answer = httpx.post(clickhouse_server.url, content="SELECT 1", headers={"Origin": origin})
+        assert answer.text == "1\n"
+
+
+def test_a_long_query(clickhouse_server: Any) -> None:
+    """A list of values of megabytes is a query like another; one without end is refused."""
+    values = ",".join(str(at) for at in range(200_000))
+    query = f"SELECT count() FROM numbers(100) WHERE number IN ({values})"
+    assert clickhouse_server.rows(query, max_query_size=str(16 << 20)) == [["100"]]
+    refused = clickhouse_server.post("SELECT '" + "x" * (17 << 20) + "'")
+    assert refused.status_code == 413
 
 
 def test_only_the_user_comes_in(start_clickhouse: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,25 +17,22 @@ import psutil
 import pytest
 
 from local_stack import processes
+from local_stack.errors import StackError
+from local_stack.ports import Port, PortTaken, free_port, require_port_free
 from local_stack.processes import (
     AlreadyRunning,
     Foreground,
-    Port,
-    PortTaken,
     Service,
     ServiceFailed,
-    free_port,
     lock_holder,
     locked,
     log_path,
-    port_holder,
     recorded,
-    require_port_free,
     running,
     start,
-    start_all,
     stop,
     stop_all,
+    stop_foreground,
     wait_ready,
 )
 
@@ -120,6 +116,16 @@ def script(home: Path, body: str) -> subprocess.Popen[str]:
             log = log_path(home, name)
             return Service(name, [sys.executable, '-c', code],
                            lambda: None if 'up' in log.read_text() else 'not up')
+        def start_ready(*services):
+            for service in services:
+                start(service, home)
+            for service in services:
+                wait_ready(service, home, 30)
+        def launch_ready(stack, *services):
+            for service in services:
+                stack.launch(service)
+            for service in services:
+                stack.wait_ready(service, 30)
     """
     code = textwrap.dedent(head) + textwrap.dedent(body)
     return subprocess.Popen(
@@ -129,7 +135,7 @@ def script(home: Path, body: str) -> subprocess.Popen[str]:
 
 def test_a_service_survives_its_starters_exit(home: Path) -> None:
     """What `up --detach` started runs on, is listed, and can be stopped by another process."""
-    starter = script(home, "start_all([idle('one'), idle('two')], home, 30)")
+    starter = script(home, "start_ready(idle('one'), idle('two'))")
     output, _ = starter.communicate(timeout=LIMIT_S)
     assert (starter.returncode, output) == (0, "")
     records = running(home)
@@ -152,7 +158,7 @@ def test_a_service_hears_signals_that_its_starter_ignores(home: Path) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        start_all([idle('part')], home, 30)
+        start_ready(idle('part'))
     """
     starter = script(home, body)
     starter.communicate(timeout=LIMIT_S)
@@ -314,46 +320,71 @@ def test_a_start_that_was_cut_short_can_be_stopped(home: Path) -> None:
     assert is_gone(record.pid)
 
 
-def test_a_taken_port_names_its_holder_and_the_setting(home: Path) -> None:
-    """One line: the port, the pid and name that has it, the setting to change."""
+def test_a_service_does_not_start_on_a_taken_port(home: Path) -> None:
+    """PortTaken comes before any process is started, and nothing is recorded."""
     number = free_port(22_000)
-    record = launch(home, LISTENER, str(number))
-    name = psutil.Process(record.pid).name()
-    line = f"port {number} is taken (by pid {record.pid} {name}): set SOME_PORT to a free one"
-    with pytest.raises(PortTaken) as caught:
-        require_port_free(number, "SOME_PORT")
-    assert str(caught.value) == line
-    assert port_holder(number) == f"pid {record.pid} {name}"
+    launch(home, LISTENER, str(number))
     other = replace(service(home, IDLE, name="other"), ports=[Port(number, "SOME_PORT")])
-    with pytest.raises(PortTaken):
+    with pytest.raises(PortTaken, match="SOME_PORT"):
         start(other, home)
-    assert [running.name for running in running(home)] == ["part"]
-
-
-def test_a_free_port_is_found_beside_a_taken_one() -> None:
-    """The search starts at the wish and skips what is taken."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
-        assert free_port(number) != number
-    assert 0 < free_port(70_000) < 65_536
+    assert [record.name for record in recorded(home)] == ["part"]
 
 
 def test_all_or_nothing_is_started(home: Path) -> None:
     """When one service fails, those that were started before it are stopped again."""
-    good = service(home, IDLE, name="good")
-    bad = service(home, "raise SystemExit('no licence')", name="bad")
+
+    def start_both() -> None:
+        with Foreground(home) as stack:
+            good = service(home, IDLE, name="good")
+            stack.launch(good)
+            stack.wait_ready(good, LIMIT_S)
+            bad = service(home, "raise SystemExit('no licence')", name="bad")
+            stack.launch(bad)
+            stack.wait_ready(bad, LIMIT_S)
+
     with pytest.raises(ServiceFailed, match="no licence"):
-        start_all([good, bad], home, LIMIT_S)
+        start_both()
+    assert recorded(home) == []
+
+
+def test_services_start_side_by_side(home: Path) -> None:
+    """A service that becomes ready only with the help of a later one does, if both are launched."""
+    needs = (
+        "import sys, pathlib, time\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n" + IDLE
+    )
+    helps = "import sys, pathlib; pathlib.Path(sys.argv[1]).touch()\n" + IDLE
+    path = str(home / "help")
+    with Foreground(home) as stack:
+        first = service(home, needs, path, name="first")
+        second = service(home, helps, path, name="second")
+        records = [stack.launch(first), stack.launch(second)]
+        stack.wait_ready(first, LIMIT_S)
+        stack.wait_ready(second, LIMIT_S)
+        assert running(home) == records
+    assert recorded(home) == []
+
+
+def test_a_death_is_told_while_another_service_is_awaited(home: Path) -> None:
+    """Of services that start side by side, the one that died is named, not the slow one."""
+
+    def start_both() -> None:
+        with Foreground(home) as stack:
+            slow = replace(service(home, IDLE, name="slow"), ready=lambda: "fetches jars")
+            stack.launch(slow)
+            stack.launch(service(home, "raise SystemExit('no licence')", name="bad"))
+            stack.wait_ready(slow, LIMIT_S)
+
+    with pytest.raises(ServiceFailed, match=r"^bad ended with exit code 1(?s:.*)no licence$"):
+        start_both()
     assert recorded(home) == []
 
 
 def test_what_ran_before_is_left_alone_when_a_start_fails(home: Path) -> None:
     """A second `up` that finds a service running neither restarts nor stops it."""
     record = launch(home, IDLE, name="one")
-    with pytest.raises(AlreadyRunning):
-        start_all([service(home, IDLE, name="one")], home, LIMIT_S)
     with pytest.raises(AlreadyRunning), Foreground(home) as stack:
-        stack.start(service(home, IDLE, name="one"), LIMIT_S)
+        stack.launch(service(home, IDLE, name="one"))
     assert running(home) == [record]
 
 
@@ -373,8 +404,7 @@ def test_a_foreground_stack_ends_with_its_starter(home: Path, number: signal.Sig
     """Ctrl-C, SIGTERM or a closed terminal stop all services before the starter ends."""
     body = """
         with Foreground(home) as stack:
-            stack.start(idle('one'), 30)
-            stack.start(idle('two'), 30)
+            launch_ready(stack, idle('one'), idle('two'))
             print('ready', flush=True)
             stack.wait()
     """
@@ -383,7 +413,9 @@ def test_a_foreground_stack_ends_with_its_starter(home: Path, number: signal.Sig
     assert starter.stdout.readline() == "ready\n"
     records = running(home)
     assert [record.name for record in records] == ["one", "two"]
-    assert lock_holder(home) == starter.pid
+    holder = lock_holder(home)
+    assert holder is not None
+    assert (holder.pid, holder.foreground) == (starter.pid, True)
     starter.send_signal(number)
     output, _ = starter.communicate(timeout=LIMIT_S)
     assert (starter.returncode, output) == (128 + number, "")
@@ -398,9 +430,7 @@ def test_a_signal_while_a_service_starts_leaves_nothing_behind(home: Path) -> No
         never = Service('slow', [sys.executable, '-c', 'import signal; signal.pause()'],
                         lambda: 'not yet')
         with Foreground(home) as stack:
-            stack.start(idle('one'), 30)
-            print('ready', flush=True)
-            stack.start(never, 30)
+            launch_ready(stack, idle('one'), never)
     """
     starter = script(home, body)
     eventually(lambda: len(running(home)) == 2, "both processes run")
@@ -417,8 +447,10 @@ def test_a_foreground_stack_ends_when_a_service_dies(home: Path) -> None:
 
     def run_until_a_death() -> None:
         with Foreground(home) as stack:
-            record = stack.start(service(home, IDLE, name="one"), LIMIT_S)
-            stack.start(service(home, IDLE, name="two"), LIMIT_S)
+            made = [service(home, IDLE, name=name) for name in ("one", "two")]
+            record, _ = [stack.launch(each) for each in made]
+            for each in made:
+                stack.wait_ready(each, LIMIT_S)
             os.kill(record.pid, signal.SIGKILL)
             stack.wait()
 
@@ -431,7 +463,7 @@ def test_a_killed_foreground_stack_can_be_cleared(home: Path) -> None:
     """kill -9 of the starter: its services are still recorded and can be stopped."""
     body = """
         with Foreground(home, 'demo') as stack:
-            stack.start(idle('one'), 30)
+            launch_ready(stack, idle('one'))
             print('ready', flush=True)
             stack.wait()
     """
@@ -445,11 +477,73 @@ def test_a_killed_foreground_stack_can_be_cleared(home: Path) -> None:
         assert stop_all(home) == {"one": "stopped"}
 
 
+def test_a_foreground_stack_can_be_stopped_by_another_command(home: Path) -> None:
+    """`down` ends the process that holds the home; its services are gone when that returns."""
+    body = """
+        with Foreground(home, 'tidemark up') as stack:
+            launch_ready(stack, idle('one'), idle('two'))
+            print('ready', flush=True)
+            stack.wait()
+    """
+    starter = script(home, body)
+    assert starter.stdout is not None
+    starter.stdout.readline()
+    records = running(home)
+    assert len(records) == 2
+    ended = stop_foreground(home)
+    assert str(ended) == f"tidemark up (pid {starter.pid})"
+    assert all(is_gone(record.pid) for record in records)
+    assert recorded(home) == []
+    starter.communicate(timeout=LIMIT_S)
+    assert starter.returncode == 128 + signal.SIGTERM
+    with locked(home):
+        assert stop_foreground(home) is None  # this test is no Foreground
+    assert stop_foreground(home) is None
+
+
+def test_a_foreground_stack_that_does_not_end_is_told(home: Path) -> None:
+    """The line names the process and says what to do; nothing is killed."""
+    body = """
+        with Foreground(home, 'tidemark up'):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print('ready', flush=True)
+            while True:
+                signal.pause()
+    """
+    starter = script(home, body)
+    assert starter.stdout is not None
+    starter.stdout.readline()
+    with pytest.raises(StackError, match=rf"\(pid {starter.pid}\) does not end: `kill -9"):
+        stop_foreground(home, limit_s=0.2)
+    assert starter.poll() is None
+    starter.kill()
+    starter.communicate()
+
+
+@pytest.mark.parametrize("left", ["dead", "recycled", "cut short"])
+def test_a_lock_whose_text_is_of_another_time_ends_nobody(home: Path, left: str) -> None:
+    """Between taking the lock and writing to it, what a killed holder left is not believed."""
+    stranger = subprocess.Popen([sys.executable, "-c", IDLE], stdout=subprocess.PIPE)
+    assert stranger.stdout is not None
+    stranger.stdout.readline()
+    pid = stranger.pid if left == "recycled" else 2**22 + 1
+    text = json.dumps({"purpose": "up", "pid": pid, "born": "then", "foreground": True})
+    with locked(home):
+        (home / "run" / "stack.lock").write_text(text[:-10] if left == "cut short" else text)
+        assert lock_holder(home) is None
+        assert stop_foreground(home) is None
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.communicate()
+
+
 def test_one_command_at_a_time_works_on_a_home(home: Path) -> None:
     """The second one is told who works there and what runs already."""
     launch(home, IDLE, name="one")
     with locked(home, "tidemark up"):
-        assert lock_holder(home) == os.getpid()
+        holder = lock_holder(home)
+        assert holder is not None
+        assert (holder.pid, holder.foreground) == (os.getpid(), False)
         words = rf"tidemark up \(pid {os.getpid()}\) works on .* \(running: one\)"
         with pytest.raises(AlreadyRunning, match=words), locked(home, "tidemark down"):
             pass
@@ -463,7 +557,7 @@ def test_of_two_concurrent_starts_one_wins(home: Path) -> None:
     body = """
         try:
             with locked(home, 'up'):
-                start_all([idle('one')], home, 30)
+                start_ready(idle('one'))
                 print('started')
         except AlreadyRunning as error:
             print(error)

@@ -1,0 +1,57 @@
+"""`events`: the table that analysts query, each batch loaded by one insert and proved."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.kafka_events import GROUP
+from assets.metadata import clickhouse_schema, loaded_metadata
+from assets.pipeline.audit import LOADED_STATES
+from assets.pipeline.batch import Kind
+from assets.pipeline.worker import load_batches
+from assets.report import report, told_failures, unreported
+from orchestration.ledger.batches import unfinished_batches
+from orchestration.partitions import arrival_dates
+from orchestration.resources import Pipeline
+from orchestration.retries import pool_of, retry_policy
+from orchestration.settings import Settings
+
+
+def events(settings: Settings) -> dg.AssetsDefinition:
+    """The asset, for a topic."""
+
+    @dg.asset(
+        name="events",
+        deps=["staged_events"],
+        partitions_def=arrival_dates,
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        group_name=GROUP,
+        kinds={"clickhouse"},
+        pool=pool_of(settings.topic),
+        retry_policy=retry_policy(settings),
+        description=(
+            "Events in ClickHouse, one partition an arrival date. Each staged file goes in as one "
+            "insert of one block, then ClickHouse is asked what it holds of the batch: it counts "
+            "as loaded only when count and offset sums are those of the file. Every row names its "
+            "record (`_topic`, `_partition`, `_offset`), its batch and the run that loaded it."
+        ),
+        metadata={
+            "dagster/table_name": f"{settings.clickhouse_database}.events",
+            "dagster/column_schema": clickhouse_schema("events"),
+        },
+    )
+    def asset(
+        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> dg.MaterializeResult[None]:
+        with told_failures(context):
+            worker = pipeline.worker(context)
+            before = unfinished_batches(worker.ledger, settings.topic)
+            loaded = load_batches(worker)
+            new = {batch.batch_id for batch in loaded}
+            late = unreported(
+                context, worker, [batch for batch in before if batch.state in LOADED_STATES]
+            )
+            batches = [b for b in late if b.batch_id not in new and b.loaded_at] + loaded
+            return report(context, worker, Kind.EVENTS, batches, loaded_metadata)
+
+    return asset

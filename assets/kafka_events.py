@@ -1,0 +1,78 @@
+"""`kafka/<topic>`: the topic that the capture API writes, observed by each micro-batch.
+
+Nothing here makes it: it is the graph's source. An observation tells where each lane ends, up to
+where it is planned, and how long the oldest record of the newest batch had waited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from assets.metadata import appended_between, public_address, timestamp_of
+from assets.pipeline.batch import Batch
+from assets.pipeline.worker import Worker
+from orchestration.backlog import look
+from orchestration.settings import Settings
+
+GROUP = "ingest"
+
+
+def kafka_key(topic: str) -> dg.AssetKey:
+    """The key of a topic's asset."""
+    return dg.AssetKey(["kafka", topic])
+
+
+def kafka_events(settings: Settings) -> dg.AssetSpec:
+    """The topic as an external asset."""
+    return dg.AssetSpec(
+        kafka_key(settings.topic),
+        description=(
+            "Records as the capture API had them acknowledged by Kafka: one event each, as JSON. "
+            "A micro-batch reads them by offset and leaves them in place; how long they stay is "
+            "up to the topic's retention. Observed by every micro-batch: the lag is here."
+        ),
+        group_name=GROUP,
+        kinds={"kafka"},
+        metadata={
+            "topic": settings.topic,
+            "bootstrap_servers": settings.bootstrap_servers,
+            "capture_api": dg.MetadataValue.url(public_address(settings.capture_address)),
+            "consumer_group": f"tidemark-{settings.topic} (for lag tools; nothing plans from it)",
+        },
+    )
+
+
+def observe(context: dg.AssetExecutionContext, worker: Worker, staged: Sequence[Batch]) -> None:
+    """Log how the topic stands now that these batches are staged."""
+    backlog = look(worker.topic, worker.ledger)
+    newest = staged[-1] if staged else None
+    between = appended_between(worker.lake, newest) if newest else None
+    lag = (timestamp_of(newest.staged_at) - between[0]).total_seconds() if newest and between else 0
+    context.log_event(
+        dg.AssetObservation(
+            kafka_key(worker.settings.topic),
+            metadata={
+                "end_offsets": sum(lane.end for lane in backlog.lanes),
+                "read_up_to": sum(lane.planned_end for lane in backlog.lanes),
+                "unread": backlog.unread,
+                "records_read": sum(batch.offsets for batch in staged),
+                "batches": len(staged),
+                "lag_seconds": round(float(lag), 3),
+                "lanes": dg.MetadataValue.table(
+                    [
+                        dg.TableRecord(
+                            {
+                                "partition": lane.partition,
+                                "read_up_to": lane.planned_end,
+                                "end": lane.end,
+                                "unread": lane.unread,
+                            }
+                        )
+                        for lane in backlog.lanes
+                    ]
+                ),
+            },
+        )
+    )

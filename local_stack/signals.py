@@ -1,0 +1,33 @@
+"""The signals that end a stack: Ctrl-C, SIGTERM and a closed terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler: unwind this process, so that what it began is undone."""
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Put off what would end this process, so that what is begun is also written down."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def reset() -> None:
+    """In the child: a shell may have ignored signals for us, and a service must hear them all."""
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

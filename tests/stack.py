@@ -1,0 +1,205 @@
+"""A topic, a lake, a ledger and a database of a test's own, on Kafka and ClickHouse that are real.
+
+Invariant of `account`: it asks what is really there, by offsets: ClickHouse's rows, and the lake's
+files of duplicates that the ledger names. It does not ask the balance that staging reported.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import pyarrow.parquet as pq
+from clickhouse_connect.driver.client import Client
+from confluent_kafka.admin import AdminClient, NewTopic
+from sqlalchemy import Engine
+
+from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.errors import TransientError
+from assets.pipeline.topic import Topic
+from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from orchestration.ledger.batches import all_batches
+from orchestration.ledger.connection import open_ledger
+from orchestration.settings import Settings
+from tests.records import Sent, produce, value_of
+
+ROOT = Path(__file__).parents[1]
+
+Place = tuple[int, int]
+"""A partition and an offset."""
+
+
+class ClickHouseServer:
+    """A local ClickHouse in a folder of its own; it keeps its data and port over a crash."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> ClickHouseServer:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "local_stack.clickhouse", "--data", str(self.data)]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert " ready on http://" in line, line or "ClickHouse did not start"
+        self.port = int(line.split(" ready on http://")[1].split(",")[0].rsplit(":", 1)[1])
+        return self
+
+    def kill(self) -> None:
+        """As the power cut does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where each record was found; a place that is found twice stands here twice."""
+
+    events: list[Place]
+    dead_letters: list[Place]
+    duplicates: list[Place]
+
+    @property
+    def places(self) -> Counter[Place]:
+        """Every place, and how often it was found."""
+        return Counter([*self.events, *self.dead_letters, *self.duplicates])
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One topic's way, from Kafka to ClickHouse."""
+
+    settings: Settings
+
+    @property
+    def kafka(self) -> str:
+        """Kafka's bootstrap servers."""
+        return self.settings.bootstrap_servers
+
+    @property
+    def database(self) -> str:
+        """The database of its tables."""
+        return self.settings.clickhouse_database
+
+    @cached_property
+    def ledger(self) -> Engine:
+        """Its ledger."""
+        return open_ledger(self.settings.ledger)
+
+    @cached_property
+    def client(self) -> Client:
+        """A client of its ClickHouse."""
+        return clickhouse_connect.get_client(
+            dsn=self.settings.clickhouse_address, autogenerate_session_id=False
+        )
+
+    @cached_property
+    def topic(self) -> Topic:
+        """Its topic's metadata."""
+        return Topic(self.settings.kafka_client, self.settings.topic)
+
+    def make_topic(self, partitions: int = 1, **config: str) -> Stack:
+        """Make the topic, with the broker's times unless `config` says otherwise."""
+        admin = AdminClient(self.settings.kafka_client)
+        config = {"message.timestamp.type": "LogAppendTime", **config}
+        name = self.settings.topic
+        admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result()
+        self.await_partitions(partitions)
+        return self
+
+    def delete_topic(self) -> None:
+        """Delete the topic, and return when the brokers have forgotten it."""
+        admin = AdminClient(self.settings.kafka_client)
+        admin.delete_topics([self.settings.topic])[self.settings.topic].result()
+        while self.settings.topic in admin.list_topics(timeout=10).topics:
+            pass
+
+    def await_partitions(self, partitions: int) -> None:
+        """Return when every partition has a leader that answers."""
+        while True:
+            try:
+                if self.topic.identity().partitions == partitions:
+                    self.topic.highs(range(partitions))
+                    return
+            except TransientError:  # its leaders are not chosen yet
+                continue
+
+    def send(self, *records: Sent | bytes | None, **options: str) -> list[Place]:
+        """Put records, or bare values for partition 0, into the topic."""
+        return produce(
+            self.kafka,
+            self.settings.topic,
+            [record if isinstance(record, Sent) else Sent(record) for record in records],
+            **options,
+        )
+
+    def send_numbers(self, numbers: Iterable[int], partitions: int = 1) -> list[Place]:
+        """Put sound records into the topic, spread over its partitions."""
+        return self.send(*(Sent(value_of(number), number % partitions) for number in numbers))
+
+    def worker(self, run_id: str = "run") -> Worker:
+        """A worker that keeps what it says to itself."""
+        return Worker(self.settings, self.ledger, run_id, say=lambda line: None)
+
+    def run(self, run_id: str = "run") -> list[Batch]:
+        """One micro-batch, from plan to dead letters; gives all batches of the topic."""
+        worker = self.worker(run_id)
+        stage_batches(worker)
+        load_batches(worker)
+        load_dead_letters(worker)
+        return self.batches()
+
+    def batches(self) -> list[Batch]:
+        """All batches of the topic, as the ledger has them."""
+        return all_batches(self.ledger, self.settings.topic)
+
+    def rows(self, query: str, **parameters: Any) -> list[Sequence[Any]]:
+        """What ClickHouse answers; `{database}` stands for the database's name."""
+        text = query.replace("{database}", self.database)
+        return list(self.client.query(text, parameters=parameters).result_rows)
+
+    def lake_file(self, path: str) -> Path:
+        """A file of the lake."""
+        return Path(self.settings.lake) / path
+
+    def account(self) -> Account:
+        """Where every record of the topic is, as ClickHouse and the lake have it."""
+        duplicates: list[Place] = []
+        for batch in self.batches():
+            file = batch.staged.file(Kind.DUPLICATES) if batch.staged else None
+            if file is not None:
+                table = pq.read_table(self.lake_file(file.path))
+                duplicates += zip(
+                    table["_partition"].to_pylist(), table["_offset"].to_pylist(), strict=True
+                )
+        return Account(self._places("events"), self._places("dead_letters"), duplicates)
+
+    def _places(self, table: str) -> list[Place]:
+        found = self.rows(
+            f"SELECT _partition, _offset FROM {{database}}.{table} WHERE _topic = {{topic:String}}",
+            topic=self.settings.topic,
+        )
+        return [(partition, offset) for partition, offset in found]
+
+    def close(self) -> None:
+        """Give back what it holds of the shared servers."""
+        self.client.command(f"DROP DATABASE IF EXISTS {self.database} SYNC")
+        self.client.close()
