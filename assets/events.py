@@ -1,20 +1,19 @@
 """`events`: the table that analysts query, each batch loaded by one insert and proved."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.kafka_events import GROUP
 from assets.metadata import clickhouse_schema, loaded_metadata
-from assets.pipeline.audit import LOADED_STATES
 from assets.pipeline.batch import Kind
 from assets.pipeline.worker import load_batches
-from assets.report import report, told_failures, unreported
+from assets.report import Sheet, report, told_failures
 from orchestration.ledger.batches import unfinished_batches
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
+
+_SHEET = Sheet(Kind.EVENTS, lambda batch: batch.loaded_at is not None, loaded_metadata)
 
 
 def events(settings: Settings) -> dg.AssetsDefinition:
@@ -24,7 +23,6 @@ def events(settings: Settings) -> dg.AssetsDefinition:
         name="events",
         deps=["staged_events"],
         partitions_def=arrival_dates,
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=GROUP,
         kinds={"clickhouse"},
         pool=pool_of(settings.topic),
@@ -47,11 +45,6 @@ def events(settings: Settings) -> dg.AssetsDefinition:
             worker = pipeline.worker(context)
             before = unfinished_batches(worker.ledger, settings.topic)
             loaded = load_batches(worker)
-            new = {batch.batch_id for batch in loaded}
-            late = unreported(
-                context, worker, [batch for batch in before if batch.state in LOADED_STATES]
-            )
-            batches = [b for b in late if b.batch_id not in new and b.loaded_at] + loaded
-            return report(context, worker, Kind.EVENTS, batches, loaded_metadata)
+            return report(context, worker, _SHEET, loaded, before)
 
     return asset

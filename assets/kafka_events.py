@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from assets.metadata import appended_between, public_address, timestamp_of
+from assets.metadata import appended_between, public_address, utc
 from assets.pipeline.batch import Batch
 from assets.pipeline.worker import Worker
 from orchestration.backlog import look
@@ -49,7 +49,9 @@ def observe(context: dg.AssetExecutionContext, worker: Worker, staged: Sequence[
     backlog = look(worker.topic, worker.ledger)
     newest = staged[-1] if staged else None
     between = appended_between(worker.lake, newest) if newest else None
-    lag = (timestamp_of(newest.staged_at) - between[0]).total_seconds() if newest and between else 0
+    lag = 0.0
+    if newest is not None and newest.staged_at is not None and between is not None:
+        lag = (utc(newest.staged_at) - between[0]).total_seconds()
     context.log_event(
         dg.AssetObservation(
             kafka_key(worker.settings.topic),
@@ -59,7 +61,7 @@ def observe(context: dg.AssetExecutionContext, worker: Worker, staged: Sequence[
                 "unread": backlog.unread,
                 "records_read": sum(batch.offsets for batch in staged),
                 "batches": len(staged),
-                "lag_seconds": round(float(lag), 3),
+                "lag_seconds": round(lag, 3),
                 "lanes": dg.MetadataValue.table(
                     [
                         dg.TableRecord(

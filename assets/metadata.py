@@ -81,7 +81,7 @@ def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
     }
 
 
-def no_batch_metadata(worker: Worker, batches: Sequence[Batch], kind: Kind) -> Metadata:
+def no_batch_metadata(batches: Sequence[Batch], kind: Kind) -> Metadata:
     """What is said of a date that a run was started for but brought nothing new to."""
     rows = sum(file.rows for batch in batches if batch.staged and (file := batch.staged.file(kind)))
     return {
@@ -134,6 +134,11 @@ def clickhouse_schema(table: str) -> dg.TableSchema:
         r"^    ([a-z_]+)\s+([A-Z]\w+(?:\(.*?\))?)(?: CODEC.*| DEFAULT.*)?,?$", declaration, re.M
     )
     return dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns])
+
+
+def utc(microseconds: int) -> datetime:
+    """A time of the ledger."""
+    return datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
 def public_address(address: str) -> str:
@@ -189,7 +194,7 @@ def _attempts(attempts: Sequence[Attempt]) -> dg.MetadataValue[Any]:
         [
             (
                 attempt.number,
-                _utc(attempt.started_at),
+                f"{utc(attempt.started_at):%Y-%m-%d %H:%M:%S}",
                 attempt.outcome or "did not end",
                 attempt.run_id,
                 f"{attempt.error_class}: {attempt.error_text}" if attempt.error_class else "",
@@ -219,7 +224,7 @@ def _waited(lake: Lake, batch: Batch, until_us: int | None) -> Metadata:
     between = appended_between(lake, batch)
     if between is None or until_us is None:
         return {}
-    until = datetime.fromtimestamp(until_us / 1e6, UTC)
+    until = utc(until_us)
     oldest, newest = between
     return {
         "appended": dg.MetadataValue.text(f"{oldest:%Y-%m-%d %H:%M:%S} – {newest:%H:%M:%S} UTC"),
@@ -272,7 +277,3 @@ def _table(rows: Sequence[Sequence[Any]], *columns: tuple[str, str]) -> dg.Metad
         ],
         schema=dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns]),
     )
-
-
-def _utc(microseconds: int) -> str:
-    return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S}"

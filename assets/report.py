@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 
 import dagster as dg
@@ -24,17 +25,32 @@ from orchestration.partitions import partition_of
 PASSING = (TransientError, LeaseHeld, LeaseLost, PlanConflict, OperationalError)
 """Errors after which the same step may go well a little later."""
 
-_LOOKED_BACK = 200
+_LOOKED_BACK = 200  # materializations
+_NAMED = 50  # batches
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What differs between the assets: which rows they hold, and how a batch is told of there."""
+
+    kind: Kind
+    is_done: Callable[[Batch], bool]  # whether the asset has what it is to have of the batch
+    describe: Callable[[Worker, Batch], Metadata]
 
 
 def report(
     context: dg.AssetExecutionContext,
     worker: Worker,
-    kind: Kind,
-    batches: Sequence[Batch],
-    describe: Callable[[Worker, Batch], Metadata],
+    sheet: Sheet,
+    done: Sequence[Batch],
+    before: Sequence[Batch] = (),
 ) -> dg.MaterializeResult[None]:
-    """Report batches; gives what the asset function returns."""
+    """Report what was done now, and what was done before and never told.
+
+    `before` are the unfinished batches that were found at the start. Gives what the asset
+    function returns.
+    """
+    batches = [*_untold(context, worker, sheet, done, before), *done]
     own = [batch for batch in batches if partition_of(batch.arrival_date) == context.partition_key]
     for batch in batches:
         if not own or batch is not own[-1]:
@@ -42,54 +58,69 @@ def report(
                 dg.AssetMaterialization(
                     context.asset_key,
                     partition=partition_of(batch.arrival_date),
-                    metadata=describe(worker, batch),
+                    metadata=sheet.describe(worker, batch),
                 )
             )
     if own:
-        return dg.MaterializeResult(metadata=describe(worker, own[-1]))
+        return dg.MaterializeResult(metadata=sheet.describe(worker, own[-1]))
+    return dg.MaterializeResult(metadata=_nothing_new(context, worker, sheet))
 
+
+def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet) -> Metadata:
     day = date.fromisoformat(context.partition_key)
-    there = batches_of_date(worker.ledger, worker.settings.topic, day)
-    found = no_batch_metadata(worker, there, kind)
-    context.log.info(
-        f"nothing new for {day}: its {len(there):,} batches with "
-        f"{found['dagster/partition_row_count'].value:,} rows are there already and stay as they "
-        "are; the checks prove them again"
-        if there
-        else f"nothing for {day}: the ledger has no batch of that date"
-    )
-    return dg.MaterializeResult(metadata=found)
+    there = [
+        batch
+        for batch in batches_of_date(worker.ledger, worker.settings.topic, day)
+        if sheet.is_done(batch)
+    ]
+    if there:
+        context.log.info(
+            f"nothing new for {day}: its {len(there):,} batches are there already and stay as "
+            "they are; the checks prove them again: "
+            + " ".join(batch.batch_id for batch in there[:_NAMED])
+            + (" …" if len(there) > _NAMED else "")
+        )
+    else:
+        context.log.info(f"nothing for {day}: the ledger has no batch of that date here")
+    return no_batch_metadata(there, sheet.kind)
 
 
-def unreported(
-    context: dg.AssetExecutionContext, worker: Worker, candidates: Sequence[Batch]
+def _untold(
+    context: dg.AssetExecutionContext,
+    worker: Worker,
+    sheet: Sheet,
+    done: Sequence[Batch],
+    before: Sequence[Batch],
 ) -> list[Batch]:
-    """Those of the batches that no materialization of this asset tells of.
+    """Batches done earlier that no materialization of this asset tells of.
 
-    A process that died between its work and its report leaves such a batch behind. Besides the
-    candidates, what the runs planned that this one is a retry of is looked at.
+    A process that died between its work and its report leaves such a batch behind: it is among
+    the unfinished, or it was planned by the run that this one tries again.
     """
-    family = {context.run.root_run_id, context.run.parent_run_id} - {None}
+    family = {context.run.root_run_id, context.run.parent_run_id}
     if context.retry_number:
         family.add(context.run.run_id)
-    known = {batch.batch_id: batch for batch in candidates}
+    candidates = list(before)
     for run_id in family:
-        assert run_id is not None
-        known |= {batch.batch_id: batch for batch in batches_of_run(worker.ledger, run_id)}
-    if not known:
+        if run_id is not None:
+            candidates += batches_of_run(worker.ledger, run_id)
+    told = {batch.batch_id for batch in done}
+    untold = {
+        batch.batch_id: batch
+        for batch in candidates
+        if batch.batch_id not in told and sheet.is_done(batch)
+    }
+    if not untold:
         return []
+    partitions = sorted({partition_of(batch.arrival_date) for batch in untold.values()})
     records = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(
-            context.asset_key,
-            asset_partitions=sorted({partition_of(batch.arrival_date) for batch in known.values()}),
-        ),
-        limit=_LOOKED_BACK,
+        dg.AssetRecordsFilter(context.asset_key, asset_partitions=partitions), limit=_LOOKED_BACK
     ).records
     for record in records:
         materialization = record.asset_materialization
         if materialization is not None and "batch_id" in materialization.metadata:
-            known.pop(str(materialization.metadata["batch_id"].value), None)
-    return sorted(known.values(), key=lambda batch: (batch.planned_at, batch.batch_id))
+            untold.pop(str(materialization.metadata["batch_id"].value), None)
+    return sorted(untold.values(), key=lambda batch: (batch.planned_at, batch.batch_id))
 
 
 @contextmanager

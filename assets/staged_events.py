@@ -1,20 +1,20 @@
 """`staged_events`: ranges of the topic, judged and enriched, as one Parquet file a batch."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.kafka_events import GROUP, kafka_key, observe
 from assets.metadata import arrow_schema, public_address, staged_metadata
-from assets.pipeline.batch import Kind, State
+from assets.pipeline.batch import Kind
 from assets.pipeline.columns import EVENTS
 from assets.pipeline.worker import stage_batches
-from assets.report import report, told_failures, unreported
+from assets.report import Sheet, report, told_failures
 from orchestration.ledger.batches import unfinished_batches
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
+
+_SHEET = Sheet(Kind.EVENTS, lambda batch: batch.staged is not None, staged_metadata)
 
 
 def staged_events(settings: Settings) -> dg.AssetsDefinition:
@@ -24,7 +24,6 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
         name="staged_events",
         deps=[kafka_key(settings.topic)],
         partitions_def=arrival_dates,
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=GROUP,
         kinds={"parquet", "arrow"},
         pool=pool_of(settings.topic),
@@ -46,15 +45,10 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
         with told_failures(context):
             worker = pipeline.worker(context)
             before = unfinished_batches(worker.ledger, settings.topic)
-            pipeline.name_batches(context, before)
+            pipeline.tag_run(context, before)
             staged = stage_batches(worker)
-            pipeline.name_batches(context, [*before, *staged])
+            pipeline.tag_run(context, [*before, *staged])
             observe(context, worker, staged)
-            new = {batch.batch_id for batch in staged}
-            late = unreported(
-                context, worker, [batch for batch in before if batch.state is not State.PLANNED]
-            )
-            batches = [b for b in late if b.batch_id not in new and b.staged] + staged
-            return report(context, worker, Kind.EVENTS, batches, staged_metadata)
+            return report(context, worker, _SHEET, staged, before)
 
     return asset

@@ -138,11 +138,14 @@ class Ingest:
 
 
 def _log_refusal(scope: Scope, headers: dict[bytes, bytes], receipt: str, refused: Refused) -> None:
-    """One line that lets an operator find the sender of what could not be taken in."""
+    """One line that lets an operator find the sender of what could not be taken in.
+
+    The texts may quote the client, hence %r: a quoted line break must not make a second line.
+    """
     if refused.status == 503:
         return  # the producer and the projects say once what is wrong, not once a request
     log.info(
-        "refused %s %s with %d %s: %s (receipt %s, ip %s, user agent %r)",
+        "refused %s %s with %d %s: %r (receipt %s, ip %s, user agent %r)",
         scope["method"],
         scope["path"],
         refused.status,

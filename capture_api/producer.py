@@ -2,7 +2,7 @@
 
     event loop    produce() for each record, then the request waits for its Delivery's future
     poll thread   takes Kafka's answers and wakes the loop once for all requests they complete
-    watch thread  asks for the topic when no delivery has shown lately that Kafka is there
+    watch thread  asks Kafka for the topic every second: is it there, is the topic
 
 Invariants: a request is told "acknowledged" only when every one of its records is; what is queued
 is bounded in messages and bytes; no request waits longer than the acknowledgement timeout and a

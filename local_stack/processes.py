@@ -115,8 +115,10 @@ def locked(home: Path, purpose: str = "tidemark", foreground: bool = False) -> I
         file.truncate(0)
         file.write(json.dumps(asdict(Holder(purpose, os.getpid(), born, foreground))))
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def lock_holder(home: Path) -> Holder | None:

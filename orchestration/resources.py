@@ -6,12 +6,13 @@ first use and serve all assets of the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import dagster as dg
 from sqlalchemy import Engine
 
+from assets.pipeline.batch import Batch
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
 from orchestration.lost_runs import WORKER_TAG, this_process
@@ -20,6 +21,8 @@ from orchestration.settings import Settings
 TOPIC_TAG = "tidemark/topic"
 BATCHES_TAG = "tidemark/batch_id"
 RANGES_TAG = "tidemark/ranges"
+
+_TAG_CHARACTERS = 500
 
 
 class Pipeline:
@@ -34,7 +37,7 @@ class Pipeline:
         """The plan of record."""
         return open_ledger(self.settings.ledger)
 
-    def worker(self, context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Worker:
+    def worker(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Worker:
         """The run's worker, speaking to the log of the step that asks for it."""
         if self._worker is None:
             self._worker = Worker(self.settings, self.ledger, context.run.run_id)
@@ -44,6 +47,14 @@ class Pipeline:
             )
         self._worker.say = context.log.info
         return self._worker
+
+    def tag_run(self, context: dg.AssetExecutionContext, batches: Sequence[Batch]) -> None:
+        """Put the batches that a run carries into its tags, as far as they fit."""
+        by_id = {batch.batch_id: batch for batch in batches}
+        if by_id:
+            ranges = " ".join(str(r) for batch in by_id.values() for r in batch.ranges)
+            tags = {BATCHES_TAG: _cut(" ".join(by_id)), RANGES_TAG: _cut(ranges)}
+            context.instance.add_run_tags(context.run.run_id, tags)
 
     def close(self) -> None:
         """Let go of the ledger's connections."""
@@ -68,3 +79,7 @@ def pipeline_resource(settings: Settings) -> dg.ResourceDefinition:
             "`tidemark settings` lists what it is set to."
         ),
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TAG_CHARACTERS else text[: _TAG_CHARACTERS - 2] + " …"

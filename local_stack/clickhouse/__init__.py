@@ -5,10 +5,11 @@
 prints one line when it answers, and then speaks ClickHouse's HTTP protocol: clickhouse-connect,
 curl, Grafana and whatever else talks to port 8123 of a ClickHouse work as they are.
 
-    request ──▶ request.py: what is asked     ──▶ spool.py: the body, decoded, on disk
-                                                      │ statement.py: where the query ends and data begins
-                                                      ▼
-    answer  ◀── response.py: headers, errors  ◀── engine.py: one connection a request, rows through a pipe
+    request ──▶ request.py   what is asked, and by whom
+            ──▶ spool.py     the body, decoded, on disk; statement.py says where data begin in it
+            ──▶ plan.py      what is to be run
+            ──▶ runner.py    a thread, and in it engine.py: a connection of the request's own
+            ──▶ rows.py      rows out of a pipe, with the headers and errors of response.py
 
 What holds:
 

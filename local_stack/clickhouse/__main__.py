@@ -118,7 +118,8 @@ def _listen(host: str, port: int) -> socket.socket:
         loopback = False
     if not loopback:
         raise StartError(
-            f"--host {host} is not a loopback address: this server is for one machine, use 127.0.0.1"
+            f"--host {host} is not a loopback address (the server is for one machine): "
+            "use 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

@@ -10,7 +10,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Exchange:
-    """One answer: either `whole`, or `begin`, `more` and `end`. An answer without its end is one cut short."""
+    """One answer: either `whole`, or `begin`, `more` and `end`; without its end it is cut short."""
 
     def __init__(self, send: Send, *, head_only: bool) -> None:
         self._send = send

@@ -1,7 +1,7 @@
 """Tables that come with a query, as parts of a multipart form.
 
-    form on disk ──▶ parts() ──▶ values (query, param_x)
-                           └──▶ files ──▶ CREATE TEMPORARY TABLE + INSERT FROM INFILE, on the query's connection
+    form on disk ──▶ read_form() ──▶ values: the query, its parameters
+                             └─▶ files  ──▶ create(): a temporary table of the query's connection
 
 The form is spooled as it is sent and read through a memory map, so a table may be larger than
 memory.
@@ -11,6 +11,7 @@ import mmap
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from local_stack.clickhouse.errors import ClickHouseError
@@ -112,5 +113,5 @@ def _numbered(types: str) -> str:
     text = types.encode()
     cuts = [token.start for token in tokens(text) if token.depth == 0 and token.is_mark(b",")]
     edges = [-1, *cuts, len(text)]
-    pieces = [text[a + 1 : b].decode().strip() for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a + 1 : b].decode().strip() for a, b in pairwise(edges)]
     return ", ".join(f"_{at} {piece}" for at, piece in enumerate(pieces, 1) if piece)

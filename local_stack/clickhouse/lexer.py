@@ -40,7 +40,7 @@ _CLOSING = frozenset((b")", b"]", b"}"))
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token; `depth` counts the brackets open around it (a bracket stands at the depth outside it)."""
+    """One token; `depth` counts the brackets around it, and a bracket is outside of itself."""
 
     kind: Kind
     text: bytes

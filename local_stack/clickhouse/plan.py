@@ -1,6 +1,6 @@
 """From a request to what the engine is to run.
 
-    Asked + body ──▶ plan(): Plan = statements to prepare a connection, the work, statements to tidy up
+    Asked + body ──▶ plan(): Plan = preparation of a connection, the work, tidying up
 
 The body is taken here, so a plan may point to spool files, which live as long as their request.
 """
@@ -14,7 +14,6 @@ from local_stack.clickhouse.request import Asked
 from local_stack.clickhouse.response import DEFAULT_FORMAT
 from local_stack.clickhouse.spool import MakeFile, Receive, Taken
 from local_stack.clickhouse.statement import Rows
-
 
 _LONG_BYTES = 1 << 16
 

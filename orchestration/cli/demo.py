@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 
@@ -21,18 +20,12 @@ def demo(events: int, cadence: str, keep: bool) -> None:
     begun = time.monotonic()
     console = Console()
     settings = demo_settings(cadence)
-    shutil.rmtree(settings.home, ignore_errors=True)  # what a killed demo left behind
-    try:
-        outcome = run_demo(settings, events, console, keep)
-    finally:
-        if keep:
-            shutil.rmtree(settings.home, ignore_errors=True)
+    outcome = run_demo(settings, events, console, keep)
     if outcome.problems:
         console.print(f"[red]It does NOT balance. Logs and data are kept in {settings.home}")
         for problem in outcome.problems:
             console.print(f"[red]  {problem}")
         sys.exit(3)
-    shutil.rmtree(settings.home, ignore_errors=True)
     console.print(
         f"[green]Balance proved: {outcome.account.loaded:,} events, none lost, none doubled, "
         f"in {time.monotonic() - begun:.0f} s. Nothing is left running."

@@ -7,6 +7,7 @@ It works in a home of its own, on free ports, so it runs beside a stack that is 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from assets.pipeline.batch import State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.topic import Topic
 from local_stack.ports import free_port
-from local_stack.processes import Foreground, Service
+from local_stack.processes import Foreground, Service, locked, stop_all
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.demo.proof import Account, take_account
 from orchestration.demo.report import show
@@ -68,20 +69,36 @@ def demo_settings(cadence: str) -> Settings:
 
 
 def run_demo(settings: Settings, events: int, console: Console, keep: bool) -> Outcome:
-    """Run it; with `keep`, stay until Ctrl-C after the result is shown."""
-    with Foreground(settings.home, "tidemark demo") as foreground:
-        with _told(console, "starting Kafka, ClickHouse, the capture API and Dagster") as tell:
+    """Run it; with `keep`, stay until Ctrl-C after the result is shown.
 
-            def wait(service: Service) -> None:
-                foreground.wait_ready(service, START_LIMIT_S)
-                tell(f"{service.name} is ready")
+    The demo's home is removed at the end, unless something went wrong: then it tells what.
+    """
+    _clear_away(settings)
+    outcome: Outcome | None = None
+    try:
+        with Foreground(settings.home, "tidemark demo") as foreground:
+            with _told(console, "starting Kafka, ClickHouse, the capture API and Dagster") as tell:
 
-            start_stack(settings, foreground.launch, wait)
-        outcome = _send_and_prove(settings, events, console)
-        if keep:
-            console.print("The stack stays up. Ctrl-C stops it and removes the demo's data.")
-            foreground.wait()
-    return outcome
+                def wait(service: Service) -> None:
+                    foreground.wait_ready(service, START_LIMIT_S)
+                    tell(f"{service.name} is ready")
+
+                start_stack(settings, foreground.launch, wait)
+            outcome = _send_and_prove(settings, events, console)
+            if keep:
+                console.print("The stack stays up. Ctrl-C stops it and removes the demo's data.")
+                foreground.wait()
+        return outcome
+    finally:
+        if outcome is not None and not outcome.problems:
+            shutil.rmtree(settings.home, ignore_errors=True)
+
+
+def _clear_away(settings: Settings) -> None:
+    """What an earlier demo left behind when it was killed; raises AlreadyRunning for a live one."""
+    with locked(settings.home, "tidemark demo"):
+        stop_all(settings.home)
+    shutil.rmtree(settings.home, ignore_errors=True)
 
 
 def _send_and_prove(settings: Settings, count: int, console: Console) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -24,16 +23,13 @@ class Sender(threading.Thread):
         self._stop_now = threading.Event()
         self.accepted: set[str] = set()
         self.statuses: list[int] = []
-        self.slowest = 0.0
 
     def run(self) -> None:
         with httpx.Client(base_url=self._capture.url, timeout=30) as client:
             while not self._stop_now.is_set():
                 uuids = [str(uuid.uuid4()) for _ in range(10)]
                 events = [{"event": "e", "distinct_id": u, "uuid": u} for u in uuids]
-                started = time.monotonic()
                 response = client.post("/batch", json=self._capture.batch(*events))
-                self.slowest = max(self.slowest, time.monotonic() - started)
                 self.statuses.append(response.status_code)
                 if response.status_code == 200:
                     self.accepted.update(uuids)
@@ -86,8 +82,6 @@ def test_broker_crash_loses_nothing_acknowledged(
     accepted = set().union(*(sender.accepted for sender in senders))
     assert accepted - stored == set()
     assert {status for sender in senders for status in sender.statuses} == {200, 503}
-    # The acknowledgement timeout, the grace of a request, and a machine with other work to do.
-    assert max(sender.slowest for sender in senders) < ACK_TIMEOUT_MS / 1000 + 5
 
 
 def test_server_started_without_kafka_recovers(

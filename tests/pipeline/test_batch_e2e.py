@@ -38,7 +38,7 @@ def test_every_offset_comes_out_once(new_stack: NewStack) -> None:
     assert account.places == Counter([*sent, *repeated, *broken])
     assert Counter(account.dead_letters) == Counter(broken)
     assert len(account.duplicates) == len(repeated)
-    assert len(batches) > 3
+    assert len(batches) >= 3
     assert {batch.state for batch in batches} == {State.COMMITTED}
     total = sum((batch.staged.balance for batch in batches if batch.staged), Balance())
     assert total == Balance(ok=2_000, rejected=21, duplicate=50, tombstone=len(tombstones))

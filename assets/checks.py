@@ -1,0 +1,136 @@
+"""Checks: the audit as Dagster shows it, in every micro-batch and whenever somebody asks.
+
+A micro-batch proves the newest batches of its date again; a run that somebody started for a date
+proves all of that date; the checks alone, without a date, prove the newest of the topic.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+
+import dagster as dg
+
+from assets.pipeline.audit import Finding, balance_of, reprove, unbalanced, untiled
+from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.worker import Worker
+from assets.report import told_failures
+from orchestration.ledger.batches import batches_of_date, newest_batches
+from orchestration.resources import Pipeline
+from orchestration.retries import retry_policy
+from orchestration.settings import Settings
+
+MICRO_BATCH = "micro_batch"
+"""The job of the cadence; its runs only prove what is new again."""
+
+_NEWEST_OF_DATE = 50
+_NEWEST = 1_000
+_FINDINGS_SHOWN = 20
+
+Audit = Callable[[Worker, Sequence[Batch]], list[Finding]]
+
+
+def _events_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
+    database = worker.settings.clickhouse_database
+    return unbalanced(batches) + reprove(worker.clickhouse, database, batches, [Kind.EVENTS])
+
+
+def _events_lanes(_worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
+    return untiled(batches)
+
+
+def _dead_letters_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
+    database = worker.settings.clickhouse_database
+    return reprove(worker.clickhouse, database, batches, [Kind.DEAD_LETTERS])
+
+
+_AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
+    (
+        dg.AssetCheckSpec(
+            "balance",
+            asset="events",
+            description=(
+                "Every offset of every batch is accounted for (ok, rejected, duplicate, tombstone, "
+                "absent), and ClickHouse holds exactly the rows that were staged."
+            ),
+        ),
+        _events_balance,
+    ),
+    (
+        dg.AssetCheckSpec(
+            "lanes",
+            asset="events",
+            description="Ranges of successive batches follow each other, without hole or overlap.",
+        ),
+        _events_lanes,
+    ),
+    (
+        dg.AssetCheckSpec(
+            "balance",
+            asset="dead_letters",
+            description="ClickHouse holds exactly the rejected records that were staged.",
+        ),
+        _dead_letters_balance,
+    ),
+)
+
+
+def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
+    """The checks of a topic's assets: one step, of which any part can be run alone."""
+
+    @dg.multi_asset_check(
+        name="audit",
+        specs=[spec for spec, _ in _AUDITS],
+        can_subset=True,
+        retry_policy=retry_policy(settings),
+        description="Hold what was loaded against the plan of record.",
+    )
+    def audit(
+        context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> Iterator[dg.AssetCheckResult]:
+        with told_failures(context):
+            worker = pipeline.worker(context)
+            batches, scope = _chosen(context, worker)
+            for spec, find in _AUDITS:
+                if spec.key in context.selected_asset_check_keys:
+                    yield _result(spec, find(worker, batches), batches, scope)
+
+    return audit
+
+
+def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[list[Batch], str]:
+    ledger, topic = worker.ledger, worker.settings.topic
+    if not context.has_partition_key:
+        return newest_batches(ledger, topic, _NEWEST), f"the newest, at most {_NEWEST:,}"
+    day = date.fromisoformat(context.partition_key)
+    if context.run.job_name != MICRO_BATCH:
+        return batches_of_date(ledger, topic, day), f"all of {day}"
+    newest = newest_batches(ledger, topic, _NEWEST_OF_DATE, day)
+    return newest, f"the newest of {day}, at most {_NEWEST_OF_DATE}"
+
+
+def _result(
+    spec: dg.AssetCheckSpec, findings: Sequence[Finding], batches: Sequence[Batch], scope: str
+) -> dg.AssetCheckResult:
+    balance = balance_of(batches)
+    return dg.AssetCheckResult(
+        passed=not findings,
+        check_name=spec.name,
+        asset_key=spec.asset_key,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description="; ".join(map(str, findings[:3])) or f"{len(batches):,} batches proved",
+        metadata={
+            "scope": scope,
+            "batches": len(batches),
+            "findings": len(findings),
+            **vars(balance),
+            "offsets": balance.offsets,
+            **(
+                {
+                    "found": dg.MetadataValue.md(
+                        "\n".join(f"- {f}" for f in findings[:_FINDINGS_SHOWN])
+                    )
+                }
+                if findings
+                else {}
+            ),
+        },
+    )

@@ -1,0 +1,8 @@
+"""The benchmarks: each is one command that starts, measures, prints and cleans up.
+
+    python -m bench.micro_batch   what a batch costs, beside the usual ways to do without Tidemark
+    python -m bench.latency       how long after its 200 an event can be queried
+    python -m bench.cold_demo     from `git clone` to a proved demo on an empty account
+
+How to read what they print stands in docs/performance.md.
+"""

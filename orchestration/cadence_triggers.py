@@ -1,0 +1,150 @@
+"""The trigger: starts a micro-batch at the cadence, when there is something for it to do.
+
+TIDEMARK_CADENCE under a minute makes it a sensor, from a minute on a schedule; both ask `decide`.
+A tick that starts nothing says why, in the UI's list of ticks:
+
+    nothing to do, or a run is at work  → skipped
+    Kafka or the ledger is away         → skipped with their words: it passes by itself, and a red
+                                          tick every few seconds would bury what does not
+    the last runs failed                → skipped until a growing pause is over
+    Kafka's log is not what was planned → the tick fails: a person is needed
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from assets.checks import MICRO_BATCH
+from assets.pipeline.errors import TransientError
+from assets.pipeline.topic import Topic
+from orchestration.backlog import Backlog, look
+from orchestration.ledger.connection import open_ledger
+from orchestration.lost_runs import fail_lost_runs
+from orchestration.partitions import partition_of
+from orchestration.settings import Cadence, Settings
+
+UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+_FIRST_PAUSE_S = 30.0
+_LONGEST_PAUSE_S = 900.0
+_FAILURES_COUNTED = 8
+_LOST_RUNS_LOOKED_AT = 50
+
+
+class Lookout:
+    """Where a trigger looks. One for each code server: its connections stay open over ticks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _topic(self) -> Topic:
+        return Topic(self._settings.kafka_client, self._settings.topic)
+
+    @cached_property
+    def _ledger(self) -> Engine:
+        return open_ledger(self._settings.ledger)
+
+    def backlog(self) -> Backlog:
+        """What waits now."""
+        return look(self._topic, self._ledger)
+
+
+def decide(
+    instance: dg.DagsterInstance, lookout: Lookout, now: datetime | None = None
+) -> dg.RunRequest | dg.SkipReason:
+    """Whether a micro-batch is to start now, and for which date."""
+    if (other := _run_under_way(instance)) is not None:
+        return dg.SkipReason(
+            f"run {other.run_id[:8]} is {other.status.value.lower()}: it takes along what waits"
+        )
+    try:
+        backlog = lookout.backlog()
+    except TransientError as error:
+        return dg.SkipReason(f"{error}; batches go on when it is back")
+    except OperationalError as error:
+        return dg.SkipReason(f"the ledger cannot be read ({error.orig}); see TIDEMARK_LEDGER_URL")
+    if backlog.arrival_date is None:
+        return dg.SkipReason("everything in Kafka is loaded")
+    if (pause := _pause(instance, now or datetime.now(UTC))) is not None:
+        return dg.SkipReason(f"{backlog} wait: {pause}")
+    return dg.RunRequest(partition_key=partition_of(backlog.arrival_date))
+
+
+def cadence_trigger(
+    settings: Settings, job: UnresolvedAssetJobDefinition
+) -> dg.ScheduleDefinition | dg.SensorDefinition:
+    """The schedule or the sensor that the cadence asks for, running unless somebody stops it."""
+    cadence = Cadence(settings.cadence)
+    lookout = Lookout(settings)
+    description = (
+        f"Starts a micro-batch of topic {settings.topic} at the cadence {cadence.text} "
+        "(TIDEMARK_CADENCE), when there are unread records or unfinished batches."
+    )
+    if cadence.cron is not None:
+        return dg.ScheduleDefinition(
+            name="micro_batch_schedule",
+            job=job,
+            cron_schedule=cadence.cron,
+            execution_timezone="UTC",
+            execution_fn=lambda context: decide(context.instance, lookout),
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            description=description,
+        )
+    return dg.SensorDefinition(
+        name="micro_batch_sensor",
+        job=job,
+        minimum_interval_seconds=cadence.interval_seconds,
+        evaluation_fn=lambda context: decide(context.instance, lookout),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=description,
+    )
+
+
+def _run_under_way(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+    # Any run of the topic may have been lost and hold its pool, not only those of this job.
+    lost = fail_lost_runs(
+        instance,
+        instance.get_runs(
+            dg.RunsFilter(
+                statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
+            ),
+            limit=_LOST_RUNS_LOOKED_AT,
+        ),
+    )
+    gone = {run.run_id for run in lost}
+    runs = instance.get_runs(dg.RunsFilter(job_name=MICRO_BATCH, statuses=UNDER_WAY), limit=10)
+    return next((run for run in runs if run.run_id not in gone), None)
+
+
+def _pause(instance: dg.DagsterInstance, now: datetime) -> str | None:
+    """Why not to start yet though there is work: runs have failed, again and again."""
+    records = instance.get_run_records(dg.RunsFilter(job_name=MICRO_BATCH), limit=_FAILURES_COUNTED)
+    failures = 0
+    for record in records:
+        if record.dagster_run.status is not dg.DagsterRunStatus.FAILURE:
+            break
+        failures += 1
+    ended = records[0].end_time if records else None
+    if not failures or ended is None:
+        return None
+    seconds = min(_FIRST_PAUSE_S * 2.0 ** (failures - 1), _LONGEST_PAUSE_S)
+    until = datetime.fromtimestamp(ended, UTC) + timedelta(seconds=seconds)
+    if until <= now:
+        return None
+    return (
+        f"the last {failures} runs failed, see run {records[0].dagster_run.run_id[:8]}; "
+        f"next try at {until:%H:%M:%S} UTC, or materialize by hand"
+    )

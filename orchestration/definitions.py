@@ -1,0 +1,46 @@
+"""What Dagster loads: the assets of the topic, their job, their trigger and their checks.
+
+    kafka/events ─▶ staged_events ─▶ events ─▶ dead_letters
+                          └────────────────────────▲
+
+Settings are read when this module is loaded: the UI's Reload reads them again.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.checks import audit_checks
+from assets.dead_letters import dead_letters
+from assets.events import events
+from assets.kafka_events import kafka_events
+from assets.staged_events import staged_events
+from orchestration.cadence_triggers import cadence_trigger
+from orchestration.jobs import micro_batch
+from orchestration.resources import pipeline_resource
+from orchestration.settings import Settings
+
+
+def definitions(settings: Settings) -> dg.Definitions:
+    """Everything Dagster needs to know, for these settings."""
+    job = micro_batch(settings)
+    trigger = cadence_trigger(settings, job)
+    return dg.Definitions(
+        assets=[
+            kafka_events(settings),
+            staged_events(settings),
+            events(settings),
+            dead_letters(settings),
+        ],
+        asset_checks=[audit_checks(settings)],
+        jobs=[job],
+        schedules=[trigger] if isinstance(trigger, dg.ScheduleDefinition) else [],
+        sensors=[trigger] if isinstance(trigger, dg.SensorDefinition) else [],
+        resources={"pipeline": pipeline_resource(settings)},
+        # What the UI's Materialize and backfills use, too: a process for each step would cost
+        # four times as much and share no connection.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = definitions(Settings())

@@ -1,0 +1,88 @@
+"""Bodies are read within their limits, and what they hold of the budget is always given back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from capture_api import body
+from capture_api.body import Budget, Charge, read_body
+from capture_api.refusal import Refused
+
+LIMIT = 100
+
+
+def read(
+    *chunks: bytes, declared: bytes | None = None, budget: Budget | None = None, end: str = "more"
+) -> bytes:
+    """Read a body that comes in these chunks; at its `end` there is no more, silence or a hang-up."""
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
+    ]
+    if end == "more":
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
+    elif end == "hang-up":
+        messages.append({"type": "http.disconnect"})
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        return await asyncio.get_running_loop().create_future()
+
+    async def main() -> bytes:
+        with Charge(budget or Budget(LIMIT)) as charge:
+            return await read_body(receive, declared, LIMIT, charge)
+
+    return asyncio.run(main())
+
+
+def test_chunks_are_joined() -> None:
+    """The body is what its chunks are together; the limit itself is allowed."""
+    assert read(b"a" * 60, b"", b"b" * 40) == b"a" * 60 + b"b" * 40
+    assert read() == b""
+
+
+@pytest.mark.parametrize(
+    ("chunks", "declared", "end", "status", "code"),
+    [
+        ((b"a" * 101,), None, "more", 413, "too_large"),
+        ((b"a" * 60, b"a" * 41), None, "silence", 413, "too_large"),
+        ((), b"101", "silence", 413, "too_large"),
+        ((), b"9" * 5000, "silence", 413, "too_large"),
+        ((b"a" * 60,), b"100", "silence", 408, "body_stalled"),
+        ((b"a" * 60,), b"100", "hang-up", 400, "client_gone"),
+        ((), b"100", "hang-up", 400, "client_gone"),
+    ],
+)
+def test_what_is_not_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+    chunks: tuple[bytes, ...],
+    declared: bytes | None,
+    end: str,
+    status: int,
+    code: str,
+) -> None:
+    """Too long, stalled and broken-off bodies end in their refusal, and hold nothing afterwards."""
+    monkeypatch.setattr(body, "STALL_SECONDS", 0.01)
+    budget = Budget(1_000)
+    with pytest.raises(Refused) as caught:
+        read(*chunks, declared=declared, budget=budget, end=end)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert budget.held == 0
+
+
+def test_budget_is_shared_and_given_back() -> None:
+    """What one request holds another cannot, until it is released."""
+    budget = Budget(100)
+    with Charge(budget) as first:
+        first.add(60)
+        with pytest.raises(Refused) as caught:
+            read(b"a" * 41, budget=budget)
+        assert (caught.value.status, caught.value.retry_after) == (503, 1)
+        assert budget.held == 60
+        assert read(b"a" * 40, budget=budget) == b"a" * 40
+        first.release()
+        assert budget.held == 0
+    assert budget.held == 0

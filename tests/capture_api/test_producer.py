@@ -1,0 +1,147 @@
+"""The producer by itself: a full queue, a replaced producer, the breaker, and the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from capture_api import kafka_health
+from capture_api.kafka_health import PROBE_SECONDS, RECENT_SECONDS, KafkaHealth
+from capture_api.producer import RecordProducer
+from capture_api.record import VERSION_HEADERS
+from capture_api.refusal import Refused
+from local_stack.kafka.topics import ensure_topic
+from orchestration.settings import Settings
+
+RECORD = (b"t:d", b"{}")
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def topic(kafka: str) -> str:
+    """A fresh topic."""
+    name = f"producer-{next(_numbers)}"
+    ensure_topic(kafka, name, 1)
+    return name
+
+
+def run(settings: Settings, use: Callable[[RecordProducer], Coroutine[Any, Any, None]]) -> None:
+    """Use a started producer, and close it."""
+
+    async def main() -> None:
+        producer = RecordProducer(settings)
+        producer.start()
+        try:
+            await use(producer)
+        finally:
+            await producer.close()
+
+    asyncio.run(main())
+
+
+def test_full_queue_is_refused_and_recovers(kafka: str, topic: str, settings: Any) -> None:
+    """More records than the queue holds are a 503; a smaller request goes through afterwards."""
+    options = {"queue.buffering.max.messages": "10"}
+    configured = settings(kafka_bootstrap_servers=kafka, topic=topic, kafka_options=options)
+
+    async def use(producer: RecordProducer) -> None:
+        with pytest.raises(Refused) as caught:
+            producer.send([RECORD] * 100)
+        assert (caught.value.status, caught.value.code) == (503, "queue_full")
+        assert caught.value.retry_after is not None
+        while True:
+            try:
+                delivered = await producer.send([RECORD])
+            except Refused as refused:
+                assert refused.code == "queue_full"  # noqa: PT017
+                await asyncio.sleep(0)
+            else:
+                assert delivered is None
+                return
+
+    run(configured, use)
+
+
+def test_producer_is_replaced_after_a_fatal_error(kafka: str, topic: str, settings: Any) -> None:
+    """Records are acknowledged by the new producer, without a restart of the process."""
+
+    async def use(producer: RecordProducer) -> None:
+        assert await producer.send([RECORD] * 3) is None
+        broken = producer._producer
+        producer._fatal = True
+        while producer._producer is broken:
+            await asyncio.sleep(0)
+        assert await producer.send([RECORD] * 3) is None
+        assert VERSION_HEADERS == [("tidemark-record", b"1")]  # shared by all records: unchanged
+
+    run(settings(kafka_bootstrap_servers=kafka, topic=topic), use)
+
+
+def test_unanswered_records_end_at_the_deadline(settings: Any) -> None:
+    """Without Kafka the future ends with an error that becomes a 503, and nothing waits on."""
+    configured = settings(kafka_bootstrap_servers="127.0.0.1:1", capture_ack_timeout_ms=300)
+
+    async def use(producer: RecordProducer) -> None:
+        error = await producer.send([RECORD])
+        assert error is not None
+        refused = producer.refusal(error)
+        assert (refused.status, refused.retry_after) == (503, 1)
+        while producer._waiting:
+            await asyncio.sleep(0)
+
+    run(configured, use)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A clock that stands still until the test moves it."""
+    now = {"now": 100.0}
+    monkeypatch.setattr(kafka_health.time, "monotonic", lambda: now["now"])
+    return now
+
+
+def test_breaker_lets_one_probe_through(clock: dict[str, float]) -> None:
+    """While Kafka is away one request each half second may try; a delivery closes the breaker."""
+    health = KafkaHealth("events")
+    health.delivered()
+    health.brokers_down("all are down")
+    assert health.take_probe(), "no delivery has failed yet"
+    health.delivery_failed("timed out")
+    assert health.is_open
+    assert [health.take_probe() for _ in range(3)] == [True, False, False]
+    assert not health.may_try()
+    clock["now"] += PROBE_SECONDS
+    assert health.may_try()
+    assert [health.take_probe() for _ in range(2)] == [True, False]
+    health.delivered()
+    assert not health.is_open
+    assert all(health.take_probe() for _ in range(3))
+
+
+def test_failed_delivery_alone_does_not_open_the_breaker(clock: dict[str, float]) -> None:
+    """As long as a broker is reachable, every request may try."""
+    health = KafkaHealth("events")
+    health.looked()
+    health.delivery_failed("not enough replicas")
+    assert not health.is_open
+
+
+def test_readiness_names_the_reason(clock: dict[str, float]) -> None:
+    """Ready after an answer; not before, not long after, not without the topic or a broker."""
+    health = KafkaHealth("events")
+    assert "has not answered" in str(health.problem())
+    health.looked()
+    assert health.problem() is None
+    clock["now"] += RECENT_SECONDS
+    assert "has not answered" in str(health.problem())
+    health.topic_missing()
+    assert "no topic 'events'" in str(health.problem())
+    health.looked()
+    health.look_failed("timed out")
+    assert "timed out" in str(health.problem())
+    health.delivered()
+    assert health.problem() is None
