@@ -19,7 +19,7 @@ def health_routes(projects: Projects, producer: RecordProducer) -> APIRouter:
 
     @routes.get("/_readiness", summary="Events can be taken in: 200, or 503 with the reasons.")
     async def readiness() -> Response:
-        problems = [text for text in (projects.problem(), producer.health.problem()) if text]
+        problems = [text for text in (projects.problem(), producer.problem()) if text]
         if problems:
             return as_response(json_answer(503, {"status": "not ready", "problems": problems}))
         return as_response(json_answer(200, {"status": "Ok"}))

@@ -99,6 +99,13 @@ class RecordProducer:
         self._waiting.append(delivery)
         return future
 
+    def problem(self) -> str | None:
+        """Why records cannot be sent now, or None."""
+        dead = [thread.name for thread in self._threads if not thread.is_alive()]
+        if dead:
+            return f"the thread {dead[0]} has died: restart the process; its log says why"
+        return self.health.problem()
+
     def refusal(self, error: KafkaError) -> Refused:
         """What to tell the client whose records met this error."""
         code = error.code()

@@ -58,7 +58,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Let go of the ledger's connections."""
-        self.ledger.dispose()
+        if "ledger" in vars(self):
+            self.ledger.dispose()
 
 
 def pipeline_resource(settings: Settings) -> dg.ResourceDefinition:

@@ -3,6 +3,10 @@
 Each is an environment variable `TIDEMARK_<NAME>`; `tidemark settings` prints this list. The
 defaults make everything work on one machine with the local stack. Settings are read once, at the
 start of a process, and refused there with a sentence when they make no sense.
+
+What the environment does not say is looked up in the file `settings.env` in TIDEMARK_HOME, one
+`TIDEMARK_<NAME>=value` a line. Dagster's Reload reads that file again, so the cadence can be
+changed there while everything runs.
 """
 
 from __future__ import annotations
@@ -15,10 +19,18 @@ from pathlib import Path
 
 from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 _INTERVAL = re.compile(r"^(\d+)\s*(s|m|h)$")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+DEFAULT_HOME = Path(".tidemark")
+SETTINGS_FILE = "settings.env"
 
 DAGSTER_SENSOR_FLOOR_SECONDS = 5
 """Dagster's sensor daemon looks around every 5 s, so an interval is a multiple of that."""
@@ -88,8 +100,23 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TIDEMARK_", extra="ignore")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What the caller says goes first, then the environment, then settings.env."""
+        said = {**env_settings(), **init_settings()}
+        home = Path(said.get("home", DEFAULT_HOME)).expanduser()
+        file = DotEnvSettingsSource(settings_cls, env_file=home / SETTINGS_FILE)
+        return init_settings, env_settings, file
+
     home: Path = Field(
-        Path(".tidemark"),
+        DEFAULT_HOME,
         description="Folder that holds everything the local stack writes.",
     )
 

@@ -21,12 +21,13 @@ from clickhouse_connect.driver.client import Client
 from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import Engine
 
+from assets.pipeline import plan
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.errors import TransientError
 from assets.pipeline.topic import Topic
 from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
-from orchestration.ledger.batches import all_batches
-from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.batches import all_batches, planned_ends, record_plan
+from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.settings import Settings
 from tests.records import Sent, produce, value_of
 
@@ -154,6 +155,26 @@ class Stack:
     def send_numbers(self, numbers: Iterable[int], partitions: int = 1) -> list[Place]:
         """Put sound records into the topic, spread over its partitions."""
         return self.send(*(Sent(value_of(number), number % partitions) for number in numbers))
+
+    def plan(self, max_offsets: int = 1_000_000) -> Batch | None:
+        """Plan the next batch, and no more."""
+        watermark = plan.see_watermark(self.topic)
+        identity = watermark.identity
+        ends = planned_ends(self.ledger, identity.cluster_id, identity.topic_id)
+        cut = plan.cut_next(self.topic, watermark, ends, max_offsets)
+        if cut is None:
+            return None
+        batch = plan.make_batch(
+            cut,
+            identity,
+            topic=self.settings.topic,
+            run_id="planner",
+            code_version="1",
+            planned_at=now_us(),
+        )
+        with self.worker().lease() as lease:
+            record_plan(self.ledger, lease, batch)
+        return batch
 
     def worker(self, run_id: str = "run") -> Worker:
         """A worker that keeps what it says to itself."""

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Balance, Batch, KeyFile, Kind, Staged, StagedFile
@@ -125,7 +126,7 @@ class _BatchWriter:
     def add(self, chunk: Chunk, judged: Judged) -> None:
         """Take a chunk in; writes a row group when enough rows have come together."""
         self._count(chunk.records.column("partition").to_numpy(), judged.verdicts)
-        value_bytes = chunk.records.column("value").nbytes
+        value_bytes = pc.sum(pc.binary_length(chunk.records.column("value"))).as_py() or 0
         self._bytes_read += value_bytes
         if judged.rejections:
             with self._clock.stage("stage"):
@@ -291,8 +292,10 @@ def _staged_file(
             sink, schema, compression="zstd", compression_level=1, use_dictionary=dictionary
         )
         rows = _RowCount(writer)
-        yield rows  # type: ignore[misc]
-        writer.close()
+        try:
+            yield rows  # type: ignore[misc]
+        finally:
+            writer.close()  # before its sink, which else it would write to once collected
     files.append(StagedFile(kind, path, rows.rows, sink.bytes, sink.sha256))
 
 

@@ -25,8 +25,8 @@ What holds:
 
 What differs from a ClickHouse server:
 
-- ENGINE = Kafka and the like cannot be created, and inserts into Replicated tables do not return:
-  use plain MergeTree here, and a real server to test replication.
+- Tables with ENGINE = Kafka and Replicated tables cannot be created (there is no Keeper): use plain
+  MergeTree here, and a real server to test replication.
 - HTTP only: no native TCP protocol (port 9000), no MySQL or PostgreSQL wire protocol, no TLS.
 - ClickHouse's own block framing (`compress=1`, `decompress=1`) is refused; Content-Encoding and
   Accept-Encoding do all that it does.
@@ -34,9 +34,9 @@ What differs from a ClickHouse server:
 - `client_protocol_version` is accepted and has no effect on Native.
 - A query's id in `system.processes` is the engine's own; the one the client gave stands in a
   comment at the end of the query's text.
-- In a kept session, GET requests may only read, and `SET readonly` cannot be undone, as in
-  ClickHouse.
-- One multipart request carries the tables of one query; `FORMAT` of the rows is streamed for
-  SELECT, and built up in memory for SHOW, DESCRIBE, EXPLAIN and other statements with short
-  answers.
+- The rows of SELECT are streamed; the answers of SHOW, DESCRIBE, EXPLAIN and the like, which are
+  short, are not. The summary of an answer that was begun before its query's end tells nothing yet.
+- An error amid an answer that is compressed cannot be told in it: the answer ends short. Without
+  compression, or with `wait_end_of_query=1`, its text arrives.
+- Requests with an Origin are answered only if that is a page of this machine.
 """

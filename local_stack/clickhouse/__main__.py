@@ -81,6 +81,7 @@ def _serve(options: argparse.Namespace) -> int:
             log_config=None,
             access_log=False,
             lifespan="off",
+            ws="none",
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_FINISH_S,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from local_stack.clickhouse.errors import ClickHouseError
 from local_stack.clickhouse.lexer import tokens
+from local_stack.clickhouse.request import format_name
 from local_stack.clickhouse.spool import MakeFile
 from local_stack.clickhouse.statement import quote, quote_name
 
@@ -71,7 +72,7 @@ def create(form: Form, described: Mapping[str, str]) -> tuple[bytes, ...]:
                 "BAD_ARGUMENTS",
                 f"The external table {name} needs {name}_structure or {name}_types in the URL",
             )
-        fmt = described.get(f"{name}_format") or "TabSeparated"
+        fmt = format_name(described.get(f"{name}_format", "")) or "TabSeparated"
         table = quote_name(name)
         statements.append(f"CREATE TEMPORARY TABLE {table} ({structure})".encode())
         source = f"FROM INFILE {quote(str(path))} COMPRESSION 'none'"

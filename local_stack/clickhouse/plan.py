@@ -20,7 +20,7 @@ _LONG_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run for a request: rows through a pipe, or a statement with a short answer or none."""
+    """What to run for a request: rows through a pipe, or a statement with a short answer."""
 
     work: Rows | bytes
     format: str

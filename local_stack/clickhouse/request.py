@@ -115,7 +115,7 @@ class Asked:
         return replace(self, query=self.query + query, parameters={**self.parameters, **extra})
 
     def prepare(self) -> tuple[bytes, ...]:
-        """The statements that give a connection this request's database, parameters and settings."""
+        """The statements that give a connection the request's database, parameters, settings."""
         statements = []
         if self.database:
             statements.append(f"USE {quote_name(self.database)}".encode())
@@ -161,7 +161,9 @@ def read(scope: Mapping[str, Any]) -> Asked:
         query=url.get("query", "").encode("utf-8", "surrogateescape"),
         query_id="".join(c for c in query_id if c.isprintable() and c not in "*/\\'%"),
         database=headers.get("x-clickhouse-database") or url.get("database", ""),
-        default_format=headers.get("x-clickhouse-format") or url.get("default_format", ""),
+        default_format=format_name(
+            headers.get("x-clickhouse-format") or url.get("default_format", "")
+        ),
         settings=settings,
         parameters=parameters,
         external=external,
@@ -196,7 +198,8 @@ def authenticate(asked: Asked, user: str, password: str) -> None:
         raise ClickHouseError(
             516,
             "AUTHENTICATION_FAILED",
-            f"{name}: Authentication failed: password is incorrect, or there is no user with such name.",
+            f"{name}: Authentication failed: password is incorrect, or there is no user with such"
+            " name.",
         )
 
 
@@ -239,6 +242,13 @@ def _plain(name: str) -> str:
     """A setting's name stands in a statement, so it must be nothing but a name."""
     if not name.replace("_", "").isascii() or not name.replace("_", "a").isalnum():
         raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting '{name}'")
+    return name
+
+
+def format_name(name: str) -> str:
+    """A format's name stands in a statement and in a header, so it must be nothing but a name."""
+    if name and not (name.isascii() and name.replace("_", "a").isalnum()):
+        raise ClickHouseError(73, "UNKNOWN_FORMAT", f"Unknown format {name!r}.")
     return name
 
 

@@ -77,10 +77,14 @@ def is_empty(name: str, payload: bytes) -> bool:
 
 def common(asked: Asked, timezone: str, display_name: str) -> Headers:
     """The headers of every answer to a query."""
+    wanted = asked.settings.get("session_timezone", "")
     return [
         (b"X-ClickHouse-Server-Display-Name", display_name.encode()),
         (b"X-ClickHouse-Query-Id", asked.query_id.encode("utf-8", "replace")),
-        (b"X-ClickHouse-Timezone", (asked.settings.get("session_timezone") or timezone).encode()),
+        (
+            b"X-ClickHouse-Timezone",
+            (wanted if wanted.isprintable() and wanted else timezone).encode(),
+        ),
         *_cors(asked),
     ]
 
@@ -120,9 +124,12 @@ def of_error(error: ClickHouseError) -> Headers:
 
 
 def late_error(tag: str, text: str) -> bytes:
-    """How an error is told when the answer has begun: a block that a client finds by the tag it was given."""
-    body = text.rstrip("\n") + "\n"
-    return f"\r\n__exception__\r\n{tag}\r\n{body}{len(body.encode())} {tag}\r\n__exception__\r\n".encode()
+    """How an error is told when the answer has begun: in a block found by the tag."""
+    body = (text.rstrip("\n") + "\n").encode()
+    mark = tag.encode()
+    size = str(len(body)).encode()
+    opening = b"\r\n__exception__\r\n" + mark + b"\r\n"
+    return opening + body + size + b" " + mark + b"\r\n__exception__\r\n"
 
 
 def with_length(headers: Sequence[tuple[bytes, bytes]], size: int) -> Headers:

@@ -1,6 +1,6 @@
 """The answer to a query with rows: as they come, or all at the end.
 
-    engine ──pipe──▶ the first `buffer_size` bytes are held back ──▶ head of the answer ──▶ the rest, as read
+    engine ──pipe──▶ the first `buffer_size` bytes, held back ──▶ the answer's head ──▶ the rest
 
 While nothing has been sent, a failing query is answered with its error and status. After that it
 can only be told inside the body, behind the tag that the head announced. `wait_end_of_query=1`

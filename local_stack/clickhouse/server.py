@@ -1,6 +1,6 @@
 """The HTTP side: one ASGI application over one engine.
 
-    request ──▶ plan.py: take the body, decide ──▶ runner.py: run it in a thread ──▶ rows.py, or a whole answer
+    request ──▶ plan.py: take the body, decide ──▶ runner.py: run it in a thread ──▶ answer
 
 Nothing here waits for the engine but in a coroutine, so `/ping` answers at once whatever runs. A
 client that leaves stops the query it was reading; what changes data runs to its end, as on a
@@ -8,7 +8,7 @@ server.
 """
 
 import asyncio
-import contextlib
+import logging
 from dataclasses import dataclass, replace
 
 from local_stack.clickhouse import request, response, rows, spool
@@ -22,6 +22,8 @@ from local_stack.clickhouse.runner import Client, Runner
 from local_stack.clickhouse.sessions import Sessions
 from local_stack.clickhouse.spool import Disconnected, Receive
 from local_stack.clickhouse.statement import Rows
+
+log = logging.getLogger(__name__)
 
 _TEXT = (b"Content-Type", b"text/plain; charset=UTF-8")
 _OK = b"Ok.\n"
@@ -65,8 +67,7 @@ class Server:
         elif method in ("GET", "HEAD") and b"query=" not in scope["query_string"]:
             await to.whole(200, [_TEXT], _OK)
         else:
-            with contextlib.suppress(Disconnected):
-                await self._query(scope, receive, to)
+            await self._query(scope, receive, to)
 
     async def _query(self, scope: Message, receive: Receive, to: Exchange) -> None:
         try:
@@ -76,9 +77,20 @@ class Server:
             request.authenticate(asked, self._user.name, self._user.password)
             with spool.scratch(self._engine.spool) as make:
                 await self._answer(asked, receive, to, make)
+        except Disconnected:
+            return
         except ClickHouseError as error:
-            text = error.text(self._engine.version)
-            await to.whole(error.status, response.of_error(error), text.encode())
+            await self._refuse(error, to)
+        except Exception as error:
+            # The edge of a request: a full disk, or a fault of this server. The next one goes on.
+            log.exception("a request failed")
+            if not to.begun:
+                text = f"{type(error).__name__}: {error}"
+                await self._refuse(ClickHouseError(1001, "STD_EXCEPTION", text), to)
+
+    async def _refuse(self, error: ClickHouseError, to: Exchange) -> None:
+        text = error.text(self._engine.version)
+        await to.whole(error.status, response.of_error(error), text.encode())
 
     async def _answer(
         self, asked: Asked, receive: Receive, to: Exchange, make: spool.MakeFile

@@ -6,6 +6,7 @@ connection a request's own settings are put back after its statement, so that on
 statement itself did remains.
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,14 +67,14 @@ class Sessions:
 
 
 def undo(connection: Any, settings: Iterable[str], *, database: bool) -> tuple[bytes, ...]:
-    """The statements that will put a connection's settings, and its database, back as they are now."""
+    """The statements that put a connection's settings, and its database, back as they are."""
     statements = []
     names = ", ".join(quote(name) for name in settings)
     if names:
         query = f"SELECT name, value, changed FROM system.settings WHERE name IN ({names})"
-        for line in connection.query(query, "TabSeparatedRaw").bytes().decode().splitlines():
-            name, value, changed = line.split("\t")
-            before = quote(value) if changed == "1" else "DEFAULT"
+        for line in connection.query(query, "JSONCompactEachRow").bytes().decode().splitlines():
+            name, value, changed = json.loads(line)
+            before = quote(value) if changed else "DEFAULT"
             statements.append(f"SET {name} = {before}".encode())
     if database:
         current = connection.query("SELECT currentDatabase()", "TabSeparatedRaw").bytes().decode()

@@ -221,7 +221,7 @@ async def _take_raw(
         raise ClickHouseError(
             48,
             "NOT_IMPLEMENTED",
-            f"With Content-Encoding: {compression} the INSERT must stand in the URL, up to its FORMAT",
+            f"With Content-Encoding: {compression} the INSERT up to FORMAT must be in the URL",
         )
     file, path = make()
     async for piece in pieces:

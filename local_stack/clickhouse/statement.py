@@ -101,7 +101,7 @@ def load(text: bytes) -> Load | None:
 
 def parse(text: bytes) -> Rows | Other:
     """What a whole text is that is no INSERT with data."""
-    # Long lists of values stand in brackets and tell nothing, but for what the first bracket opens with.
+    # Only the outermost level is kept: long lists of values stand in brackets, and tell nothing.
     opening: Token | None = None
     parts = []
     for token in tokens(text):

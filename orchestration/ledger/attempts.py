@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, func, insert, select, update
 
-from orchestration.ledger.connection import now_us
+from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.tables import attempts
 
 _ERROR_TEXT_CHARACTERS = 4000
@@ -80,7 +80,7 @@ def _close(ledger: Engine, attempt_id: int, **values: str) -> None:
 
 def attempts_of(ledger: Engine, batch_id: str) -> list[Attempt]:
     """All attempts at a batch, in the order they began."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         rows = connection.execute(
             select(
                 attempts.c.batch_id,

@@ -38,7 +38,7 @@ from assets.pipeline.batch import (
     Timing,
 )
 from assets.pipeline.errors import BatchError
-from orchestration.ledger.connection import now_us
+from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import (
     batches,
@@ -56,13 +56,13 @@ class PlanConflict(BatchError):
 
 def planned_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
     """Per partition, the offset up to which batches are planned. New partitions are missing."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         rows = connection.execute(
             select(lanes.c.partition, lanes.c.planned_end).where(
                 lanes.c.cluster_id == cluster_id, lanes.c.topic_id == topic_id
             )
         )
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
 
 def record_plan(ledger: Engine, lease: Lease, batch: Batch) -> None:
@@ -324,7 +324,7 @@ def read_batch(ledger: Engine, batch_id: str) -> Batch:
 
 def states(ledger: Engine, topic: str) -> dict[State, int]:
     """How many batches of the topic stand in each state."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         rows = connection.execute(
             select(batches.c.state, func.count())
             .where(batches.c.topic == topic)
@@ -335,7 +335,7 @@ def states(ledger: Engine, topic: str) -> dict[State, int]:
 
 def average_record_bytes(ledger: Engine, topic: str) -> float | None:
     """Bytes of value a record in the newest staged batch, or None before the first."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         newest = connection.execute(
             select(batches.c.batch_id, batches.c.bytes_read)
             .where(batches.c.topic == topic, batches.c.bytes_read > 0)
@@ -353,7 +353,7 @@ def average_record_bytes(ledger: Engine, topic: str) -> float | None:
 
 
 def _read(ledger: Engine, condition: Any) -> list[Batch]:
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         heads = connection.execute(
             select(batches).where(condition).order_by(batches.c.planned_at, batches.c.batch_id)
         ).all()

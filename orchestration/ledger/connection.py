@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from orchestration.ledger.tables import metadata
 
+_READS = "tidemark_reads"
+
 
 def open_ledger(url: str) -> Engine:
     """An engine on the ledger, with its tables in place.
 
-    SQLite runs in WAL mode with full fsync, writers queue for up to 30 s, and every transaction
-    takes the write lock at its start, so that a compare-and-swap never fails half-way.
+    SQLite runs in WAL mode with full fsync, writers queue for up to 30 s, and a transaction that
+    may write takes the write lock at its start, so that a compare-and-swap never fails half-way.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -37,10 +41,18 @@ def open_ledger(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection) -> None:  # type: ignore[no-untyped-def]
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(_READS, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     metadata.create_all(engine)
     return engine
+
+
+@contextmanager
+def reading(ledger: Engine) -> Iterator[Connection]:
+    """A transaction that only reads: it waits for no writer, and no writer waits for it."""
+    with ledger.connect() as connection:
+        yield connection.execution_options(**{_READS: True})
 
 
 def now_us() -> int:

@@ -8,13 +8,13 @@ from datetime import date
 from sqlalchemy import Engine, insert, select, update
 
 from assets.pipeline.batch import KeyFile
-from orchestration.ledger.connection import now_us
+from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.tables import key_files
 
 
 def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
     """The index files of the arrival dates from first to last, both included."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         rows = connection.execute(
             select(key_files.c.path, key_files.c.arrival_date, key_files.c.rows)
             .where(

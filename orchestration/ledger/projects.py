@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, insert, select, update
 
-from orchestration.ledger.connection import now_us
+from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.tables import projects
 
 TOKEN_PREFIX = "phc_"  # what PostHog's SDKs and their users expect of a project token
@@ -42,7 +42,7 @@ def create_project(ledger: Engine, name: str) -> Project:
 
 def list_projects(ledger: Engine) -> list[Project]:
     """All projects, the revoked ones included, in order of creation."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         rows = connection.execute(select(projects).order_by(projects.c.project_id)).all()
     return [Project(*row) for row in rows]
 
@@ -63,7 +63,7 @@ def revoke_project(ledger: Engine, project_id: int) -> Project:
 
 def known_tokens(ledger: Engine) -> dict[str, int]:
     """Every good token and the project_id it stands for."""
-    with ledger.begin() as connection:
+    with reading(ledger) as connection:
         rows = connection.execute(
             select(projects.c.token, projects.c.project_id).where(projects.c.revoked_at.is_(None))
         ).all()

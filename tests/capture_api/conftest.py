@@ -52,7 +52,7 @@ class StoredRecord:
     key: str
     raw: bytes
     value: dict[str, Any]
-    headers: list[tuple[str, bytes]]
+    headers: list[Any]
 
 
 class Capture:
@@ -155,11 +155,16 @@ def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
             message = consumer.poll(PATIENCE_SECONDS)
             assert message is not None, f"{topic} stops before the offsets {ends}"
             assert message.error() is None, message.error()
-            raw, partition = message.value(), message.partition()
+            key, raw, partition = message.key(), message.value(), message.partition()
+            offset = message.offset()
+            assert key is not None
+            assert raw is not None
+            assert partition is not None
+            assert offset is not None
             found[partition].append(
-                StoredRecord(message.key().decode(), raw, json.loads(raw), message.headers() or [])
+                StoredRecord(key.decode(), raw, json.loads(raw), list(message.headers() or []))
             )
-            if message.offset() + 1 >= ends[partition]:
+            if offset + 1 >= ends[partition]:
                 consumer.incremental_unassign([TopicPartition(topic, partition)])
                 del ends[partition]
         return [record for partition in sorted(found) for record in found[partition]]

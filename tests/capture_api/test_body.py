@@ -17,7 +17,7 @@ LIMIT = 100
 def read(
     *chunks: bytes, declared: bytes | None = None, budget: Budget | None = None, end: str = "more"
 ) -> bytes:
-    """Read a body that comes in these chunks; at its `end` there is no more, silence or a hang-up."""
+    """Read a body that comes in these chunks; at its `end`: no more, silence, a hang-up."""
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
     ]
@@ -29,7 +29,8 @@ def read(
     async def receive() -> dict[str, Any]:
         if messages:
             return messages.pop(0)
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets that event")
 
     async def main() -> bytes:
         with Charge(budget or Budget(LIMIT)) as charge:

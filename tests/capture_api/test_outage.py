@@ -63,7 +63,8 @@ def test_broker_crash_loses_nothing_acknowledged(
 
     def answered_at_once() -> bool:
         response = capture.client.post("/batch", json=capture.batch({"event": "e"}))
-        return response.status_code == 503 and response.json()["code"] == "kafka_away"
+        code: str = response.json()["code"]
+        return response.status_code == 503 and code == "kafka_away"
 
     until(answered_at_once, "the breaker is open")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from capture_api import kafka_health
 from capture_api.kafka_health import PROBE_SECONDS, RECENT_SECONDS, KafkaHealth
 from capture_api.producer import RecordProducer
 from capture_api.record import VERSION_HEADERS
@@ -100,7 +99,7 @@ def test_unanswered_records_end_at_the_deadline(settings: Any) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A clock that stands still until the test moves it."""
     now = {"now": 100.0}
-    monkeypatch.setattr(kafka_health.time, "monotonic", lambda: now["now"])
+    monkeypatch.setattr("capture_api.kafka_health.time.monotonic", lambda: now["now"])
     return now
 
 

@@ -97,8 +97,8 @@ def test_parameters_are_bound_by_the_server(client: Any) -> None:
     """Strings with quotes and backslashes, arrays, dates and identifiers arrive as they are."""
     text = 'it\'s a \\ "tab"\tand\nline {x:Int8}'
     result = client.query(
-        "SELECT {s:String}, {a:Array(String)}, {d:DateTime('UTC')}, {n:Nullable(String)}, {i:Identifier}"
-        " FROM system.one",
+        "SELECT {s:String}, {a:Array(String)}, {d:DateTime('UTC')}, {n:Nullable(String)},"
+        " {i:Identifier} FROM system.one",
         parameters={
             "s": text,
             "a": ["x'y", "z"],
@@ -129,15 +129,20 @@ def test_errors_carry_code_and_text(client: Any, query: str, code: int) -> None:
     assert "query_id:" not in str(raised.value)
 
 
+def read_all(client: Any, query: str) -> None:
+    """Read a streamed result to its end."""
+    with client.query_row_block_stream(query) as stream:
+        for _ in stream:
+            pass
+
+
 def test_an_error_amid_a_result_is_noticed(client: Any) -> None:
     """A query that fails after a million rows were sent does not look like a short result."""
     query = (
         "SELECT throwIf(number = 3000000, 'late') FROM numbers(4000000) SETTINGS max_threads = 1"
     )
     with pytest.raises((StreamFailureError, DatabaseError, OSError)):
-        with client.query_row_block_stream(query) as stream:
-            for _ in stream:
-                pass
+        read_all(client, query)
 
 
 def test_the_text_of_a_late_error_arrives(clickhouse_server: Any) -> None:
@@ -147,13 +152,11 @@ def test_the_text_of_a_late_error_arrives(clickhouse_server: Any) -> None:
     )
     with clickhouse_server.client(compress=False) as client:
         with pytest.raises(StreamFailureError, match="late"):
-            with client.query_row_block_stream(query) as stream:
-                for _ in stream:
-                    pass
+            read_all(client, query)
 
 
 def test_external_data_become_tables(client: Any) -> None:
-    """Two external tables, described by structure and by types, can be joined, and are gone afterwards."""
+    """External tables, described by structure or by types, last for one query."""
     data = ExternalData(
         file_name="left.csv", fmt="CSV", structure="a Int32, s String", data=b"1,x\n2,y\n"
     )

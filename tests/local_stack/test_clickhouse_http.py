@@ -76,7 +76,7 @@ def test_curl_loads_in_every_way(clickhouse_server: Any, clickhouse_table: str) 
 def test_bodies_come_compressed(
     clickhouse_server: Any, clickhouse_table: str, encoding: str, compress: Any
 ) -> None:
-    """Query and data in one compressed body, also of several frames; a body cut short is refused."""
+    """Query and data in one compressed body of several frames; one cut short is refused."""
     rows = b"".join(b"%d,x\n" % at for at in range(50_000))
     body = compress(b"INSERT INTO %s FORMAT CSV\n" % clickhouse_table.encode()) + compress(rows)
     headers = {"Content-Encoding": encoding}
@@ -209,7 +209,7 @@ def test_get_may_only_read(clickhouse_server: Any, clickhouse_table: str) -> Non
 
 
 def test_nothing_of_a_request_is_left_for_the_next(clickhouse_server: Any) -> None:
-    """Settings, parameters, the database and SET are gone with their request, also after an error."""
+    """Settings, parameters, the database and SET are gone with their request, or its error."""
     ask = "SELECT getSetting('max_block_size'), currentDatabase()"
     before = clickhouse_server.rows(ask)
     own = {"max_block_size": "123", "database": "system", "param_x": "1"}
@@ -259,7 +259,8 @@ def test_curl_sends_external_tables(clickhouse_server: Any, tmp_path: Any) -> No
     """A form's file is a table for one query."""
     file = tmp_path / "ids.csv"
     file.write_text("1\n2\n3\n")
-    url = f"{clickhouse_server.url}/?query=SELECT+sum(id)+FROM+ids&ids_structure=id+UInt8&ids_format=CSV"
+    url = f"{clickhouse_server.url}/?query=SELECT+sum(id)+FROM+ids"
+    url += "&ids_structure=id+UInt8&ids_format=CSV"
     assert curl("-F", f"ids=@{file}", url) == "6\n"
 
 
@@ -325,3 +326,11 @@ def test_only_the_user_comes_in(start_clickhouse: Any) -> None:
     assert httpx.get(server.url + "/ping").text == "Ok.\n"
     with server.client(username="tide", password="s3cret") as client:
         assert client.command("SELECT 1") == 1
+
+
+def test_names_in_statements_and_headers_are_only_names(clickhouse_server: Any) -> None:
+    """A format that is no name is refused before it can become part of anything."""
+    for bad in ("CSV\r\nX-Evil: 1", "CSV SETTINGS max_threads = 1", "'"):
+        answer = clickhouse_server.post("SELECT 1", default_format=bad)
+        assert (answer.status_code, answer.headers["X-ClickHouse-Exception-Code"]) == (404, "73")
+        assert "X-Evil" not in answer.headers

@@ -1,0 +1,73 @@
+"""Tidemark's own batches, carried in a process of its own: stage, load, prove, commit.
+
+Reads its settings from the environment, as every Tidemark process does, and prints a `Carried` as
+JSON. It is what `tidemark batch` does, with a stopwatch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict
+
+from assets.pipeline.batch import State
+from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from bench.children import Carried
+from bench.errors import BenchFailed, run_command
+from bench.usage import peak_bytes
+from orchestration.ledger.batches import batches_of_run
+from orchestration.ledger.connection import open_ledger
+from orchestration.settings import Settings
+
+_RUN_ID = "benchmark"
+
+
+def carry(settings: Settings) -> Carried:
+    """Drain the topic into ClickHouse; every batch of it ends committed, or this raises."""
+    worker = Worker(
+        settings,
+        open_ledger(settings.ledger),
+        _RUN_ID,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    stage_batches(worker)
+    load_batches(worker)
+    load_dead_letters(worker)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+    batches = batches_of_run(worker.ledger, _RUN_ID)
+    stages: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    records = rows = 0
+    for batch in batches:
+        if batch.state is not State.COMMITTED or batch.staged is None:
+            raise BenchFailed(f"batch {batch.batch_id} is {batch.state}, not committed")
+        records += batch.staged.balance.delivered
+        rows += batch.staged.balance.ok
+        for name, timing in batch.timings.items():
+            stages[name][0] += timing.wall
+            stages[name][1] += timing.cpu
+    measured_wall = sum(seconds[0] for seconds in stages.values())
+    measured_cpu = sum(seconds[1] for seconds in stages.values())
+    # The ledger, the lease, the index's upkeep, dead letters, the mirror: no batch's own stage.
+    stages["other"] = [wall - measured_wall, cpu - measured_cpu]
+    return Carried(
+        records=records,
+        rows=rows,
+        wall_s=wall,
+        cpu_s=cpu,
+        peak_bytes=peak_bytes(),
+        batches=len(batches),
+        stages={name: (seconds[0], seconds[1]) for name, seconds in stages.items()},
+    )
+
+
+def main() -> None:
+    """Carry, and print what it took."""
+    print(json.dumps(asdict(carry(Settings()))))
+
+
+if __name__ == "__main__":
+    run_command(main, "bench.carry")

@@ -1,0 +1,97 @@
+"""The lake: a file is there whole or not at all, and what was changed since is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from assets.pipeline.errors import StagedFileDamaged, TransientError
+from assets.pipeline.lake import Lake, lake_path
+from tests.stack import ROOT
+
+PATH = lake_path("events", date(2026, 3, 5), "one.parquet")
+
+
+def write(lake: Lake, data: bytes) -> tuple[int, str]:
+    """Write the file; gives what would be registered."""
+    with lake.create(PATH) as sink:
+        sink.write(data[:3])
+        sink.write(data[3:])
+    return sink.bytes, sink.sha256
+
+
+def write_half(lake: Lake) -> None:
+    """Begin to write the file, and fail."""
+    with lake.create(PATH) as sink:
+        sink.write(b"half")
+        raise ValueError("stop")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_written_file_is_read_back_and_proved(tmp_path: Path, scheme: str) -> None:
+    """Bytes and hash are those of what was written, for a folder and for its URI."""
+    lake = Lake(f"{scheme}{tmp_path}/lake")
+    size, sha256 = write(lake, b"some bytes")
+    assert (size, sha256) == (10, hashlib.sha256(b"some bytes").hexdigest())
+    lake.check(PATH, size, sha256)
+    with lake.open(PATH) as stream:
+        assert stream.read() == b"some bytes"
+    assert (tmp_path / "lake/events/arrival_date=2026-03-05/one.parquet").is_file()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """When the with-block raises there is no file, final or partial; an older one stays."""
+    lake = Lake(str(tmp_path))
+    with pytest.raises(ValueError, match="stop"):
+        write_half(lake)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    write(lake, b"whole")
+    with pytest.raises(ValueError, match="stop"):
+        write_half(lake)
+    assert (tmp_path / PATH).read_bytes() == b"whole"
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    """A process killed in mid-write leaves no final file, and the next writer no trace of it."""
+    code = (
+        "import os, signal, sys; from assets.pipeline.lake import Lake\n"
+        "with Lake(sys.argv[1]).create(sys.argv[2]) as sink:\n"
+        "    sink.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), PATH], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert left.name != Path(PATH).name
+    write(Lake(str(tmp_path)), b"whole")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / PATH]
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "longer", "gone"])
+def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+    """A file that is missing, or not byte for byte what was registered, is refused by name."""
+    lake = Lake(str(tmp_path))
+    size, sha256 = write(lake, b"some bytes")
+    file = tmp_path / PATH
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(
+            {"changed": b"some Bytes", "cut": b"some", "longer": b"some bytes!"}[damage]
+        )
+    with pytest.raises(StagedFileDamaged, match=r"one\.parquet"):
+        lake.check(PATH, size, sha256)
+
+
+def test_a_full_disk_is_worth_another_try(tmp_path: Path) -> None:
+    """Trouble while writing is a TransientError that names the file, and leaves none."""
+    lake = Lake(str(tmp_path))
+    with pytest.raises(TransientError, match=r"one\.parquet"), lake.create(PATH):
+        raise OSError(28, os.strerror(28))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
