@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote_plus, urlsplit, urlunsplit
 
 import dagster as dg
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Balance, Batch, Kind
-from assets.pipeline.clickhouse import TABLES_SQL
+from assets.pipeline.clickhouse import TABLES_SQL, named_errors
 from assets.pipeline.errors import StagedFileDamaged
 from assets.pipeline.lake import Lake
 from assets.pipeline.worker import Worker
@@ -39,17 +39,18 @@ def staged_metadata(worker: Worker, batch: Batch) -> Metadata:
     seconds = {
         stage: timing.wall for stage, timing in batch.timings.items() if stage in STAGE_TIMINGS
     }
+    of_date = staged_rows_of_date(worker.ledger, batch.topic, batch.arrival_date, Kind.EVENTS)
     return {
         **_identity(worker, batch, "stage"),
-        **_rows(worker, batch, Kind.EVENTS),
-        "ranges": _ranges(batch),
-        **{name: dg.MetadataValue.int(count) for name, count in vars(balance).items()},
         "offsets": dg.MetadataValue.int(batch.offsets),
+        **{name: dg.MetadataValue.int(count) for name, count in vars(balance).items()},
+        "dagster/partition_row_count": dg.MetadataValue.int(of_date),
+        **_waited(worker.lake, batch, batch.staged_at),
+        **_seconds(seconds, balance.delivered),
         "bytes_read": dg.MetadataValue.int(batch.staged.bytes_read),
         "bytes_staged": dg.MetadataValue.int(sum(file.bytes for file in batch.staged.files)),
-        **_seconds(seconds, balance.delivered),
-        **_waited(worker.lake, batch, batch.staged_at),
         **_file(worker.lake, batch, Kind.EVENTS),
+        "ranges": _ranges(batch),
     }
 
 
@@ -61,34 +62,59 @@ def loaded_metadata(worker: Worker, batch: Batch) -> Metadata:
     }
     return {
         **_identity(worker, batch, "load"),
-        **_rows(worker, batch, Kind.EVENTS),
-        "ranges": _ranges(batch),
-        **_seconds(seconds, batch.staged.balance.ok),
+        "rows": dg.MetadataValue.int(batch.staged.balance.ok),
+        **table_rows(worker, Kind.EVENTS, batch.arrival_date),
         **_waited(worker.lake, batch, batch.loaded_at),
+        **_seconds(seconds, batch.staged.balance.ok),
         **_file(worker.lake, batch, Kind.EVENTS),
-        "rows_in_clickhouse": _query_link(worker.settings, batch, Kind.EVENTS),
+        "in_clickhouse": _query_link(worker.settings, batch, Kind.EVENTS),
+        "ranges": _ranges(batch),
     }
 
 
 def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
     """Which records of a batch were rejected, and why."""
-    return {
+    assert batch.staged is not None
+    found: Metadata = {
         **_identity(worker, batch, "dead_letters"),
-        **_rows(worker, batch, Kind.DEAD_LETTERS),
-        "reasons": _table(_reasons(worker.lake, batch), ("reason", "string"), ("records", "int")),
-        **_file(worker.lake, batch, Kind.DEAD_LETTERS),
-        "rows_in_clickhouse": _query_link(worker.settings, batch, Kind.DEAD_LETTERS),
+        "rows": dg.MetadataValue.int(batch.staged.balance.rejected),
+        **table_rows(worker, Kind.DEAD_LETTERS, batch.arrival_date),
+    }
+    if batch.staged.file(Kind.DEAD_LETTERS) is not None:
+        found |= {
+            **_file(worker.lake, batch, Kind.DEAD_LETTERS),
+            "in_clickhouse": _query_link(worker.settings, batch, Kind.DEAD_LETTERS),
+            "reasons": _table(
+                _reasons(worker.lake, batch), ("reason", "string"), ("records", "int")
+            ),
+        }
+    return found
+
+
+def no_batch_metadata(worker: Worker, kind: Kind, day: date, batches: int) -> Metadata:
+    """What is said of a date that a run was started for but brought nothing new to."""
+    return {
+        "batches": dg.MetadataValue.int(0),
+        "batches_there_already": dg.MetadataValue.int(batches),
+        "rows": dg.MetadataValue.int(0),
+        "dagster/partition_row_count": dg.MetadataValue.int(
+            staged_rows_of_date(worker.ledger, worker.settings.topic, day, kind)
+        ),
     }
 
 
-def no_batch_metadata(batches: Sequence[Batch], kind: Kind) -> Metadata:
-    """What is said of a date that a run was started for but brought nothing new to."""
-    rows = sum(file.rows for batch in batches if batch.staged and (file := batch.staged.file(kind)))
+def table_rows(worker: Worker, kind: Kind, day: date) -> Metadata:
+    """How many rows the table holds now, in all and of one arrival date. ClickHouse looks it up."""
+    table = f"{worker.settings.clickhouse_database}.{kind.value}"
+    with named_errors("counting rows"):
+        [(rows, of_date)] = worker.clickhouse.query(
+            f"SELECT (SELECT count() FROM {table}), "
+            f"(SELECT count() FROM {table} WHERE arrival_date = {{day:Date}})",
+            parameters={"day": day},
+        ).result_rows
     return {
-        "batches": dg.MetadataValue.int(0),
-        "batches_there_already": dg.MetadataValue.int(len(batches)),
-        "dagster/row_count": dg.MetadataValue.int(0),
-        "dagster/partition_row_count": dg.MetadataValue.int(rows),
+        "dagster/row_count": dg.MetadataValue.int(rows),
+        "dagster/partition_row_count": dg.MetadataValue.int(of_date),
     }
 
 
@@ -131,7 +157,7 @@ def clickhouse_schema(table: str) -> dg.TableSchema:
     text = re.sub(r"--[^\n]*", "", TABLES_SQL.read_text())
     declaration = text.split(f"{{database}}.{table}\n", 1)[1].split("ENGINE", 1)[0]
     columns = re.findall(
-        r"^    ([a-z_]+)\s+([A-Z]\w+(?:\(.*?\))?)(?: CODEC.*| DEFAULT.*)?,?$", declaration, re.M
+        r"^    ([a-z0-9_]+)\s+([A-Z]\w+(?:\(.*?\))?)(?: CODEC.*| DEFAULT.*)?,?$", declaration, re.M
     )
     return dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns])
 
@@ -160,16 +186,6 @@ def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
     if batch.generation:
         found["generation"] = dg.MetadataValue.int(batch.generation)
     return found
-
-
-def _rows(worker: Worker, batch: Batch, kind: Kind) -> Metadata:
-    assert batch.staged is not None
-    file = batch.staged.file(kind)
-    of_date = staged_rows_of_date(worker.ledger, batch.topic, batch.arrival_date, kind)
-    return {
-        "dagster/row_count": dg.MetadataValue.int(file.rows if file else 0),
-        "dagster/partition_row_count": dg.MetadataValue.int(of_date),
-    }
 
 
 def _ranges(batch: Batch) -> dg.MetadataValue[Any]:
@@ -239,30 +255,24 @@ def _file(lake: Lake, batch: Batch, kind: Kind) -> Metadata:
     if file is None:
         return {}
     if lake.is_local:
-        full = lake.full_path(file.path)
-        return {"file": dg.MetadataValue.path(full), "dagster/uri": dg.MetadataValue.text(full)}
-    uri = f"{public_address(lake.uri)}/{file.path}"
-    return {"file": dg.MetadataValue.url(uri), "dagster/uri": dg.MetadataValue.text(uri)}
+        return {"file": dg.MetadataValue.path(lake.full_path(file.path))}
+    return {"file": dg.MetadataValue.url(f"{public_address(lake.uri)}/{file.path}")}
 
 
 def _query_link(settings: Settings, batch: Batch, kind: Kind) -> dg.MetadataValue[Any]:
-    columns = "event, distinct_id, timestamp, uuid" if kind is Kind.EVENTS else "reason, detail"
     query = (
-        f"SELECT _partition, _offset, {columns} "
-        f"FROM {settings.clickhouse_database}.{kind.value} "
-        f"WHERE arrival_date = '{batch.arrival_date}' AND _batch_id = '{batch.batch_id}' "
-        "ORDER BY _partition, _offset LIMIT 100 FORMAT PrettyCompactMonoBlock"
+        f"SELECT * FROM {settings.clickhouse_database}.{kind.value} "
+        f"WHERE arrival_date='{batch.arrival_date}' AND _batch_id='{batch.batch_id}' "
+        "LIMIT 100 FORMAT Vertical"
     )
-    return dg.MetadataValue.url(
-        f"{public_address(settings.clickhouse_address)}/?query={quote(query)}"
-    )
+    address = public_address(settings.clickhouse_address)
+    return dg.MetadataValue.url(f"{address}/?query={quote_plus(query, safe='*=')}")
 
 
 def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:
     assert batch.staged is not None
     file = batch.staged.file(Kind.DEAD_LETTERS)
-    if file is None:
-        return []
+    assert file is not None
     with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
         reasons = pq.ParquetFile(source).read(["reason"]).column("reason")
     counts = pc.value_counts(reasons.cast(pa.string())).to_pylist()

@@ -82,7 +82,7 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
         )
     else:
         context.log.info(f"nothing for {day}: the ledger has no batch of that date here")
-    return no_batch_metadata(there, sheet.kind)
+    return no_batch_metadata(worker, sheet.kind, day, len(there))
 
 
 def _untold(

@@ -11,11 +11,11 @@ With --backlog, ten times as much waits, and memory must not grow with it.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 from clickhouse_connect.driver.client import Client
@@ -104,11 +104,11 @@ def main(
         )
         for number in range(repeat):
             for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
-                runs.append(_measure(arm, f"{arm}-{number}", kafka, home, TOPIC, filled, deadline))
+                runs.append(_measure(arm, kafka, home, TOPIC, filled, events, deadline))
                 console.print(f"  {_told(runs[-1])}", highlight=False)
         if backlog > 1:
             more = _fill(kafka, home, BACKLOG_TOPIC, events * backlog, malformed, deadline)
-            waited = _measure(OURS, "backlog", kafka, home, BACKLOG_TOPIC, more, deadline)
+            waited = _measure(OURS, kafka, home, BACKLOG_TOPIC, more, events, deadline)
             console.print(f"  backlog: {_told(waited)}", highlight=False)
     show(console, runs, waited, OURS)
     write_json(
@@ -148,16 +148,26 @@ def _fill(
 
 
 def _measure(
-    arm: str, name: str, kafka: Part, home: Path, topic: str, filled: Filled, deadline: Deadline
+    arm: str,
+    kafka: Part,
+    home: Path,
+    topic: str,
+    filled: Filled,
+    batch_records: int,
+    deadline: Deadline,
 ) -> Run:
-    """Run one arm against a fresh server."""
-    with local_clickhouse(home, name, kafka.settings.bootstrap_servers, topic) as server:
+    """Run one arm against a fresh server, whose data are removed afterwards."""
+    own = {"topic": topic, "batch_max_records": batch_records}
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{arm}-", dir=home) as folder,
+        local_clickhouse(Path(folder), kafka.settings.bootstrap_servers, **own) as server,
+    ):
         settings = server.settings
         client = connect(settings.clickhouse_address, settings.clickhouse_user, "")
         make_tables(client, settings.clickhouse_database)
         make_plain_table(client, settings.clickhouse_database)
         before, kafka_before = usage_of(server.pid), usage_of(kafka.pid)
-        carried = _carry(arm, server, filled.records, home / f"{name}.log", deadline)
+        carried = _carry(arm, server, filled.records, Path(folder) / "run.log", deadline)
         loaded, kafka_after = usage_of(server.pid), usage_of(kafka.pid)
         _wait_until_quiet(client)
         after = usage_of(server.pid)
@@ -220,7 +230,7 @@ def _number(client: Client, query: str) -> int:
     return int(str(client.command(query)))
 
 
-def _told(run: Run) -> dict[str, Any] | str:
+def _told(run: Run) -> str:
     carried = run.carried
     cpu = (carried.cpu_s + run.server_cpu_s) / carried.records * 1e6
     return f"{run.arm:10} {carried.wall_s:6.2f} s, {cpu:6.1f} CPU seconds a million events"

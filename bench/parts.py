@@ -38,8 +38,8 @@ def temporary_home() -> Iterator[Path]:
 def bench_settings(home: Path, **own: Any) -> Settings:
     """Settings of a local stack in this home, on free ports.
 
-    What the environment says about other places is left aside; what it says about batches (say
-    TIDEMARK_BATCH_MAX_RECORDS) counts.
+    What the environment says about other places is left aside; what it says about the work
+    itself (say TIDEMARK_BATCH_MAX_BYTES) counts.
     """
     given = Settings()
     local = {
@@ -67,9 +67,9 @@ def local_kafka(home: Path) -> Iterator[Part]:
 
 
 @contextmanager
-def local_clickhouse(home: Path, name: str, bootstrap_servers: str, topic: str) -> Iterator[Part]:
-    """A fresh ClickHouse in the folder `name`; its settings read `topic` of that Kafka."""
-    settings = bench_settings(home / name, kafka_bootstrap_servers=bootstrap_servers, topic=topic)
+def local_clickhouse(home: Path, bootstrap_servers: str, **own: Any) -> Iterator[Part]:
+    """A fresh ClickHouse in this home; its settings name that Kafka, and what `own` says."""
+    settings = bench_settings(home, kafka_bootstrap_servers=bootstrap_servers, **own)
     with _engine("clickhouse", settings) as part:
         yield part
 

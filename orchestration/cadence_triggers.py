@@ -51,7 +51,9 @@ class Lookout:
 
     @cached_property
     def _topic(self) -> Topic:
-        return Topic(self._settings.kafka_client, self._settings.topic)
+        # The tick itself says that Kafka is away; the client would say so several times a second.
+        client = {**self._settings.kafka_client, "log_level": "2"}
+        return Topic(client, self._settings.topic)
 
     @cached_property
     def _ledger(self) -> Engine:

@@ -17,33 +17,36 @@ from pathlib import Path
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
-WORKER_TAG = "tidemark/worker"
+WORKER_TAG = ".dagster/tidemark_worker"
+"""Tags of this prefix are kept out of the UI's lists: it says nothing to a person."""
+
+_AT_WORK = (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
 
 
-def this_process() -> str:
-    """This process as a tag: host, pid, and when it was born, because pids come round again."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_born(os.getpid())}"
+def worker_tag(run_id: str) -> dict[str, str]:
+    """The tag that says this process works on a run: run, host, pid, and when it was born.
+
+    The run's id, because a run that tries another one again inherits its tags; the birth, because
+    pids come round again.
+    """
+    pid = os.getpid()
+    return {WORKER_TAG: f"{run_id}:{socket.gethostname()}:{pid}:{_born(pid)}"}
 
 
-def is_gone(worker: str) -> bool:
-    """Whether a tagged process ran on this host and no longer lives. Of other hosts: unknown."""
-    host, pid, born = worker.rsplit(":", 2)
-    return host == socket.gethostname() and _born(int(pid)) != born
+def is_lost(run: DagsterRun) -> bool:
+    """Whether the run's process ran on this host and is gone. Of other hosts nothing is known."""
+    run_id, host, pid, born = run.tags.get(WORKER_TAG, ":::").split(":")
+    ours = run_id == run.run_id and host == socket.gethostname()
+    return ours and run.status in _AT_WORK and _born(int(pid)) != born
 
 
 def fail_lost_runs(instance: DagsterInstance, runs: Iterable[DagsterRun]) -> list[DagsterRun]:
     """Mark the runs whose process is gone as failed, and give them back."""
-    lost = [
-        run
-        for run in runs
-        if run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
-        and WORKER_TAG in run.tags
-        and is_gone(run.tags[WORKER_TAG])
-    ]
+    lost = [run for run in runs if is_lost(run)]
     for run in lost:
         instance.report_run_failed(
             run,
-            f"The process that worked on this run ({run.tags[WORKER_TAG]}) is gone. "
+            f"The process that worked on this run on {socket.gethostname()} is gone. "
             "What it had begun is taken up by the next run.",
         )
     return lost

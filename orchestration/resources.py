@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from assets.pipeline.batch import Batch
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
-from orchestration.lost_runs import WORKER_TAG, this_process
+from orchestration.lost_runs import worker_tag
 from orchestration.settings import Settings
 
 TOPIC_TAG = "tidemark/topic"
@@ -43,7 +43,7 @@ class Pipeline:
             self._worker = Worker(self.settings, self.ledger, context.run.run_id)
             context.instance.add_run_tags(
                 context.run.run_id,
-                {TOPIC_TAG: self.settings.topic, WORKER_TAG: this_process()},
+                {TOPIC_TAG: self.settings.topic, **worker_tag(context.run.run_id)},
             )
         self._worker.say = context.log.info
         return self._worker

@@ -16,11 +16,13 @@ from clickhouse_connect.driver.client import Client
 from assets.pipeline.batch import Batch, Fingerprint, Kind, StagedFile
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.clock import StageClock
+from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from assets.pipeline.errors import ProofFailed
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints
 
 _SEND_BYTES = 1 << 20
+_COLUMNS = {Kind.EVENTS: EVENTS.names, Kind.DEAD_LETTERS: DEAD_LETTERS.names}
 
 
 def load(
@@ -76,6 +78,8 @@ def insert(
     with lake.open(file.path) as body, named_errors(f"loading {file.path}"):
         client.raw_insert(
             f"{database}.{table}",
+            # Named, because a column that the table lacks would else be left out in silence.
+            column_names=_COLUMNS[file.kind],
             insert_block=_blocks(body),
             fmt="Parquet",
             settings={

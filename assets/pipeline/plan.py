@@ -77,14 +77,27 @@ def cut_next(
 
     The oldest arrival date that has unplanned records goes first, and each lane is cut where
     that date ends. `max_offsets` is shared out evenly, what a short lane leaves going to others.
+    Offsets that retention has taken go before all others, into a batch of their own, so that the
+    gap which reading makes of it holds no record back.
     Raises LogTruncated when a lane's end lies below what was planned.
     """
     unread = unplanned_starts(topic, watermark, planned_ends)
     if not unread:
         return None
 
-    dates = topic.arrival_dates(unread, today or datetime.now(UTC).date())
+    lows = topic.lows(unread)
+    gone = {partition: start for partition, start in unread.items() if start < lows[partition]}
+    dates = topic.arrival_dates(gone or unread, today or datetime.now(UTC).date())
     oldest = min(dates.values())
+    if gone:
+        return Cut(
+            oldest,
+            tuple(
+                Range(partition, start, min(lows[partition], watermark.highs[partition]))
+                for partition, start in sorted(gone.items())
+                if dates[partition] == oldest
+            ),
+        )
     # The watermark is older than this answer, so no record below it can be of a later day than
     # the answer says.
     next_day = topic.starts_of(

@@ -74,11 +74,22 @@ class Topic:
         )
 
     def arrival_dates(self, starts: Mapping[int, int], today: date) -> dict[int, date]:
-        """Per partition, the arrival date of the record at that offset, which must exist.
+        """Per partition, the arrival date of the record at that offset, below the lane's end.
 
         The date of an offset is the first day D such that D + 1 begins after it. Because days
         begin at offsets, whatever the order of timestamps, they tile the log without overlap.
+        Where retention has taken the record, the oldest one left counts; where it has taken all
+        of them, today.
         """
+        lows = self.lows(starts)
+        gone = [partition for partition, start in starts.items() if start < lows[partition]]
+        left = self.starts_of(dict.fromkeys(gone, _EPOCH))
+        empty = {partition for partition in gone if left[partition] == -1}
+        starts = {
+            partition: max(start, lows[partition])
+            for partition, start in starts.items()
+            if partition not in empty
+        }
         low = dict.fromkeys(starts, _EPOCH)  # the date is above low and at most high
         high = dict(self._dates_not_before(starts, today))
         # Most often the answer is today, so try the day before first and be done.
@@ -97,7 +108,7 @@ class Topic:
                 for partition in starts
                 if high[partition] - low[partition] > timedelta(days=1)
             }
-        return high
+        return {**high, **dict.fromkeys(empty, today)}
 
     def _dates_not_before(self, starts: Mapping[int, int], today: date) -> dict[int, date]:
         """Per partition, a day by which the record had been appended, even if clocks differ."""

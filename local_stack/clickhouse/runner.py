@@ -91,14 +91,18 @@ class Client:
         task = asyncio.ensure_future(awaitable)
         try:
             await asyncio.wait({task, self._gone}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise Disconnected
+            # Asked first: rows without end are always at hand, and would go on to nobody.
+            if self._gone.done():
+                raise Disconnected
+            return task.result()
         finally:
             if not task.done():
                 # Awaited, because what it waits on (a pipe) may be closed next.
                 task.cancel()
                 await asyncio.wait({task})
+            if not task.cancelled():
+                # Looked at even where it is not wanted, so that it is not reported as lost.
+                task.exception()
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -17,6 +17,9 @@ from orchestration.settings import Settings
 _STAGES = ("plan", "read", "validate", "deduplicate", "enrich", "stage", "load", "prove")
 
 
+_TEXT_COLUMNS = {"", "station", "batch", "arrival date", "planned", "ranges", "stage", "event"}
+
+
 def show(console: Console, settings: Settings, account: Account) -> None:
     """Print the counts, the batches, what they cost, and the events by name, twice."""
     console.print(_counts(account))
@@ -92,13 +95,5 @@ def _by_event(title: str, rows: Sequence[Sequence[Any]]) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
-        numeric = column in {
-            "count",
-            "offsets",
-            "visible after",
-            "seconds",
-            "CPU s",
-            "CPU µs a record",
-        }
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right")
     return table

@@ -84,7 +84,7 @@ def run_demo(settings: Settings, events: int, console: Console, keep: bool) -> O
                     tell(f"{service.name} is ready")
 
                 start_stack(settings, foreground.launch, wait)
-            outcome = _send_and_prove(settings, events, console)
+            outcome = send_and_prove(settings, events, console)
             if keep:
                 console.print("The stack stays up. Ctrl-C stops it and removes the demo's data.")
                 foreground.wait()
@@ -101,7 +101,8 @@ def _clear_away(settings: Settings) -> None:
     shutil.rmtree(settings.home, ignore_errors=True)
 
 
-def _send_and_prove(settings: Settings, count: int, console: Console) -> Outcome:
+def send_and_prove(settings: Settings, count: int, console: Console) -> Outcome:
+    """Send so many events to a stack that is up, wait until they are loaded, and show the proof."""
     project = create_project(open_ledger(settings.ledger), "demo")
     events = list(demo_events(count))
     resent = events[::RESENT_OF]

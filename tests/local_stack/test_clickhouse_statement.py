@@ -38,8 +38,7 @@ from local_stack.clickhouse.statement import Other, Rows
         ),
         (
             b"INSERT INTO TABLE FUNCTION file('a FORMAT b', 'CSV') VALUES (1)",
-            b"INSERT INTO TABLE FUNCTION file('a FORMAT b', 'CSV') FROM INFILE 'f' COMPRESSION 'none'"
-            b"  FORMAT Values",
+            b"INSERT INTO TABLE FUNCTION file('a FORMAT b', 'CSV')<IN> FORMAT Values",
             b" (1)",
         ),
         (

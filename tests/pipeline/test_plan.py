@@ -144,11 +144,21 @@ def test_records_after_the_watermark_wait() -> None:
     assert cut_next(topic, watermark, {0: 5}, 100, TODAY) is None
 
 
-def test_retention_before_planning_does_not_move_the_start() -> None:
-    """A lane that was planned before starts at its end, though Kafka has dropped that record."""
-    topic = LogInMemory({0: [noon_ms(TODAY)] * 9}, {0: 6})
-    (cut,) = drain(topic, 100, {0: 2})
-    assert cut.ranges == (Range(0, 2, 9),)
+@pytest.mark.parametrize(
+    ("low", "cuts"),
+    [
+        (6, [Cut(TODAY - timedelta(days=1), (Range(0, 2, 6),)), Cut(TODAY, (Range(1, 2, 9),))]),
+        (9, [Cut(TODAY, (Range(0, 2, 9),)), Cut(TODAY, (Range(1, 2, 9),))]),
+    ],
+)
+def test_what_retention_took_is_a_batch_of_its_own(low: int, cuts: list[Cut]) -> None:
+    """A lane goes on where its plan ended, though Kafka has dropped that record, or all of them."""
+    times = [noon_ms(TODAY, -24)] * 8 + [noon_ms(TODAY)]
+    topic = LogInMemory({0: times, 1: [noon_ms(TODAY)] * 9}, {0: low, 1: 0})
+    found = drain(topic, 100, {0: 2, 1: 2})
+    assert found[0] == cuts[0]
+    assert found[-1].ranges[-1] == cuts[-1].ranges[0]
+    assert sum(len(range_) for cut in found for range_ in cut.ranges) == 14
 
 
 def test_a_batch_is_named_by_what_it_holds() -> None:

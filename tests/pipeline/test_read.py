@@ -77,15 +77,21 @@ def test_a_gap_holds_the_batch_and_names_the_span(new_stack: NewStack) -> None:
 
 
 def test_records_gone_before_they_were_planned_are_a_gap(new_stack: NewStack) -> None:
-    """What expired between two runs is planned all the same, and found missing."""
+    """What expired between two runs is planned, found missing, and holds up nothing."""
     stack = new_stack().make_topic()
-    stack.send_numbers(range(5))
-    stack.run()
-    stack.send_numbers(range(5, 10))
+    sent = stack.send_numbers(range(5))
+    (first,) = stack.run()
+    sent += stack.send_numbers(range(5, 10))
     delete_before(stack.kafka, stack.settings.topic, {0: 8})
     with pytest.raises(Gap, match=r"0:\[5,8\) \(3 offsets"):
         stack.run()
-    assert stack.batches()[-1].ranges == (Range(0, 5, 10),)
+    batches = stack.run()
+    assert [(batch.ranges, batch.state) for batch in batches[1:]] == [
+        ((Range(0, 5, 8),), State.GAP),
+        ((Range(0, 8, 10),), State.COMMITTED),
+    ]
+    assert {batch.arrival_date for batch in batches} == {first.arrival_date}
+    assert stack.account().places == dict.fromkeys([*sent[:5], *sent[8:]], 1)
 
 
 def test_a_start_that_is_gone_is_never_jumped_over(new_stack: NewStack) -> None:

@@ -1,0 +1,85 @@
+"""Makes the pictures of the documents: `.venv/bin/python docs/screenshots.py`.
+
+Starts a stack of its own, sends events with the SDK, waits for a run, and photographs the Dagster
+UI with a real browser (Debian's chromium, or the one that CHROMIUM names).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from local_stack.processes import Foreground
+from local_stack.stack import START_LIMIT_S, start_stack
+from orchestration.demo.run import demo_settings, send_and_prove
+
+IMAGES = Path(__file__).with_name("images")
+_CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+_QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+_RUNS = "{ runsOrError(limit: 20, filter: {statuses: [SUCCESS]}) { ... on Runs { results { runId } } } }"
+_SETTLE_MS = 2_500  # the UI draws its graphs with an animation
+
+
+def main() -> None:
+    """Make all pictures."""
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["TIDEMARK_HOME"] = home
+        settings = demo_settings("10s")
+        with Foreground(settings.home, "screenshots") as stack:
+            start_stack(settings, stack.launch, lambda s: stack.wait_ready(s, START_LIMIT_S))
+            send_and_prove(settings, 10_000, Console())
+            address = settings.dagster_address
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
+                photograph(browser, f"{address}/runs/{newest_run(address)}", "run.png")
+                group = f"{address}/locations/tidemark/asset-groups/ingest/lineage"
+                photograph(browser, group, "lineage.png")
+                photograph(browser, f"{address}/assets/events?view=events", "materialization.png")
+                photograph(browser, f"{address}/assets/events?view=checks", "checks.png")
+                browser.close()
+
+
+def newest_run(address: str) -> str:
+    """The id of the newest run that went well."""
+    request = urllib.request.Request(
+        f"{address}/graphql",
+        data=json.dumps({"query": _RUNS}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        runs = json.load(answer)["data"]["runsOrError"]["results"]
+    return str(runs[0]["runId"])
+
+
+def photograph(browser: Browser, address: str, name: str) -> None:
+    """One page as a PNG."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.goto(address)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(_SETTLE_MS)
+    page.mouse.move(900, 800)
+    page.mouse.wheel(0, -10_000 if name == "run.png" else 0)  # a run's log, from its first line
+    page.wait_for_timeout(_SETTLE_MS)
+    IMAGES.mkdir(exist_ok=True)
+    page.screenshot(path=IMAGES / name)
+    page.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What Dagster is given: the graph, the trigger that the cadence asks for, the instance's file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.metadata import clickhouse_schema, public_address
+from assets.pipeline.columns import DEAD_LETTERS, EVENTS
+from orchestration.definitions import definitions
+from orchestration.instance import write_instance
+from orchestration.partitions import FIRST_ARRIVAL_DATE, arrival_dates, partition_of
+from orchestration.services import dagster_services
+from orchestration.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_graph(settings: Callable[..., Settings]) -> None:
+    """The lineage that the UI draws, with icons, groups and the pool that keeps runs apart."""
+    graph = definitions(settings()).resolve_asset_graph()
+    assert {
+        node.key.to_user_string(): (
+            sorted(key.to_user_string() for key in node.parent_keys),
+            sorted(node.kinds),
+            node.group_name,
+            sorted(node.pools or ()),
+            node.is_partitioned,
+            bool(node.description),
+        )
+        for node in graph.asset_nodes
+    } == {
+        "kafka/events": ([], ["kafka"], "ingest", [], False, True),
+        "staged_events": (
+            ["kafka/events"],
+            ["arrow", "parquet"],
+            "ingest",
+            ["kafka_events"],
+            True,
+            True,
+        ),
+        "events": (["staged_events"], ["clickhouse"], "ingest", ["kafka_events"], True, True),
+        "dead_letters": (
+            ["events", "staged_events"],
+            ["clickhouse"],
+            "ingest",
+            ["kafka_events"],
+            True,
+            True,
+        ),
+    }
+    assert {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys} == {
+        ("events", "balance"),
+        ("events", "lanes"),
+        ("dead_letters", "balance"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cadence", "cron", "interval"),
+    [
+        ("5s", None, 5),
+        ("30s", None, 30),
+        ("1m", "* * * * *", None),
+        ("2h", "0 */2 * * *", None),
+        ("*/5 * * * *", "*/5 * * * *", None),
+    ],
+)
+def test_the_cadence_makes_a_schedule_or_a_sensor(
+    settings: Callable[..., Settings], cadence: str, cron: str | None, interval: int | None
+) -> None:
+    """From a minute on a schedule, below it a sensor, never both, and running by default."""
+    repository = definitions(settings(cadence=cadence)).get_repository_def()
+    schedules, sensors = repository.schedule_defs, repository.sensor_defs
+    assert [schedule.cron_schedule for schedule in schedules] == ([cron] if cron else [])
+    assert [sensor.minimum_interval_seconds for sensor in sensors] == (
+        [interval] if interval else []
+    )
+    running = {dg.DefaultScheduleStatus.RUNNING, dg.DefaultSensorStatus.RUNNING}
+    assert {trigger.default_status for trigger in [*schedules, *sensors]} <= running
+
+
+def test_every_run_shares_one_process(settings: Callable[..., Settings]) -> None:
+    """Jobs, the UI's Materialize and backfills all use the in-process executor."""
+    repository = definitions(settings()).get_repository_def()
+    executors = {job.executor_def.name for job in repository.get_all_jobs()}
+    assert executors == {"in_process"}
+
+
+def test_the_file_of_settings_is_read_at_each_load(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cadence changed in settings.env counts from the next load; the environment goes first."""
+    settings()  # clears the environment
+    monkeypatch.setenv("TIDEMARK_HOME", str(tmp_path))
+    (tmp_path / "settings.env").write_text("TIDEMARK_CADENCE=10s\n")
+    assert Settings().cadence == "10s"
+    (tmp_path / "settings.env").write_text("TIDEMARK_CADENCE=5m\n")
+    assert Settings().cadence == "5m"
+    monkeypatch.setenv("TIDEMARK_CADENCE", "1h")
+    assert Settings().cadence == "1h"
+
+
+def test_the_workspace_file_loads(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    """workspace.yaml is all that Dagster needs, from any home."""
+    settings()  # clears the environment
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],
+        cwd=ROOT,
+        env={**os.environ, "TIDEMARK_HOME": str(tmp_path), "DAGSTER_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Validation successful for code location tidemark" in done.stdout + done.stderr
+
+
+def test_the_columns_shown_are_those_of_the_tables() -> None:
+    """The columns on an asset's page are the Arrow columns and the two ClickHouse adds."""
+    added = ["_run_id", "_inserted_at"]
+    events = {column.name: column.type for column in clickhouse_schema("events").columns}
+    assert sorted(events) == sorted([*EVENTS.names, *added])
+    assert events["timestamp"] == "DateTime64(6, 'UTC')"
+    assert events["sent_at"] == "Nullable(DateTime64(6, 'UTC'))"
+    dead_letters = [column.name for column in clickhouse_schema("dead_letters").columns]
+    assert sorted(dead_letters) == sorted([*DEAD_LETTERS.names, *added])
+
+
+def test_links_hold_no_password() -> None:
+    """What stands in front of the host stays out of the UI."""
+    assert public_address("https://user:secret@db.example:8443/") == "https://db.example:8443"
+    assert public_address("/data/lake") == "/data/lake"
+
+
+def test_today_is_a_partition_and_strange_dates_have_one_near() -> None:
+    """Records can be shown under some partition, whatever their broker's clock says."""
+    today = datetime.now(UTC).date()
+    keys = arrival_dates.get_partition_keys()
+    for day in (date(2020, 5, 5), FIRST_ARRIVAL_DATE, today, today + timedelta(days=3)):
+        assert partition_of(day) in keys
+    assert partition_of(today) == today.isoformat() == keys[-1]
+
+
+def test_the_instance_file_is_sound_and_never_written_over(tmp_path: Path) -> None:
+    """Dagster takes the file that is written; what the operator changed in it stays."""
+    path = write_instance(tmp_path)
+    with dg.DagsterInstance.from_config(str(path.parent)) as instance:
+        pools = instance.get_concurrency_config().pool_config
+        assert pools.default_pool_limit == 1
+        assert pools.pool_granularity is not None
+        assert pools.pool_granularity.value == "run"
+        assert instance.run_monitoring_enabled
+        assert instance.run_retries_enabled
+        assert instance.run_retries_max_retries == 2
+        assert not instance.run_retries_retry_on_asset_or_op_failure
+        assert not instance.telemetry_enabled
+    path.write_text("# mine\n")
+    write_instance(tmp_path)
+    assert path.read_text() == "# mine\n"
+
+
+def test_services_share_one_code_server(settings: Callable[..., Settings]) -> None:
+    """Webserver and daemon read the workspace that names the code server's port."""
+    stack = settings(dagster_port=34100)
+    services = {service.name: service for service in dagster_services(stack)}
+    assert list(services) == ["dagster-code", "dagster-webserver", "dagster-daemon"]
+    workspace = stack.home / "dagster" / "workspace.yaml"
+    port = re.search(r"port: (\d+)", workspace.read_text())
+    assert port is not None
+    assert port[1] in services["dagster-code"].argv
+    for name in ("dagster-webserver", "dagster-daemon"):
+        assert str(workspace) in services[name].argv
+    homes = {service.env["DAGSTER_HOME"] for service in services.values()}
+    assert homes == {str(stack.home / "dagster")}

@@ -1,0 +1,326 @@
+"""The micro-batch as Dagster runs it: what it shows of each batch, and how it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
+
+from assets.pipeline.batch import Kind
+from assets.pipeline.failpoints import VARIABLE
+from assets.pipeline.worker import stage_batches
+from orchestration.definitions import definitions
+from tests.conftest import unused_port
+from tests.records import Sent, value_of
+from tests.stack import ROOT, ClickHouseServer, Stack
+
+NOW = datetime.now(UTC)
+TODAY = NOW.date().isoformat()
+ASSETS = ("staged_events", "events", "dead_letters")
+
+
+def _run(
+    stack: Stack, instance: dg.DagsterInstance, day: str = TODAY, job: str = "micro_batch"
+) -> ExecuteInProcessResult:
+    return (
+        definitions(stack.settings)
+        .resolve_job_def(job)
+        .execute_in_process(instance=instance, partition_key=day, raise_on_error=False)
+    )
+
+
+def _told(instance: dg.DagsterInstance, asset: str) -> list[tuple[str | None, dict[str, Any]]]:
+    """Partition and metadata of each materialization, the first one first."""
+    records = instance.fetch_materializations(dg.AssetKey(asset), limit=100, ascending=True).records
+    return [
+        (record.partition_key, {name: entry.value for name, entry in materialized.metadata.items()})
+        for record in records
+        if (materialized := record.asset_materialization) is not None
+    ]
+
+
+def _checks(result: ExecuteInProcessResult) -> dict[tuple[str, str], bool]:
+    return {
+        (evaluation.asset_key.to_user_string(), evaluation.check_name): evaluation.passed
+        for evaluation in result.get_asset_check_evaluations()
+    }
+
+
+def _assert_whole(stack: Stack, sent: list[tuple[int, int]]) -> None:
+    assert stack.account().places == dict.fromkeys(sent, 1)
+
+
+def test_a_batch_is_told_of_with_its_lineage(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Each asset has one materialization for the batch: who, what, how much, how long, where."""
+    stack = new_stack().make_topic(2)
+    sent = stack.send_numbers(range(100), 2)
+    sent += stack.send(Sent(b"no json", 0), Sent(value_of(0), 1), Sent(None, 1))
+    result = _run(stack, instance)
+    assert result.success
+    [batch] = stack.batches()
+
+    [(partition, staged)] = _told(instance, "staged_events")
+    assert partition == TODAY
+    assert staged["batch_id"] == batch.batch_id
+    assert {name: staged[name] for name in ("offsets", "ok", "rejected", "duplicate")} == {
+        "offsets": 103,
+        "ok": 100,
+        "rejected": 1,
+        "duplicate": 1,
+    }
+    assert (staged["tombstone"], staged["absent"], staged["attempt"]) == (1, 0, 1)
+    assert staged["dagster/partition_row_count"] == 100
+    assert staged["bytes_read"] > 1000
+    assert staged["rows_per_second"] > 0
+    assert staged["seconds_read"] > 0
+    assert 0 <= staged["lag_seconds_newest"] <= staged["lag_seconds_oldest"]
+    assert [(row.data["partition"], row.data["start"], row.data["end"]) for row in staged["ranges"]]
+    assert Path(staged["file"]).is_file()
+
+    [(partition, loaded)] = _told(instance, "events")
+    assert partition == TODAY
+    assert (loaded["batch_id"], loaded["rows"]) == (batch.batch_id, 100)
+    assert loaded["dagster/row_count"] == loaded["dagster/partition_row_count"] == 100
+    assert batch.batch_id in loaded["in_clickhouse"]
+    assert loaded["lag_seconds_oldest"] >= staged["lag_seconds_oldest"]
+
+    [(partition, dead)] = _told(instance, "dead_letters")
+    assert (partition, dead["batch_id"], dead["rows"]) == (TODAY, batch.batch_id, 1)
+    assert [(row.data["reason"], row.data["records"]) for row in dead["reasons"]] == [
+        ("not_json", 1)
+    ]
+
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.tags["tidemark/topic"] == stack.settings.topic
+    assert run.tags["tidemark/batch_id"] == batch.batch_id
+    assert run.tags["tidemark/ranges"] == " ".join(map(str, batch.ranges))
+    assert stack.rows("SELECT DISTINCT _run_id FROM {database}.events") == [(run.run_id,)]
+    assert _checks(result) == {
+        ("events", "balance"): True,
+        ("events", "lanes"): True,
+        ("dead_letters", "balance"): True,
+    }
+    assert stack.account().places == dict.fromkeys(sent[:-1], 1)  # the last is a tombstone
+
+
+def test_the_link_to_the_rows_of_a_batch_works(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Whoever follows the link sees the rows of that batch, without anything to install."""
+    import httpx
+
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(3))
+    assert _run(stack, instance).success
+    [(_, loaded)] = _told(instance, "events")
+    answer = httpx.get(loaded["in_clickhouse"])
+    assert answer.status_code == 200
+    assert answer.text.count(loaded["batch_id"]) == 3
+
+
+def test_the_topic_is_observed(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Each run tells where the topic ends, up to where it is read, and the lag."""
+    stack = new_stack().make_topic(2)
+    stack.send_numbers(range(10), 2)
+    assert _run(stack, instance).success
+    key = dg.AssetKey(["kafka", stack.settings.topic])
+    [record] = instance.fetch_observations(key, limit=10).records
+    assert record.asset_observation is not None
+    seen = {name: entry.value for name, entry in record.asset_observation.metadata.items()}
+    assert (seen["end_offsets"], seen["read_up_to"], seen["unread"]) == (10, 10, 0)
+    assert (seen["records_read"], seen["batches"]) == (10, 1)
+    assert seen["lag_seconds"] >= 0
+
+
+def test_several_batches_of_several_dates_each_have_their_own_entry(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """A run that drains over midnight tells of each batch under that batch's date, and no more."""
+    stack = new_stack(batch_max_records=10)
+    stack.make_topic(1, **{"message.timestamp.type": "CreateTime"})
+    yesterday = NOW - timedelta(days=1)
+    sent = stack.send(
+        *(Sent(value_of(n), 0, int(yesterday.timestamp() * 1000)) for n in range(25)),
+        *(Sent(value_of(n), 0, int(NOW.timestamp() * 1000)) for n in range(25, 40)),
+    )
+    assert _run(stack, instance, yesterday.date().isoformat()).success
+    batches = stack.batches()
+    assert [batch.offsets for batch in batches] == [10, 10, 5, 10, 5]
+    for asset in ASSETS:
+        told = _told(instance, asset)
+        assert sorted((partition, entry["batch_id"]) for partition, entry in told) == sorted(
+            (batch.arrival_date.isoformat(), batch.batch_id) for batch in batches
+        )
+    _assert_whole(stack, sent)
+
+
+def test_a_date_without_anything_new_says_so(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Materializing a date again, by hand or in a backfill, changes nothing and proves it again."""
+    stack = new_stack().make_topic()
+    sent = stack.send_numbers(range(10))
+    assert _run(stack, instance).success
+    again = _run(stack, instance, job="__ASSET_JOB")
+    assert again.success
+    assert _checks(again)["events", "balance"]
+    for asset in ASSETS:
+        first, second = _told(instance, asset)
+        assert first[1]["batch_id"]
+        assert (second[1]["batches"], second[1]["batches_there_already"]) == (0, 1)
+        assert second[1]["dagster/partition_row_count"] == first[1]["dagster/partition_row_count"]
+    _assert_whole(stack, sent)
+
+
+def test_a_run_for_a_past_date_carries_what_is_new(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Whatever date a run was started for, records end up under the date they arrived on."""
+    stack = new_stack().make_topic()
+    sent = stack.send_numbers(range(10))
+    past = (NOW - timedelta(days=5)).date().isoformat()
+    assert _run(stack, instance, past, job="__ASSET_JOB").success
+    told = dict(_told(instance, "events"))
+    assert told[TODAY]["rows"] == 10
+    assert (told[past]["batches"], told[past]["dagster/partition_row_count"]) == (0, 0)
+    _assert_whole(stack, sent)
+
+
+def test_clickhouse_away_is_tried_again_in_the_same_run(
+    new_stack: Callable[..., Stack],
+    instance: dg.DagsterInstance,
+    new_clickhouse: Callable[[], ClickHouseServer],
+) -> None:
+    """A step that meets a closed door waits and tries again; both tries are on record."""
+    server = new_clickhouse()
+    server.port = unused_port()
+    stack = new_stack(clickhouse_url=server.address, load_attempts=6).make_topic()
+    sent = stack.send_numbers(range(10))
+    done = threading.Event()
+
+    def start_when_missed() -> None:
+        while not done.wait(0.05):
+            runs = instance.get_runs(limit=1)
+            kinds = {dg.DagsterEventType.STEP_UP_FOR_RETRY}
+            if runs and instance.all_logs(runs[0].run_id, of_type=kinds):
+                server.start()
+                return
+
+    starter = threading.Thread(target=start_when_missed)
+    starter.start()
+    try:
+        result = _run(stack, instance)
+    finally:
+        done.set()
+        starter.join()
+    assert result.success
+    retried = {event.step_key for event in result.all_events if event.is_step_up_for_retry}
+    assert retried == {"events"}
+    [(_, loaded)] = _told(instance, "events")
+    assert loaded["rows"] == 10
+    _assert_whole(stack, sent)
+
+
+def test_what_needs_a_person_is_not_tried_again(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """A damaged file fails the run at once, in words that name the file."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    stage_batches(stack.worker())
+    [batch] = stack.batches()
+    assert batch.staged is not None
+    file = batch.staged.file(Kind.EVENTS)
+    assert file is not None
+    stack.lake_file(file.path).write_bytes(b"not what was staged")
+
+    result = _run(stack, instance)
+    assert not result.success
+    assert not [event for event in result.all_events if event.is_step_up_for_retry]
+    failure = result.failure_data_for_node("events")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert file.path in (failure.user_failure_data.description or "")
+
+
+def test_the_checks_notice_what_is_gone(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Rows that were taken out of ClickHouse behind our back fail the check, which names them."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    assert _run(stack, instance).success
+    stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
+    result = _run(stack, instance, job="__ASSET_JOB")
+    assert _checks(result) == {
+        ("events", "balance"): False,
+        ("events", "lanes"): True,
+        ("dead_letters", "balance"): True,
+    }
+    [failed] = [found for found in result.get_asset_check_evaluations() if not found.passed]
+    [batch] = stack.batches()
+    assert batch.batch_id in (failed.description or "")
+    assert "staged 10 rows, ClickHouse has 0" in (failed.description or "")
+
+
+@pytest.mark.parametrize("failpoint", ["after-register", "after-insert", "after-loaded"])
+def test_a_killed_run_is_carried_on_by_the_next(
+    new_stack: Callable[..., Stack], tmp_path: Path, failpoint: str
+) -> None:
+    """kill -9 anywhere: the next run finishes the batch, nothing is lost or doubled or untold."""
+    stack = new_stack().make_topic(2)
+    sent = stack.send_numbers(range(50), 2)
+    home = tmp_path / "dagster"
+    home.mkdir()
+    environment = _environment(stack, home)
+    assert _execute(environment | {VARIABLE: failpoint}) == -signal.SIGKILL
+    sent += stack.send_numbers(range(50, 60), 2)
+    assert _execute(environment) == 0
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        batches = stack.batches()
+        assert len(batches) == 2
+        for asset in ASSETS:
+            told = [entry["batch_id"] for _, entry in _told(instance, asset)]
+            assert sorted(told) == sorted(batch.batch_id for batch in batches)
+        killed, finished = instance.get_runs(ascending=True)
+        assert finished.status is dg.DagsterRunStatus.SUCCESS
+        assert killed.status is dg.DagsterRunStatus.STARTED  # nobody was left to say otherwise
+    _assert_whole(stack, sent)
+
+
+def _environment(stack: Stack, home: Path) -> dict[str, str]:
+    settings = stack.settings
+    return {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "TIDEMARK_HOME": str(settings.home),
+        "TIDEMARK_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TIDEMARK_TOPIC": settings.topic,
+        "TIDEMARK_CLICKHOUSE_URL": settings.clickhouse_address,
+        "TIDEMARK_CLICKHOUSE_DATABASE": settings.clickhouse_database,
+    }
+
+
+def _execute(environment: Mapping[str, str]) -> int:
+    """The job in a process of its own; gives how that ended."""
+    command = [sys.executable, "-m", "dagster", "job", "execute"]
+    command += ["-m", "orchestration.definitions", "-j", "micro_batch"]
+    command += ["--tags", f'{{"dagster/partition": "{TODAY}"}}']
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, check=False
+    ).returncode

@@ -1,0 +1,81 @@
+"""Columns: what is staged and what ClickHouse has are the same, by name and by type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+import pytest
+
+from assets.pipeline.clickhouse import make_tables, table_statements
+from assets.pipeline.columns import DEAD_LETTERS, EVENTS
+from tests.stack import Stack
+
+NewStack = Callable[..., Stack]
+
+ADDED_BY_CLICKHOUSE = {"_run_id", "_inserted_at"}
+
+CLICKHOUSE_TYPES = {
+    pa.uint32(): "UInt32",
+    pa.int32(): "Int32",
+    pa.int64(): "Int64",
+    pa.string(): "String",
+    pa.binary(): "String",
+    pa.uuid(): "UUID",
+    pa.date32(): "Date",
+    pa.timestamp("us", tz="UTC"): "DateTime64(6, 'UTC')",
+    pa.timestamp("ms", tz="UTC"): "DateTime64(3, 'UTC')",
+}
+
+
+@pytest.mark.parametrize(("table", "schema"), [("events", EVENTS), ("dead_letters", DEAD_LETTERS)])
+def test_a_table_has_the_staged_columns(new_stack: NewStack, table: str, schema: pa.Schema) -> None:
+    """Every staged column is in the table, of its type and nullable alike, and no other is."""
+    stack = new_stack(kafka_bootstrap_servers="127.0.0.1:1")
+    make_tables(stack.client, stack.database)
+    described = stack.rows(f"DESCRIBE TABLE {{database}}.{table}")
+    columns = {
+        name: type_.removeprefix("LowCardinality(").removesuffix(")")
+        if type_.startswith("LowCardinality(")
+        else type_
+        for name, type_, *_ in described
+    }
+    for added in ADDED_BY_CLICKHOUSE:
+        del columns[added]
+    assert columns == {
+        field.name: f"Nullable({CLICKHOUSE_TYPES[field.type]})"
+        if field.nullable
+        else CLICKHOUSE_TYPES[field.type]
+        for field in schema
+    }
+
+
+def test_tables_can_be_made_again(new_stack: NewStack) -> None:
+    """Making tables that exist changes nothing."""
+    stack = new_stack(kafka_bootstrap_servers="127.0.0.1:1")
+    for _ in range(2):
+        make_tables(stack.client, stack.database)
+    made = {name for (name,) in stack.rows("SHOW TABLES FROM {database}")}
+    assert {"events", "dead_letters", "batches", "batch_attempts"} <= made
+
+
+def test_loaded_tables_remember_tokens_and_split_by_arrival_date(new_stack: NewStack) -> None:
+    """Without a window, or with other partitions, an insert would not be all or nothing."""
+    stack = new_stack(kafka_bootstrap_servers="127.0.0.1:1")
+    make_tables(stack.client, stack.database)
+    for table in ("events", "dead_letters"):
+        ((key, statement),) = stack.rows(
+            "SELECT partition_key, create_table_query FROM system.tables "
+            "WHERE database = {of:String} AND name = {table:String}",
+            of=stack.database,
+            table=table,
+        )
+        assert key == "arrival_date"
+        assert "non_replicated_deduplication_window = 10000" in statement
+
+
+def test_every_statement_names_the_database() -> None:
+    """No table is made outside of the database of the settings."""
+    for statement in table_statements("elsewhere"):
+        assert "elsewhere" in statement.split("\n")[0]
+        assert "{database}" not in statement
