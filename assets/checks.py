@@ -116,7 +116,8 @@ def _result(
         check_name=spec.name,
         asset_key=spec.asset_key,
         severity=dg.AssetCheckSeverity.ERROR,
-        description="; ".join(map(str, findings[:3])) or f"{len(batches):,} batches proved",
+        description="; ".join(map(str, findings[:3]))
+        or f"nothing wrong; batches: {len(batches):,}",
         metadata={
             "scope": scope,
             "batches": len(batches),

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Balance, Batch, Kind
 from assets.pipeline.clickhouse import TABLES_SQL, named_errors
-from assets.pipeline.errors import StagedFileDamaged
 from assets.pipeline.lake import Lake
 from assets.pipeline.worker import Worker
 from orchestration.ledger.attempts import Attempt, attempts_of
@@ -91,16 +90,21 @@ def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
     return found
 
 
-def no_batch_metadata(worker: Worker, kind: Kind, day: date, batches: int) -> Metadata:
+def no_batch_metadata(
+    worker: Worker, kind: Kind, day: date, there: Sequence[Batch], note: str
+) -> Metadata:
     """What is said of a date that a run was started for but brought nothing new to."""
-    return {
+    rows = staged_rows_of_date(worker.ledger, worker.settings.topic, day, kind)
+    found: Metadata = {
+        "note": dg.MetadataValue.text(note),
         "batches": dg.MetadataValue.int(0),
-        "batches_there_already": dg.MetadataValue.int(batches),
+        "batches_there_already": dg.MetadataValue.int(len(there)),
         "rows": dg.MetadataValue.int(0),
-        "dagster/partition_row_count": dg.MetadataValue.int(
-            staged_rows_of_date(worker.ledger, worker.settings.topic, day, kind)
-        ),
+        "dagster/partition_row_count": dg.MetadataValue.int(rows),
     }
+    if there:
+        found["newest_batch_id"] = dg.MetadataValue.text(there[-1].batch_id)
+    return found
 
 
 def table_rows(worker: Worker, kind: Kind, day: date) -> Metadata:
@@ -119,7 +123,10 @@ def table_rows(worker: Worker, kind: Kind, day: date) -> Metadata:
 
 
 def appended_between(lake: Lake, batch: Batch) -> tuple[datetime, datetime] | None:
-    """When the broker appended the oldest and the newest record of a batch's files, if any."""
+    """When the broker appended the oldest and the newest record of a batch's files.
+
+    None when there is no file, or none that can be read: to prove files is up to loading.
+    """
     assert batch.staged is not None
     times: list[datetime] = []
     for kind in (Kind.EVENTS, Kind.DEAD_LETTERS):
@@ -129,8 +136,8 @@ def appended_between(lake: Lake, batch: Batch) -> tuple[datetime, datetime] | No
         try:
             with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
                 footer = pq.ParquetFile(source).metadata
-        except FileNotFoundError as error:
-            raise StagedFileDamaged(f"{file.path} is not in the lake {lake.uri}") from error
+        except (OSError, pa.ArrowException):
+            return None
         column = footer.schema.names.index("_appended_at")
         for group in range(footer.num_row_groups):
             statistics = footer.row_group(group).column(column).statistics
@@ -273,8 +280,11 @@ def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:
     assert batch.staged is not None
     file = batch.staged.file(Kind.DEAD_LETTERS)
     assert file is not None
-    with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
-        reasons = pq.ParquetFile(source).read(["reason"]).column("reason")
+    try:
+        with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+            reasons = pq.ParquetFile(source).read(["reason"]).column("reason")
+    except (OSError, pa.ArrowException):
+        return []
     counts = pc.value_counts(reasons.cast(pa.string())).to_pylist()
     return sorted((count["values"], count["counts"]) for count in counts)
 

@@ -73,16 +73,17 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
         for batch in batches_of_date(worker.ledger, worker.settings.topic, day)
         if sheet.is_done(batch)
     ]
+    note = f"nothing for {day}: the ledger has no batch of that date here"
     if there:
-        context.log.info(
+        note = (
             f"nothing new for {day}: its {len(there):,} batches are there already and stay as "
-            "they are; the checks prove them again: "
-            + " ".join(batch.batch_id for batch in there[:_NAMED])
-            + (" …" if len(there) > _NAMED else "")
+            "they are; the checks prove them again"
         )
+        names = " ".join(batch.batch_id for batch in there[:_NAMED])
+        context.log.info(f"{note}: {names}{' …' if len(there) > _NAMED else ''}")
     else:
-        context.log.info(f"nothing for {day}: the ledger has no batch of that date here")
-    return no_batch_metadata(worker, sheet.kind, day, len(there))
+        context.log.info(note)
+    return no_batch_metadata(worker, sheet.kind, day, there, note)
 
 
 def _untold(

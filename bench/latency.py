@@ -56,8 +56,20 @@ class Seen:
 
 @click.command()
 @click.option("--cadence", default="10s", show_default=True, help="TIDEMARK_CADENCE of the stack.")
-@click.option("--rate", default=5.0, show_default=True, help="Events a second, one a request.")
-@click.option("--seconds", default=120.0, show_default=True, help="How long events are sent.")
+@click.option(
+    "--rate",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Events a second, one a request.",
+)
+@click.option(
+    "--seconds",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long events are sent.",
+)
 @click.option("--limit", default=600.0, show_default=True, help="Seconds until it is given up.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."

@@ -57,9 +57,27 @@ class Run:
 
 
 @click.command()
-@click.option("--events", default=500_000, show_default=True, help="Records in the micro-batch.")
-@click.option("--malformed", default=1000, show_default=True, help="One in so many is; 0: none.")
-@click.option("--repeat", default=3, show_default=True, help="Runs of each arm, interleaved.")
+@click.option(
+    "--events",
+    default=500_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Records in the micro-batch.",
+)
+@click.option(
+    "--malformed",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="One record in so many is malformed; 0: none.",
+)
+@click.option(
+    "--repeat",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Runs of each arm, interleaved.",
+)
 @click.option(
     "--peers",
     default=",".join(PEERS),
@@ -71,6 +89,7 @@ class Run:
     "--backlog",
     default=1,
     show_default=True,
+    type=click.IntRange(min=1),
     help="Also carry so many times the records in one go, to show that memory stays the same.",
 )
 @click.option("--limit", default=900.0, show_default=True, help="Seconds until it is given up.")

@@ -32,7 +32,9 @@ _QUIET = [
     "--disable-sync",
     "--no-first-run",
 ]
-_RUNS = "{ runsOrError(limit: 20, filter: {statuses: [SUCCESS]}) { ... on Runs { results { runId } } } }"
+_RUNS = """
+{ runsOrError(limit: 20, filter: {statuses: [SUCCESS]}) { ... on Runs { results { runId } } } }
+"""
 _SETTLE_MS = 2_500  # the UI draws its graphs with an animation
 
 

@@ -33,6 +33,7 @@ run_monitoring:
   enabled: true
   start_timeout_seconds: 180
   cancel_timeout_seconds: 30
+  max_runtime_seconds: 21600
   poll_interval_seconds: 15
 
 # A run whose process died is started again from the step it was at. Steps that fail are tried

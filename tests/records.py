@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from capture_api.record import VERSION_HEADERS, RecordHead, encode_value
 
@@ -99,6 +100,7 @@ def produce(
             "bootstrap.servers": bootstrap_servers,
             "enable.idempotence": "true",
             "linger.ms": "5",
+            "log_level": "0",
             "queue.buffering.max.messages": "1000000",
             **options,
         }
@@ -122,7 +124,7 @@ def produce(
 def transaction(bootstrap_servers: str, topic: str, name: str, records: Iterable[Sent]) -> Producer:
     """A producer whose open transaction holds these records; they are in the log already."""
     producer = Producer(
-        {"bootstrap.servers": bootstrap_servers, "transactional.id": name, "linger.ms": "5"}
+        {"bootstrap.servers": bootstrap_servers, "transactional.id": name, "log_level": "0"}
     )
     producer.init_transactions(30)
     producer.begin_transaction()
@@ -134,8 +136,6 @@ def transaction(bootstrap_servers: str, topic: str, name: str, records: Iterable
 
 def delete_before(bootstrap_servers: str, topic: str, ends: dict[int, int]) -> None:
     """Take away the records before these offsets, as retention does."""
-    from confluent_kafka.admin import AdminClient
-
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     for future in admin.delete_records(
         [TopicPartition(topic, partition, end) for partition, end in ends.items()]

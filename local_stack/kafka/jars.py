@@ -168,6 +168,13 @@ def _fetch_with_retries(
                 raise JarError(
                     f"cannot fetch {jar.file_name} after {len(FETCH_PAUSES_S) + 1} tries: the first"
                     " start needs the network (or --repository with the address of a mirror);"
-                    " later starts do not"
+                    f" later starts do not. It failed with {_cause(error)}"
                 ) from error
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason in a few words: behind a proxy it is often a certificate."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

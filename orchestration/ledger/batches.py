@@ -430,7 +430,8 @@ def _staged(
         )
     return Staged(
         files=tuple(
-            StagedFile(Kind(row.kind), row.path, row.rows, row.bytes, row.sha256) for row in files
+            StagedFile(Kind(row.kind), row.path, row.rows, row.bytes, row.sha256)
+            for row in sorted(files, key=lambda row: list(Kind).index(row.kind))
         ),
         balances={
             row.partition: Balance(row.ok, row.rejected, row.duplicate, row.tombstone, row.absent)

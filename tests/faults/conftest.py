@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -81,7 +82,7 @@ class Scene:
             ends = sorted(r for batch in batches for r in batch.ranges if r.partition == partition)
             assert ends[0].start == 0
             assert ends[-1].end == high
-            assert all(one.end == other.start for one, other in zip(ends, ends[1:], strict=False))
+            assert all(one.end == other.start for one, other in pairwise(ends))
         uuids = self.stack.rows(
             "SELECT count(), uniqExact(project_id, uuid) FROM {database}.events"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from assets.pipeline.batch import Balance
 from assets.pipeline.failpoints import POINTS
 from orchestration.ledger.attempts import attempts_of
 from tests.faults.conftest import Scene
@@ -51,8 +52,6 @@ def test_records_that_come_after_the_crash_are_carried_too(new_scene: NewScene) 
     assert scene.work("after-insert") == -signal.SIGKILL
     more = scene.stack.send_numbers(range(10_000, 10_040), 2)
     scene.stored += more
-    scene.delivered = type(scene.delivered)(
-        **{**scene.delivered.__dict__, "ok": scene.delivered.ok + len(more)}
-    )
+    scene.delivered += Balance(ok=len(more))
     assert scene.work() == 0
     scene.prove()

@@ -217,8 +217,17 @@ def test_the_mirror_tells_batches_and_attempts(new_stack: NewStack) -> None:
     stack.send(value_of(1), BROKEN)
     (batch,) = stack.run("run-9")
     assert stack.rows(
-        "SELECT state, run_id, ok, rejected, ranges FROM {database}.batches FINAL"
-    ) == [("committed", "run-9", 1, 1, [{"partition": 0, "start": 0, "end": 2}])]
+        "SELECT state, run_id, ok, rejected, ranges, staged_file FROM {database}.batches FINAL"
+    ) == [
+        (
+            "committed",
+            "run-9",
+            1,
+            1,
+            [{"partition": 0, "start": 0, "end": 2}],
+            f"events/arrival_date={batch.arrival_date}/{batch.batch_id}.parquet",
+        )
+    ]
     mirrored = stack.rows(
         "SELECT stage, number, outcome FROM {database}.batch_attempts FINAL ORDER BY started_at"
     )

@@ -1,0 +1,97 @@
+"""Attempts: every try stands in the ledger, also the one whose process died."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from assets.pipeline.batch import Range
+from orchestration.ledger.attempts import attempt, attempts_of
+from orchestration.ledger.batches import record_plan
+from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.leases import held_lease
+from tests.stack import ROOT
+from tests.staging import batch_of
+
+BATCH = batch_of(Range(0, 0, 5))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Engine:
+    """A ledger with one planned batch."""
+    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+    with held_lease(opened, "topic/events", 60) as lease:
+        record_plan(opened, lease, BATCH)
+    return opened
+
+
+def failing(ledger: Engine, error: BaseException) -> None:
+    """An attempt at loading that fails."""
+    with attempt(ledger, BATCH.batch_id, "load", "run"):
+        raise error
+
+
+def test_tries_are_numbered_by_stage(ledger: Engine) -> None:
+    """Each stage of a batch counts its own tries, from 1."""
+    numbers = []
+    for stage in ("stage", "load", "load", "stage", "load"):
+        with attempt(ledger, BATCH.batch_id, stage, "run") as number:
+            numbers.append((stage, number))
+    assert numbers == [("stage", 1), ("load", 1), ("load", 2), ("stage", 2), ("load", 3)]
+    assert [(each.stage, each.number) for each in attempts_of(ledger, BATCH.batch_id)] == numbers
+
+
+def test_an_attempt_is_on_record_before_it_ends(ledger: Engine) -> None:
+    """While it runs it has a run, a host and a start, and neither end nor outcome."""
+    with attempt(ledger, BATCH.batch_id, "load", "run-5"):
+        (running,) = attempts_of(ledger, BATCH.batch_id)
+    (ended,) = attempts_of(ledger, BATCH.batch_id)
+    assert (running.run_id, running.ended_at, running.outcome) == ("run-5", None, None)
+    assert running.host
+    assert ended.outcome == "ok"
+    assert ended.ended_at is not None
+    assert ended.ended_at >= ended.started_at > 1_600_000_000_000_000
+
+
+@pytest.mark.parametrize("error", [ValueError("no such thing"), KeyboardInterrupt("no such thing")])
+def test_a_failure_is_on_record_and_goes_on(ledger: Engine, error: BaseException) -> None:
+    """Class and text of the error are kept, and the error is raised as it was."""
+    with pytest.raises(type(error)) as raised:
+        failing(ledger, error)
+    assert raised.value is error
+    (failed,) = attempts_of(ledger, BATCH.batch_id)
+    assert (failed.outcome, failed.error_class) == ("failed", type(error).__name__)
+    assert failed.error_text == "no such thing"
+    assert failed.ended_at is not None
+
+
+def test_a_long_error_is_cut(ledger: Engine) -> None:
+    """The text of an error does not fill the ledger."""
+    with pytest.raises(ValueError, match="x"):
+        failing(ledger, ValueError("x" * 1_000_000))
+    (failed,) = attempts_of(ledger, BATCH.batch_id)
+    assert failed.error_text == "x" * 4_000
+
+
+def test_a_killed_attempt_stays_open(ledger: Engine, tmp_path: Path) -> None:
+    """It has no end, because nobody saw it; the next try has the next number."""
+    code = (
+        "import os, signal, sys\n"
+        "from orchestration.ledger.attempts import attempt\n"
+        "from orchestration.ledger.connection import open_ledger\n"
+        "with attempt(open_ledger(sys.argv[1]), sys.argv[2], 'load', 'killed'):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    done = subprocess.run([sys.executable, "-c", code, url, BATCH.batch_id], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with attempt(ledger, BATCH.batch_id, "load", "next") as number:
+        assert number == 2
+    first, second = attempts_of(ledger, BATCH.batch_id)
+    assert (first.run_id, first.ended_at, first.outcome) == ("killed", None, None)
+    assert (second.run_id, second.outcome) == ("next", "ok")

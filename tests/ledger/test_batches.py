@@ -1,0 +1,315 @@
+"""The ledger's batches: what may follow what, and that nothing is written by halves."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from assets.pipeline.batch import (
+    TRANSITIONS,
+    UNFINISHED,
+    Balance,
+    Batch,
+    Fingerprint,
+    KeyFile,
+    Kind,
+    Range,
+    Staged,
+    StagedFile,
+    State,
+)
+from assets.pipeline.errors import BatchError, LeaseLost
+from orchestration.ledger import batches
+from orchestration.ledger.batches import (
+    PlanConflict,
+    all_batches,
+    average_record_bytes,
+    batches_of_date,
+    batches_of_run,
+    planned_ends,
+    read_batch,
+    record_plan,
+    register_staged,
+    set_dead_letters_loaded,
+    set_state,
+    states,
+    unfinished_batches,
+)
+from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.keys import live_key_files, replace_key_files
+from orchestration.ledger.leases import Lease, held_lease
+from tests.stack import ROOT
+from tests.staging import DAY, batch_of
+
+STAGED = Staged(
+    files=(
+        StagedFile(Kind.EVENTS, "events/one.parquet", 3, 1_000, "a" * 64),
+        StagedFile(Kind.DEAD_LETTERS, "dead_letters/one.parquet", 1, 500, "b" * 64),
+    ),
+    balances={0: Balance(3, 1, 0, 1, 0), 1: Balance(absent=2)},
+    fingerprints={
+        Kind.EVENTS: (Fingerprint(0, 3, 0, (1 << 63) - 1, (1 << 64) - 1, (1 << 64) - 2),),
+        Kind.DEAD_LETTERS: (Fingerprint(0, 1, 3, 3, 3, 9),),
+    },
+    bytes_read=7_000,
+)
+KEYS = KeyFile("keys/one.arrow", DAY, 3)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Engine:
+    """An empty ledger."""
+    return open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+@pytest.fixture
+def planned(ledger: Engine) -> Callable[..., Batch]:
+    """Plans batches one after the other, on lanes of their own unless ranges are given."""
+    partitions = itertools.count()
+
+    def plan(*ranges: Range, **values: object) -> Batch:
+        ranges = ranges or (Range(next(partitions), 0, 5),)
+        batch = dataclasses.replace(batch_of(*ranges), **values)  # type: ignore[arg-type]
+        with held_lease(ledger, "topic/events", 60) as lease:
+            record_plan(ledger, lease, batch)
+        return batch
+
+    return plan
+
+
+def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None:
+    """Move a planned batch to a state by a way that is allowed."""
+    ways = {
+        State.PLANNED: (),
+        State.GAP: (State.GAP,),
+        State.STAGED: (State.STAGED,),
+        State.LOADING: (State.STAGED, State.LOADING),
+        State.SUSPECT: (State.STAGED, State.LOADING, State.SUSPECT),
+        State.LOADED: (State.STAGED, State.LOADING, State.LOADED),
+        State.COMMITTED: (State.STAGED, State.LOADING, State.LOADED, State.COMMITTED),
+    }
+    for step in ways[state]:
+        if step is State.STAGED:
+            register_staged(ledger, lease, batch.batch_id, STAGED, None)
+        else:
+            set_state(ledger, lease, batch.batch_id, step)
+
+
+@pytest.mark.parametrize("start", State)
+def test_only_the_transitions_are_allowed(
+    ledger: Engine, planned: Callable[..., Batch], start: State
+) -> None:
+    """From each state every other is refused with both names, save those that may follow."""
+    for to in State:
+        batch = planned()
+        with held_lease(ledger, "topic/events", 60) as lease:
+            brought_to(ledger, lease, batch, start)
+            if to in TRANSITIONS[start]:
+                set_state(ledger, lease, batch.batch_id, to, "a note")
+                assert read_batch(ledger, batch.batch_id).state is to
+                assert read_batch(ledger, batch.batch_id).note == "a note"
+            else:
+                with pytest.raises(BatchError, match=f"is {start} and cannot become {to}"):
+                    set_state(ledger, lease, batch.batch_id, to)
+                assert read_batch(ledger, batch.batch_id).state is start
+
+
+def test_a_batch_is_read_back_as_it_was_written(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """Ranges, files, balances and fingerprints of 64 bits come back equal, with their times."""
+    batch = planned(Range(0, 0, 5), Range(1, 0, 2))
+    assert read_batch(ledger, batch.batch_id) == batch
+    with held_lease(ledger, "topic/events", 60) as lease:
+        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS)
+        found = read_batch(ledger, batch.batch_id)
+        assert found.staged == STAGED
+        assert found.staged_at is not None
+        set_state(ledger, lease, batch.batch_id, State.LOADING)
+        set_state(ledger, lease, batch.batch_id, State.LOADED)
+        set_state(ledger, lease, batch.batch_id, State.COMMITTED)
+        set_dead_letters_loaded(ledger, lease, batch.batch_id)
+    done = read_batch(ledger, batch.batch_id)
+    assert None not in (done.loaded_at, done.committed_at, done.dead_letters_loaded_at)
+    assert done.staged_at is not None
+    assert done.loaded_at is not None
+    assert done.staged_at <= done.loaded_at
+    assert average_record_bytes(ledger, "events") == 7_000 / 7
+
+
+def test_a_batch_cannot_be_staged_twice(ledger: Engine, planned: Callable[..., Batch]) -> None:
+    """The second registration is refused, and leaves the first as it was."""
+    batch = planned()
+    other = dataclasses.replace(STAGED, files=(), bytes_read=1)
+    with held_lease(ledger, "topic/events", 60) as lease:
+        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS)
+        with pytest.raises(BatchError, match="is staged and cannot become staged"):
+            register_staged(ledger, lease, batch.batch_id, other, KEYS)
+    found = read_batch(ledger, batch.batch_id).staged
+    assert found is not None
+    assert (found.files, found.bytes_read) == (STAGED.files, STAGED.bytes_read)
+
+
+def test_a_batch_nobody_planned_is_an_error(ledger: Engine) -> None:
+    """Reading or moving an unknown batch says that it is unknown."""
+    with pytest.raises(BatchError, match="the ledger knows no batch nothing"):
+        read_batch(ledger, "nothing")
+    with (
+        held_lease(ledger, "topic/events", 60) as lease,
+        pytest.raises(BatchError, match="is unknown"),
+    ):
+        set_state(ledger, lease, "nothing", State.GAP)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        (Range(0, 0, 5),),  # the same again
+        (Range(0, 3, 8),),  # an overlap
+        (Range(0, 6, 9),),  # a hole
+        (Range(1, 0, 4), Range(0, 0, 1)),  # a new lane, and an overlap
+    ],
+)
+def test_a_plan_must_begin_where_the_last_one_ended(
+    ledger: Engine, planned: Callable[..., Batch], second: tuple[Range, ...]
+) -> None:
+    """Any other start is a conflict, and no lane is moved."""
+    first = planned(Range(0, 0, 5))
+    with pytest.raises(PlanConflict, match="partition 0 is planned up to 5"):
+        planned(*second, generation=1)
+    assert planned_ends(ledger, "cluster", "topic-id") == {0: 5}
+    assert all_batches(ledger, "events") == [first]
+    planned(Range(0, 5, 9), Range(1, 7, 8))
+    assert planned_ends(ledger, "cluster", "topic-id") == {0: 9, 1: 8}
+
+
+def test_topics_made_anew_have_lanes_of_their_own(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """Another incarnation, and another cluster, are planned from their own beginning."""
+    planned(Range(0, 0, 5))
+    planned(Range(0, 0, 3), topic_id="second", batch_id="b")
+    planned(Range(0, 0, 2), cluster_id="elsewhere", batch_id="c")
+    assert planned_ends(ledger, "cluster", "topic-id") == {0: 5}
+    assert planned_ends(ledger, "cluster", "second") == {0: 3}
+    assert planned_ends(ledger, "elsewhere", "topic-id") == {0: 2}
+    assert planned_ends(ledger, "elsewhere", "second") == {}
+
+
+def test_every_write_asks_for_the_fence(ledger: Engine, planned: Callable[..., Batch]) -> None:
+    """With a lease that was taken over, nothing whatever is written."""
+    batch = planned()
+    with held_lease(ledger, "topic/events", 60) as lease:
+        late = Lease(lease.name, lease.fence - 1)
+        never = Lease("topic/other", 1)
+        for old in (late, never):
+            with pytest.raises(LeaseLost):
+                record_plan(ledger, old, batch_of(Range(9, 0, 1)))
+            with pytest.raises(LeaseLost):
+                register_staged(ledger, old, batch.batch_id, STAGED, KEYS)
+            with pytest.raises(LeaseLost):
+                set_state(ledger, old, batch.batch_id, State.GAP)
+            with pytest.raises(LeaseLost):
+                set_dead_letters_loaded(ledger, old, batch.batch_id)
+    assert all_batches(ledger, "events") == [batch]
+    assert live_key_files(ledger, DAY, DAY) == []
+
+
+def test_unfinished_batches_are_those_a_worker_carries_on(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """Batches that wait for a person, or are done with, are not among them; oldest plan first."""
+    of_state = {}
+    for number, state in enumerate(State):
+        of_state[state] = planned(planned_at=100 - number)
+        with held_lease(ledger, "topic/events", 60) as lease:
+            brought_to(ledger, lease, of_state[state], state)
+    found = [batch.batch_id for batch in unfinished_batches(ledger, "events")]
+    expected = [*UNFINISHED, State.COMMITTED]  # its dead letters are not loaded yet
+    order = sorted(expected, key=lambda state: of_state[state].planned_at)
+    assert found == [of_state[state].batch_id for state in order]
+    with held_lease(ledger, "topic/events", 60) as lease:
+        set_dead_letters_loaded(ledger, lease, of_state[State.COMMITTED].batch_id)
+    assert of_state[State.COMMITTED].batch_id not in {
+        batch.batch_id for batch in unfinished_batches(ledger, "events")
+    }
+    assert unfinished_batches(ledger, "other") == []
+    assert states(ledger, "events") == dict.fromkeys(State, 1)
+
+
+def test_batches_are_found_by_run_and_by_date(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """A run's batches and an arrival date's are listed in the order of planning."""
+    later = planned(run_id="a", planned_at=2)
+    first = planned(run_id="a", planned_at=1, arrival_date=date(2026, 1, 1))
+    other = planned(run_id="b", planned_at=3)
+    assert batches_of_run(ledger, "a") == [first, later]
+    assert batches_of_date(ledger, "events", DAY) == [later, other]
+    assert batches_of_date(ledger, "events", date(2026, 1, 1)) == [first]
+    assert average_record_bytes(ledger, "events") is None
+
+
+def test_many_batches_are_read_at_once(
+    ledger: Engine, planned: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More batches than a statement takes parameters are read with all their ranges."""
+    monkeypatch.setattr(batches, "_IDS_A_QUERY", 3)
+    made = [planned(planned_at=number) for number in range(10)]
+    assert all_batches(ledger, "events") == made
+
+
+def test_key_files_are_replaced_once(ledger: Engine, planned: Callable[..., Batch]) -> None:
+    """Of two workers that merged the same files one wins, and the window shows its file only."""
+    batch = planned()
+    with held_lease(ledger, "topic/events", 60) as lease:
+        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS)
+    merged, late = KeyFile("keys/merged.arrow", DAY, 3), KeyFile("keys/late.arrow", DAY, 3)
+    assert replace_key_files(ledger, [KEYS], merged) is True
+    assert replace_key_files(ledger, [KEYS], late) is False
+    assert live_key_files(ledger, DAY, DAY) == [merged]
+    assert live_key_files(ledger, date(2026, 1, 1), date(2026, 1, 2)) == []
+
+
+_PLANNER = """
+import sys
+from assets.pipeline.batch import Range
+from orchestration.ledger.batches import PlanConflict, planned_ends, record_plan
+from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.leases import held_lease
+from tests.staging import batch_of
+ledger = open_ledger(sys.argv[1])
+won = 0
+with held_lease(ledger, "topic/" + sys.argv[2], 60) as lease:  # not the other's: CAS alone decides
+    while (end := planned_ends(ledger, "cluster", "topic-id").get(0, 0)) < 60:
+        try:
+            record_plan(ledger, lease, batch_of(Range(0, end, end + 1)))
+            won += 1
+        except PlanConflict:
+            pass
+print(won)
+"""
+
+
+def test_two_processes_plan_without_overlap_or_hole(ledger: Engine, tmp_path: Path) -> None:
+    """Planners that race from two processes store every range once, whoever wins it."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PLANNER, url, name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "two")
+    ]
+    won = [int(racer.communicate(timeout=60)[0]) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    found = sorted(range_ for batch in all_batches(ledger, "events") for range_ in batch.ranges)
+    assert found == [Range(0, at, at + 1) for at in range(60)]
+    assert sum(won) == 60

@@ -1,0 +1,142 @@
+"""Settings: defaults that work, environment variables, and refusals that say what would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from orchestration.settings import Cadence, Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "cron", "seconds"),
+    [
+        ("5s", None, 5),
+        ("30s", None, 30),
+        (" 55 s ", None, 55),
+        ("60s", "* * * * *", None),
+        ("1m", "* * * * *", None),
+        ("120s", "*/2 * * * *", None),
+        ("15m", "*/15 * * * *", None),
+        ("60m", "0 * * * *", None),
+        ("2h", "0 */2 * * *", None),
+        ("24h", "0 0 * * *", None),
+        ("*/5 * * * *", "*/5 * * * *", None),
+        ("0 4 * * MON", "0 4 * * MON", None),
+    ],
+)
+def test_a_cadence_is_an_interval_or_cron(text: str, cron: str | None, seconds: int | None) -> None:
+    """Under a minute a cadence is seconds; otherwise it is a cron expression."""
+    cadence = Cadence(text)
+    assert (cadence.cron, cadence.interval_seconds) == (cron, seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "neither an interval"),
+        ("often", "neither an interval"),
+        ("1d", "neither an interval"),
+        ("-5s", "neither an interval"),
+        ("@daily", "neither an interval"),
+        ("* * * * * *", "neither an interval"),
+        ("61 * * * *", "neither an interval"),
+        ("0s", "is below 5s"),
+        ("4s", "is below 5s"),
+        ("0m", "is below 5s"),
+        ("7s", "must be a multiple of 5s"),
+        ("90s", "does not divide an hour or a day evenly"),
+        ("7m", "does not divide an hour or a day evenly"),
+        ("5h", "does not divide an hour or a day evenly"),
+        ("48h", "does not divide an hour or a day evenly"),
+    ],
+)
+def test_a_cadence_that_makes_no_sense_is_refused(text: str, told: str) -> None:
+    """The refusal names the text and what is wrong with it."""
+    with pytest.raises(ValueError, match=told) as refused:
+        Cadence(text)
+    assert repr(text) in str(refused.value)
+
+
+def test_the_defaults_are_those_of_one_machine(settings: Callable[..., Settings]) -> None:
+    """Without any variable everything is on loopback and below the home."""
+    found = settings()
+    assert found.bootstrap_servers == "127.0.0.1:9092"
+    assert found.clickhouse_address == "http://127.0.0.1:8123"
+    assert found.lake == str(found.home / "lake")
+    assert found.ledger == f"sqlite:///{found.home}/ledger.db"
+    assert found.kafka_client == {"bootstrap.servers": "127.0.0.1:9092"}
+    assert Cadence(found.cadence).cron == "* * * * *"
+
+
+def test_the_environment_sets(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each setting is a variable TIDEMARK_…; what is configured takes the place of the local."""
+    variables = {
+        "HOME": str(tmp_path / "elsewhere"),
+        "KAFKA_BOOTSTRAP_SERVERS": "kafka:9093",
+        "KAFKA_OPTIONS": '{"security.protocol": "SASL_SSL"}',
+        "CLICKHOUSE_URL": "https://clickhouse:8443",
+        "LAKE_URI": "s3://bucket/lake",
+        "LEDGER_URL": "postgresql+psycopg2://ledger",
+        "CADENCE": "30s",
+        "BATCH_MAX_RECORDS": "7",
+    }
+    settings()  # clears away what the machine has set
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TIDEMARK_{name}", value)
+    found = Settings()
+    assert found.home == tmp_path / "elsewhere"
+    assert found.kafka_client == {
+        "bootstrap.servers": "kafka:9093",
+        "security.protocol": "SASL_SSL",
+    }
+    assert found.clickhouse_address == "https://clickhouse:8443"
+    assert found.lake == "s3://bucket/lake"
+    assert found.ledger == "postgresql+psycopg2://ledger"
+    assert found.batch_max_records == 7
+
+
+def test_a_relative_home_is_made_absolute(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process that changes its folder later keeps its home."""
+    monkeypatch.chdir(tmp_path)
+    assert settings(home=".tidemark").home == tmp_path / ".tidemark"
+    assert settings(home="~/x").home == Path.home() / "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cadence", "often"),
+        ("batch_max_records", 0),
+        ("batch_max_bytes", 10),
+        ("duplicate_window_days", 0),
+        ("kafka_partitions", 0),
+        ("kafka_options", "not JSON"),
+        ("capture_ack_timeout_ms", 1),
+    ],
+)
+def test_nonsense_is_refused_by_name(
+    settings: Callable[..., Settings], name: str, value: object
+) -> None:
+    """The refusal says which setting it is about."""
+    with pytest.raises(ValidationError, match=name):
+        settings(**{name: value})
+
+
+def test_every_setting_has_a_sentence() -> None:
+    """`tidemark settings` has something to say about each of them."""
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+def test_the_password_is_not_shown(settings: Callable[..., Settings]) -> None:
+    """Printing settings, as a log does, does not print the password."""
+    assert "hunter2" not in repr(settings(clickhouse_password="hunter2"))
