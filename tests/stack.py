@@ -18,7 +18,7 @@ from typing import Any
 import clickhouse_connect
 import pyarrow.parquet as pq
 from clickhouse_connect.driver.client import Client
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from sqlalchemy import Engine
 
 from assets.pipeline import plan
@@ -119,7 +119,7 @@ class Stack:
 
     def make_topic(self, partitions: int = 1, **config: str) -> Stack:
         """Make the topic, with the broker's times unless `config` says otherwise."""
-        admin = AdminClient(self.settings.kafka_client)
+        admin = AdminClient({**self.settings.kafka_client})
         config = {"message.timestamp.type": "LogAppendTime", **config}
         name = self.settings.topic
         admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result()
@@ -128,7 +128,7 @@ class Stack:
 
     def delete_topic(self) -> None:
         """Delete the topic, and return when the brokers have forgotten it."""
-        admin = AdminClient(self.settings.kafka_client)
+        admin = AdminClient({**self.settings.kafka_client})
         admin.delete_topics([self.settings.topic])[self.settings.topic].result()
         while self.settings.topic in admin.list_topics(timeout=10).topics:
             pass

@@ -223,7 +223,9 @@ def test_a_client_that_leaves_stops_its_query(clickhouse_server: Any) -> None:
     endless = "SELECT number AS left_amid FROM system.numbers FORMAT CSV"
     silent = "SELECT count() AS left_before FROM system.numbers WHERE NOT ignore(number)"
     with httpx.stream("POST", clickhouse_server.url, content=endless) as answer:
-        next(answer.iter_raw())
+        # Kept: when the iterator goes, so does the connection.
+        pieces = answer.iter_raw()
+        next(pieces)
         wait_until_runs(clickhouse_server, "left_amid")
     with socket.create_connection(("127.0.0.1", clickhouse_server.port)) as connection:
         head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(silent)}\r\n\r\n"

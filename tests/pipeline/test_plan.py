@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    NewPartitions,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -211,7 +214,7 @@ def test_new_partitions_are_read_from_their_beginning(new_stack: NewStack) -> No
     sent = stack.send_numbers(range(5))
     stack.run()
     name = stack.settings.topic
-    admin = AdminClient(stack.settings.kafka_client)
+    admin = AdminClient({**stack.settings.kafka_client})
     admin.create_partitions([NewPartitions(name, 3)])[name].result()
     stack.await_partitions(3)
     sent += stack.send(*(Sent(value_of(number), number % 3) for number in range(5, 14)))

@@ -134,7 +134,7 @@ def test_a_silent_kafka_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_large_record_is_read(new_stack: NewStack) -> None:
     """A record larger than what is queued at once comes whole."""
-    stack = new_stack().make_topic(**{"max.message.bytes": "4000000"})
+    stack = new_stack().make_topic(1, **{"max.message.bytes": "4000000"})
     value = value_of(1, b'{"a":"%s"}' % (b"x" * 3_000_000))
     stack.send(value, **{"message.max.bytes": "4000000"})
     (chunk,) = chunks(stack, Range(0, 0, 1))
