@@ -214,10 +214,16 @@ class Settings(BaseSettings):
         return home.expanduser().absolute()
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for a process that is to have the same."""
-        return {
+        """Environment variables under which a child of this process has these same settings.
+
+        Only what the child would not find out by itself, from what it inherits or from
+        settings.env: that file can then still be changed while the child runs.
+        """
+        otherwise = Settings(home=self.home).model_dump(mode="json")
+        return {"TIDEMARK_HOME": str(self.home)} | {
             f"TIDEMARK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
             for name, value in self.model_dump(mode="json").items()
+            if value != otherwise[name]
         }
 
     @cached_property

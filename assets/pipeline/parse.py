@@ -1,10 +1,10 @@
 """Parse: the values of a chunk become typed columns.
 
     values ──all at once, by Arrow's JSON reader──▶ HEAD, text of `properties`, PROMOTED columns
-                 │ refuses the chunk for one odd row
+                 │ for one odd value it refuses all
                  ▼
              one by one, by msgspec ──▶ the same columns
-                 │ refuses the odd row
+                 │ refuses the odd value
                  ▼
              patiently, field by field ──▶ the same columns, or a rejection
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
@@ -57,25 +58,42 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 @dataclass(frozen=True)
 class Parsed:
-    """A row of PARSED for every value, nulls where it was rejected; rejections by row number."""
+    """The values that could be parsed, a row of PARSED each, and why the others could not.
+
+    `rows` says which value each row of `columns` is; rejections go by the value's number.
+    """
 
     columns: pa.Table
+    rows: npt.NDArray[np.int64]
     rejections: dict[int, Rejection]
 
 
 def parse_values(values: pa.BinaryArray) -> Parsed:
     """Parse record values, none of them null."""
-    together = _read_together(values)
-    if together is not None:
-        return Parsed(together, {})
-    return _read_one_by_one(values.to_pylist())
+    # A value that does not even look right need not slow down its neighbours.
+    form = pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING))
+    of_our_form = form.to_numpy(zero_copy_only=False)
+    if of_our_form.all():
+        together = _read_together(values)
+        if together is not None:
+            return Parsed(together, np.arange(len(values)), {})
+        return _read_one_by_one(values, np.arange(len(values)))
+    likely, odd = np.flatnonzero(of_our_form), np.flatnonzero(~of_our_form)
+    together = _read_together(values.take(pa.array(likely)))
+    if together is None:
+        return _read_one_by_one(values, np.arange(len(values)))
+    apart = _read_one_by_one(values, odd)
+    return Parsed(
+        pa.concat_tables([together, apart.columns]),
+        np.concatenate([likely, apart.rows]),
+        apart.rejections,
+    )
 
 
 def _read_together(values: pa.BinaryArray) -> pa.Table | None:
     """All rows in one pass; None when some row is not as our edge writes it."""
-    form = pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING))
-    if not pc.all(form).as_py():
-        return None
+    if not len(values):
+        return PARSED.empty_table()
     try:
         values.cast(pa.string())  # the reader itself does not mind bytes that are not UTF-8
         halves = pc.split_pattern(values, PROPERTIES_MARK, max_splits=1)
@@ -148,26 +166,26 @@ _record: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Record)
 _promoted_text: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedText)
 _head_of = attrgetter(*HEAD.names)
 _promoted_of = attrgetter(*PROMOTED)
-_NOTHING = (None,) * len(PARSED)
 
 
-def _read_one_by_one(values: list[bytes]) -> Parsed:
+def _read_one_by_one(values: pa.BinaryArray, numbers: npt.NDArray[np.int64]) -> Parsed:
     rows: list[tuple[Any, ...]] = []
+    of_value: list[int] = []
     rejections: dict[int, Rejection] = {}
-    for number, value in enumerate(values):
+    for number in numbers.tolist():
+        value = values[number].as_py()
         outcome = _read_as_written(value) or parse_one(value)
         if isinstance(outcome, Rejection):
             rejections[number] = outcome
-            outcome = _NOTHING
-        rows.append(outcome)
+        else:
+            rows.append(outcome)
+            of_value.append(number)
     columns = zip(*rows, strict=True) if rows else [()] * len(PARSED)
-    return Parsed(
-        pa.table(
-            [pa.array(column, field.type) for column, field in zip(columns, PARSED, strict=True)],
-            schema=PARSED,
-        ),
-        rejections,
+    table = pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, PARSED, strict=True)],
+        schema=PARSED,
     )
+    return Parsed(table, np.array(of_value, np.int64), rejections)
 
 
 def _read_as_written(value: bytes) -> tuple[Any, ...] | None:

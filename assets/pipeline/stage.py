@@ -4,8 +4,9 @@
                               ├─ rejected ─▶ dead_letters/….parquet         ├▶ duplicates/….parquet
                               └─ tombstone, absent: counted                 └▶ keys/….arrow
 
-Memory holds one row group, whatever the size of the batch. The same records, code and index give
-the same bytes, so staging again after a crash before registration is harmless.
+Memory holds one row group, whatever the size of the batch. Records read again give the same rows
+(in the order in which Kafka's partitions happened to answer), so staging again after a crash before
+registration is harmless; once registered, the file is the truth.
 """
 
 from __future__ import annotations

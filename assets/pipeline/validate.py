@@ -74,13 +74,13 @@ def judge(values: pa.BinaryArray) -> Judged:
     parsed = parse_values(values if len(filled) == len(values) else values.take(pa.array(filled)))
     for at, rejection in parsed.rejections.items():
         rejections[int(filled[at])] = rejection
-    fine = np.ones(len(filled), bool)
-    fine[list(parsed.rejections)] = False
+    rows = filled[parsed.rows]
+    fine = np.ones(len(rows), bool)
 
     def reject(bad: npt.NDArray[np.bool_], reason: Reason, field: str) -> None:
         for at in np.flatnonzero(bad & fine):
             seen = parsed.columns.column(field)[int(at)].as_py()
-            rejections[int(filled[at])] = Rejection(reason, f"{field} is {str(seen)[:200]!r}")
+            rejections[int(rows[at])] = Rejection(reason, f"{field} is {str(seen)[:200]!r}")
         fine[bad] = False
 
     for field in REQUIRED_HEAD:
@@ -100,7 +100,7 @@ def judge(values: pa.BinaryArray) -> Judged:
     columns = parsed.columns
     if not fine.all():
         columns = columns.filter(pa.array(fine)) if fine.any() else PARSED.empty_table()
-    return Judged(verdicts, rejections, filled[fine], columns, uuids[fine])
+    return Judged(verdicts, rejections, rows[fine], columns, uuids[fine])
 
 
 def uuid_bytes(texts: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

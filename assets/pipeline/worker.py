@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 
+import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
@@ -211,7 +212,11 @@ def _staged(worker: Worker, batch: Batch, clock: StageClock) -> tuple[Staged, Ke
         batch.batch_id,
     )
     chunks = read_ranges(settings.kafka_client, batch.topic, batch.ranges)
-    return stage(batch, chunks, worker.lake, seen, clock)
+    try:
+        return stage(batch, chunks, worker.lake, seen, clock)
+    finally:
+        # Else each batch of a backlog starts on top of what the one before it left cached.
+        pa.default_memory_pool().release_unused()
 
 
 def _merge_keys(worker: Worker, staged: list[Batch]) -> None:

@@ -53,9 +53,11 @@ raw_objects = st.lists(fragments, max_size=8).map(lambda found: b"{" + b"".join(
 def outcomes(values: list[bytes]) -> list[Outcome]:
     """What became of each value of a chunk."""
     parsed = parse_values(pa.array(values, pa.binary()))
-    assert len(parsed.columns) == len(values)
     rows = zip(*(column.to_pylist() for column in parsed.columns.columns), strict=True)
-    return [parsed.rejections.get(number, row) for number, row in enumerate(rows)]
+    found: dict[int, Outcome] = dict(zip(parsed.rows.tolist(), rows, strict=True))
+    assert not found.keys() & parsed.rejections.keys()
+    found |= parsed.rejections
+    return [found[number] for number in range(len(values))]
 
 
 def together(value: bytes) -> tuple[Any, ...] | None:
