@@ -31,7 +31,6 @@ from bench.figures import describe, machine, write_json
 from bench.fill import make_records
 from bench.latency_report import Delay, show, summary
 from bench.parts import bench_settings, temporary_home
-from bench.runs_of_dagster import RunTimes, run_times
 from capture_api.record import PROPERTIES_MARK
 from local_stack.processes import Foreground, Service
 from local_stack.stack import START_LIMIT_S, start_stack
@@ -39,6 +38,7 @@ from orchestration.ledger.batches import all_batches
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import create_project
 from orchestration.settings import Settings
+from orchestration.webserver import RunTimes, run_times
 
 _LOOK_EVERY_S = 0.05
 _ANSWER_LIMIT_S = 30.0

@@ -6,11 +6,9 @@ UI with a real browser (Debian's chromium, or the one that CHROMIUM names).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
@@ -21,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from local_stack.processes import Foreground
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.demo.run import demo_settings, send_and_prove
+from orchestration.webserver import ask
 
 IMAGES = Path(__file__).with_name("images")
 _CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -59,13 +58,7 @@ def main() -> None:
 
 def newest_run(address: str) -> str:
     """The id of the newest run that went well."""
-    request = urllib.request.Request(
-        f"{address}/graphql",
-        data=json.dumps({"query": _RUNS}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        runs = json.load(answer)["data"]["runsOrError"]["results"]
+    runs = ask(address, _RUNS)["runsOrError"]["results"]
     return str(runs[0]["runId"])
 
 

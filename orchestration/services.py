@@ -10,26 +10,22 @@ every minute. `dagster code-server` reads the settings again when somebody press
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from local_stack.ports import HOST, Port, free_port
 from local_stack.processes import Service
 from orchestration.instance import dagster_home, write_instance
 from orchestration.settings import Settings
+from orchestration.webserver import WebserverSilent, ask
 
 LOCATION = "tidemark"
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_PROBE_LIMIT_S = 5.0
 _CODE_LIMIT_S = 120.0
 _PAUSE_S = 0.05
 
@@ -109,9 +105,10 @@ def _listens(port: int) -> str | None:
 
 
 def _loaded(address: str) -> str | None:
-    answer = _ask(address, _LOADED)
-    if isinstance(answer, str):
-        return answer
+    try:
+        answer = ask(address, _LOADED)
+    except WebserverSilent as error:
+        return str(error)
     entries = answer["workspaceOrError"].get("locationEntries", [])
     if not entries:
         return "the code location is not there yet"
@@ -126,9 +123,10 @@ def _heartbeats(address: str) -> Callable[[], str | None]:
     since = time.time()
 
     def probe() -> str | None:
-        answer = _ask(address, _DAEMONS)
-        if isinstance(answer, str):
-            return answer
+        try:
+            answer = ask(address, _DAEMONS)
+        except WebserverSilent as error:
+            return str(error)
         silent = [
             daemon["daemonType"].lower()
             for daemon in answer["instance"]["daemonHealth"]["allDaemonStatuses"]
@@ -137,21 +135,6 @@ def _heartbeats(address: str) -> Callable[[], str | None]:
         return f"no heartbeat yet of {', '.join(silent)}" if silent else None
 
     return probe
-
-
-def _ask(address: str, query: str) -> dict[str, Any] | str:
-    """The webserver's answer to a GraphQL query, or why there is none."""
-    request = urllib.request.Request(
-        f"{address}/graphql",
-        data=json.dumps({"query": query}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_PROBE_LIMIT_S) as response:
-            answer: dict[str, Any] = json.load(response)["data"]
-            return answer
-    except (OSError, urllib.error.URLError, ValueError, KeyError) as error:
-        return f"{address}: {error}"
 
 
 def _become(port: int, argv: list[str]) -> None:

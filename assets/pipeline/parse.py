@@ -60,7 +60,8 @@ _INT64 = range(-(1 << 63), 1 << 63)
 class Parsed:
     """The values that could be parsed, a row of PARSED each, and why the others could not.
 
-    `rows` says which value each row of `columns` is; rejections go by the value's number.
+    `rows` says which value each row of `columns` is, in ascending order; rejections go by the
+    value's number.
     """
 
     columns: pa.Table
@@ -83,11 +84,13 @@ def parse_values(values: pa.BinaryArray) -> Parsed:
     if together is None:
         return _read_one_by_one(values, np.arange(len(values)))
     apart = _read_one_by_one(values, odd)
-    return Parsed(
-        pa.concat_tables([together, apart.columns]),
-        np.concatenate([likely, apart.rows]),
-        apart.rejections,
-    )
+    columns, rows = together, likely
+    if len(apart.rows):
+        rows = np.concatenate([likely, apart.rows])
+        order = np.argsort(rows)
+        columns = pa.concat_tables([together, apart.columns]).take(pa.array(order))
+        rows = rows[order]
+    return Parsed(columns, rows, apart.rejections)
 
 
 def _read_together(values: pa.BinaryArray) -> pa.Table | None:

@@ -15,6 +15,7 @@ from orchestration.demo.visitors import DemoEvent
 from orchestration.ledger.batches import all_batches
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
+from orchestration.webserver import RunTimes, run_times
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Account:
     distinct: int
     in_kafka: int
     batches: tuple[Batch, ...]
+    runs: dict[str, RunTimes]
     loaded: int
     dead_letters: int
     same_uuids: bool
@@ -90,6 +92,7 @@ def take_account(settings: Settings, sent: Sent, events: Sequence[DemoEvent]) ->
         distinct=len(events),
         in_kafka=sum(end - lows[at] for at, end in topic.highs(partitions).items()),
         batches=tuple(batches),
+        runs={batch.run_id: run_times(settings.dagster_address, batch.run_id) for batch in batches},
         loaded=len(uuids[0]) if uuids else 0,
         dead_letters=int(str(client.command(f"SELECT count() FROM {database}.dead_letters"))),
         same_uuids=sorted(uuids[0] if uuids else ()) == sorted(event.uuid for event in events),

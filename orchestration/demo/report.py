@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -17,14 +16,20 @@ from orchestration.settings import Settings
 _STAGES = ("plan", "read", "validate", "deduplicate", "enrich", "stage", "load", "prove")
 
 
-_TEXT_COLUMNS = {"", "station", "batch", "arrival date", "planned", "ranges", "stage", "event"}
+_TEXT_COLUMNS = {"", "station", "batch", "arrival date", "Dagster run", "ranges", "stage", "event"}
 
 
 def show(console: Console, settings: Settings, account: Account) -> None:
     """Print the counts, the batches, what they cost, and the events by name, twice."""
     console.print(_counts(account))
-    console.print(_batches(account.batches))
+    console.print(_batches(account))
     console.print(_costs(account.batches))
+    for run_id, run in account.runs.items():
+        if run.ended is not None:
+            console.print(
+                f"Dagster took {run.started - run.created:.1f} s to start run {run_id[:8]}, "
+                f"and {run.ended - run.started:.1f} s to run its steps and checks"
+            )
     console.print(_by_event("Events by name, from ClickHouse", account.by_event))
     console.print(_by_event("The same from the Parquet lake, by DuckDB", account.by_event_in_lake))
     for name, address in addresses(settings):
@@ -48,21 +53,19 @@ def _counts(account: Account) -> Table:
     return table
 
 
-def _batches(batches: Sequence[Batch]) -> Table:
+def _batches(account: Account) -> Table:
     table = _table(
-        "Batches", "batch", "arrival date", "planned", "offsets", "visible after", "ranges"
+        "Batches", "batch", "arrival date", "Dagster run", "offsets", "visible after", "ranges"
     )
-    for batch in batches:
-        planned = datetime.fromtimestamp(batch.planned_at / 1e6, UTC)
-        after = (
-            "" if batch.loaded_at is None else f"{(batch.loaded_at - batch.planned_at) / 1e6:.2f} s"
-        )
+    for batch in account.batches:
+        asked = account.runs[batch.run_id].created
+        visible = "" if batch.loaded_at is None else f"{batch.loaded_at / 1e6 - asked:.1f} s"
         table.add_row(
             batch.batch_id[:12],
             batch.arrival_date.isoformat(),
-            f"{planned:%H:%M:%S}",
+            batch.run_id[:8],
             f"{batch.offsets:,}",
-            after,
+            visible,
             " ".join(map(str, batch.ranges)),
         )
     return table

@@ -55,6 +55,7 @@ def outcomes(values: list[bytes]) -> list[Outcome]:
     parsed = parse_values(pa.array(values, pa.binary()))
     rows = zip(*(column.to_pylist() for column in parsed.columns.columns), strict=True)
     found: dict[int, Outcome] = dict(zip(parsed.rows.tolist(), rows, strict=True))
+    assert list(found) == sorted(found)
     assert not found.keys() & parsed.rejections.keys()
     found |= parsed.rejections
     return [found[number] for number in range(len(values))]
@@ -108,7 +109,14 @@ def test_the_bytes_of_properties_are_the_clients(found: dict[str, Any], blank: s
         assert outcome[0][len(HEAD)].encode() == text
 
 
-@given(st.lists(st.binary(max_size=80) | raw_objects | st.just(value_of(3)), max_size=6))
+@given(
+    st.lists(
+        st.binary(max_size=80)
+        | raw_objects
+        | st.sampled_from([value_of(3), b" " + value_of(4), ODD, value_of(5) + b" "]),
+        max_size=6,
+    )
+)
 def test_every_value_has_one_outcome(values: list[bytes]) -> None:
     """There is a row or a rejection for every value, whatever its bytes."""
     found = outcomes(values)

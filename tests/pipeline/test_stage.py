@@ -175,10 +175,22 @@ def test_events_have_their_columns(lake: Lake) -> None:
     assert table["client_timestamp"].to_pylist() == ["", "x"]
 
 
+def test_an_event_stands_at_the_offset_of_its_record(lake: Lake) -> None:
+    """Records of an unusual form, sound or not, do not move their neighbours' offsets."""
+    values = [b" " + value_of(0), value_of(1), BROKEN, b"\n" + value_of(3), value_of(4)]
+    for some in (values, [*values[:2], *values[3:]]):
+        staged, _ = staged_into(lake, batch_of(Range(0, 0, len(some))), lane(some))
+        file = staged.file(Kind.EVENTS)
+        assert file is not None
+        table = pq.read_table(lake.full_path(file.path))
+        for offset, request in zip(table["_offset"], table["request_id"], strict=True):
+            assert b'"%s"' % request.as_py().encode() in some[offset.as_py()]
+
+
 contents = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from([None, b"", BROKEN]) | st.integers(0, 8).map(value_of),
+        st.sampled_from([None, b"", BROKEN, b" " + value_of(9)]) | st.integers(0, 8).map(value_of),
         st.booleans(),
     ),
     max_size=25,

@@ -109,7 +109,8 @@ def test_chunks_without_anything_to_parse_are_judged(values: list[bytes | None])
         st.none()
         | st.binary(max_size=20)
         | st.sampled_from([value for value, _ in REASONS])
-        | st.integers(0, 50).map(value_of),
+        | st.integers(0, 50).map(value_of)
+        | st.integers(0, 50).map(lambda number: b" " + value_of(number) + b" "),
         max_size=12,
     )
 )
