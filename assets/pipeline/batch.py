@@ -3,10 +3,11 @@
 A batch's states, and the stage that moves it on:
 
     planned ──stage──▶ staged ──load──▶ loading ──prove──▶ loaded ──commit──▶ committed
-       │                                   │
-       └─▶ gap (records no longer in       └─▶ suspect (ClickHouse holds neither nothing
-           Kafka: a person decides)             nor all of it: a person decides)
+       │  ▲                              │   │
+       │  └── staged file damaged ───────┘   └─▶ suspect (ClickHouse refuses it, or holds
+       └─▶ gap (records no longer in Kafka)               neither nothing nor all of it)
 
+`gap` and `suspect` wait for a person, who looks and says `tidemark retry`; other batches go on.
 What a crash leaves is the state before it: the next worker takes the batch up from there.
 """
 
@@ -34,9 +35,9 @@ class State(StrEnum):
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PLANNED: frozenset({State.STAGED, State.GAP}),
     State.STAGED: frozenset({State.LOADING}),
-    State.LOADING: frozenset({State.LOADING, State.LOADED, State.SUSPECT}),
-    State.LOADED: frozenset({State.COMMITTED}),
-    State.COMMITTED: frozenset(),
+    State.LOADING: frozenset({State.LOADING, State.LOADED, State.PLANNED, State.SUSPECT}),
+    State.LOADED: frozenset({State.COMMITTED, State.SUSPECT}),
+    State.COMMITTED: frozenset({State.SUSPECT}),
     State.GAP: frozenset({State.PLANNED}),
     State.SUSPECT: frozenset({State.LOADING}),
 }

@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
+from assets.pipeline.errors import BatchError
+
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -49,7 +51,7 @@ MOST_FILES = 16
 _NO_NAMES = pa.array([], pa.string())
 
 
-class KeyFileUnreadable(Exception):
+class KeyFileUnreadable(BatchError):
     """A key file that the ledger names is missing, damaged or of another form."""
 
     def __init__(self, path: str, reason: str) -> None:

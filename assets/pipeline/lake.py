@@ -14,12 +14,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from assets.pipeline.errors import StagedFileDamaged, TransientError
@@ -81,8 +80,13 @@ class Lake:
         """Write a file, which appears under its name when the with-block ends well."""
         if not self.is_local:
             with _named_errors(path):
-                with self.filesystem.open_output_stream(self.full_path(path)) as sink:
-                    yield HashingWriter(sink)
+                try:
+                    with self.filesystem.open_output_stream(self.full_path(path)) as sink:
+                        yield HashingWriter(sink)
+                except BaseException:
+                    # Leaving the stream has completed the object, cut off as it is.
+                    self.filesystem.delete_file(self.full_path(path))
+                    raise
             return
         target = Path(self.full_path(path))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +114,11 @@ class Lake:
         with stream:
             yield stream
 
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.full_path(path))
+
     def check(self, path: str, size: int, sha256: str) -> None:
         """Raise StagedFileDamaged unless the file is byte for byte what was registered."""
         found = hashlib.sha256()
@@ -134,7 +143,7 @@ def lake_path(kind: str, arrival_date: date, name: str) -> str:
 def _named_errors(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
+    except OSError as error:
         raise TransientError(f"writing {path} to the lake failed: {error}") from error
 
 

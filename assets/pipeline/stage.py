@@ -12,14 +12,12 @@ registration is harmless; once registered, the file is the truth.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Balance, Batch, KeyFile, Kind, Staged, StagedFile
 from assets.pipeline.clock import StageClock
@@ -36,37 +34,12 @@ from assets.pipeline.fingerprint import FingerprintSum
 from assets.pipeline.key_files import write_key_file
 from assets.pipeline.lake import Lake, lake_path
 from assets.pipeline.read import Chunk
+from assets.pipeline.staged_files import StagedFiles, staged_files
 from assets.pipeline.validate import Judged, Verdict, judge
 
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 128 << 20
 """A row group is written when it has so many rows, or so many bytes of record values."""
-
-_DICTIONARY_COLUMNS = [
-    "event",
-    "user_agent",
-    "sdk",
-    "lib",
-    "lib_version",
-    "os",
-    "os_version",
-    "browser",
-    "device_type",
-    "referring_domain",
-    "utm_source",
-    "utm_medium",
-    "utm_campaign",
-    "utm_term",
-    "utm_content",
-    "url_host",
-    "arrival_date",
-    "_topic",
-    "_partition",
-    "_batch_id",
-    "_generation",
-    "project_id",
-    "flags",
-]
 
 
 def stage(
@@ -75,14 +48,15 @@ def stage(
     lake: Lake,
     seen: SeenKeys,
     clock: StageClock,
+    may_publish: Callable[[], None] = lambda: None,
 ) -> tuple[Staged, KeyFile | None]:
     """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
 
-    Raises BatchError when the records and the ranges do not balance.
+    `may_publish` is asked before the files appear, and raises when another worker has taken
+    over. Raises BatchError when the records and the ranges do not balance.
     """
-    files: list[StagedFile] = []
-    with ExitStack() as stack:
-        writer = _BatchWriter(batch, lake, seen, clock, stack, files)
+    with staged_files(batch, lake, may_publish) as files:
+        writer = _BatchWriter(batch, files, seen, clock)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
                 judged = judge(chunk.records.column("value"))
@@ -94,28 +68,17 @@ def stage(
             path = lake_path("keys", batch.arrival_date, f"{batch.batch_id}.arrow")
             rows = write_key_file(lake.filesystem, lake.full_path(path), seen.added())
             key_file = KeyFile(path, batch.arrival_date, rows)
-    return writer.staged(tuple(files)), key_file
+    return writer.staged(files.registered()), key_file
 
 
 class _BatchWriter:
     """Collects judged chunks into row groups and writes them; knows the balance at the end."""
 
-    def __init__(
-        self,
-        batch: Batch,
-        lake: Lake,
-        seen: SeenKeys,
-        clock: StageClock,
-        stack: ExitStack,
-        files: list[StagedFile],
-    ) -> None:
+    def __init__(self, batch: Batch, files: StagedFiles, seen: SeenKeys, clock: StageClock) -> None:
         self._batch = batch
+        self._files = files
         self._seen = seen
         self._clock = clock
-        self._stack = stack
-        self._lake = lake
-        self._files = files
-        self._writers: dict[Kind, pq.ParquetWriter] = {}
         self._fingerprints = {Kind.EVENTS: FingerprintSum(), Kind.DEAD_LETTERS: FingerprintSum()}
         self._counts = {
             range_.partition: np.zeros(len(Verdict), np.int64) for range_ in batch.ranges
@@ -202,7 +165,7 @@ class _BatchWriter:
             self._fingerprints[Kind.EVENTS].add(
                 places.column("partition").to_numpy(), places.column("offset").to_numpy()
             )
-            self._write(Kind.EVENTS, events, _DICTIONARY_COLUMNS)
+            self._files.write(Kind.EVENTS, events)
 
     def _write_duplicates(
         self,
@@ -232,7 +195,7 @@ class _BatchWriter:
             ],
             schema=DUPLICATES,
         )
-        self._write(Kind.DUPLICATES, table, False)
+        self._files.write(Kind.DUPLICATES, table)
 
     def _write_dead_letters(self, chunk: Chunk, judged: Judged) -> None:
         rows = np.array(sorted(judged.rejections))
@@ -265,51 +228,7 @@ class _BatchWriter:
             ],
             schema=DEAD_LETTERS,
         )
-        self._write(Kind.DEAD_LETTERS, table, False)
-
-    def _write(self, kind: Kind, table: pa.Table, dictionary: Sequence[str] | bool) -> None:
-        writer = self._writers.get(kind)
-        if writer is None:
-            writer = self._stack.enter_context(
-                _staged_file(self._batch, kind, self._lake, table.schema, dictionary, self._files)
-            )
-            self._writers[kind] = writer
-        writer.write_table(table, row_group_size=max(len(table), 1))
-
-
-@contextmanager
-def _staged_file(
-    batch: Batch,
-    kind: Kind,
-    lake: Lake,
-    schema: pa.Schema,
-    dictionary: Sequence[str] | bool,
-    files: list[StagedFile],
-) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file that is in the lake, and among `files`, when the with-block ends well."""
-    path = lake_path(kind, batch.arrival_date, f"{batch.batch_id}.parquet")
-    with lake.create(path) as sink:
-        writer = pq.ParquetWriter(
-            sink, schema, compression="zstd", compression_level=1, use_dictionary=dictionary
-        )
-        rows = _RowCount(writer)
-        try:
-            yield rows  # type: ignore[misc]
-        finally:
-            writer.close()  # before its sink, which else it would write to once collected
-    files.append(StagedFile(kind, path, rows.rows, sink.bytes, sink.sha256))
-
-
-class _RowCount:
-    """A Parquet writer that knows how many rows it was given."""
-
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer = writer
-        self.rows = 0
-
-    def write_table(self, table: pa.Table, row_group_size: int) -> None:
-        self._writer.write_table(table, row_group_size=row_group_size)
-        self.rows += len(table)
+        self._files.write(Kind.DEAD_LETTERS, table)
 
 
 def _as_events(

@@ -26,7 +26,14 @@ from assets.pipeline.clickhouse import connect, make_tables
 from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
 from assets.pipeline.duplicates import SeenKeys
-from assets.pipeline.errors import Gap, ProofFailed, TopicReplaced
+from assets.pipeline.errors import (
+    BatchError,
+    Gap,
+    LeaseLost,
+    StagedFileDamaged,
+    TopicReplaced,
+    TransientError,
+)
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.key_files import files_to_merge, merge_key_files
 from assets.pipeline.lake import Lake, lake_path
@@ -39,11 +46,18 @@ from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.attempts import attempt, attempts_of
 from orchestration.ledger.connection import now_us
-from orchestration.ledger.keys import live_key_files, replace_key_files
-from orchestration.ledger.leases import Lease, held_lease
+from orchestration.ledger.keys import (
+    forget_key_files,
+    live_key_files,
+    replace_key_files,
+    retired_key_files,
+)
+from orchestration.ledger.leases import Lease, assert_held, held_lease
 from orchestration.settings import Settings
 
 _ASSUMED_RECORD_BYTES = 1_500.0
+_KEPT_FOR_READERS_US = 3_600 * 1_000_000
+"""How long a merged key file is kept for workers that opened it before."""
 
 
 @dataclass
@@ -96,16 +110,28 @@ def stage_batches(worker: Worker) -> list[Batch]:
             staged.append(_stage_one(worker, lease, planned))
         if staged:
             _merge_keys(worker, staged)
+            _delete_retired_keys(worker)
     return staged
 
 
 def load_batches(worker: Worker) -> list[Batch]:
-    """Load and prove every staged batch, oldest first, then commit offsets."""
+    """Load and prove every staged batch, oldest first, then commit offsets.
+
+    A batch that only a person or another staging can help is put aside, so that it holds up no
+    other; the first such error is raised when the others are through.
+    """
     loaded = []
+    trouble_of_batches = []
     with worker.lease() as lease:
         for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
             if batch.state in (State.STAGED, State.LOADING):
-                _load_one(worker, lease, batch)
+                try:
+                    _load_one(worker, lease, batch)
+                except (TransientError, LeaseLost):
+                    raise
+                except BatchError as error:
+                    trouble_of_batches.append(error)
+                    continue
             if batch.state in (State.STAGED, State.LOADING, State.LOADED):
                 loaded.append(batch)
         if loaded:
@@ -114,6 +140,8 @@ def load_batches(worker: Worker) -> list[Batch]:
                 worker.say(f"group offsets were not committed (no harm done): {trouble}")
             for batch in loaded:
                 ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
+    if trouble_of_batches:
+        raise trouble_of_batches[0]
     return _again(worker, loaded)
 
 
@@ -125,7 +153,7 @@ def load_dead_letters(worker: Worker) -> list[Batch]:
             if batch.state not in (State.LOADED, State.COMMITTED):
                 continue
             if batch.dead_letters_loaded_at is None:
-                _load_dead_letters_of(worker, batch)
+                _load_dead_letters_of(worker, lease, batch)
             done.append(batch)
         mirror(
             worker.clickhouse,
@@ -183,7 +211,7 @@ def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     clock = StageClock()
     with attempt(ledger, batch.batch_id, "stage", worker.run_id):
         try:
-            staged, key_file = _staged(worker, batch, clock)
+            staged, key_file = _staged(worker, lease, batch, clock)
         except (Gap, TopicReplaced) as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
             raise
@@ -201,7 +229,9 @@ def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     return ledger_batches.read_batch(ledger, batch.batch_id)
 
 
-def _staged(worker: Worker, batch: Batch, clock: StageClock) -> tuple[Staged, KeyFile | None]:
+def _staged(
+    worker: Worker, lease: Lease, batch: Batch, clock: StageClock
+) -> tuple[Staged, KeyFile | None]:
     settings = worker.settings
     check_readable(worker.topic, batch.topic_id, batch.ranges)
     first = batch.arrival_date - timedelta(days=settings.duplicate_window_days - 1)
@@ -213,7 +243,14 @@ def _staged(worker: Worker, batch: Batch, clock: StageClock) -> tuple[Staged, Ke
     )
     chunks = read_ranges(settings.kafka_client, batch.topic, batch.ranges)
     try:
-        return stage(batch, chunks, worker.lake, seen, clock)
+        return stage(
+            batch,
+            chunks,
+            worker.lake,
+            seen,
+            clock,
+            may_publish=lambda: assert_held(worker.ledger, lease),
+        )
     finally:
         # Else each batch of a backlog starts on top of what the one before it left cached.
         pa.default_memory_pool().release_unused()
@@ -236,6 +273,14 @@ def _merge_keys(worker: Worker, staged: list[Batch]) -> None:
         )
 
 
+def _delete_retired_keys(worker: Worker) -> None:
+    retired = retired_key_files(worker.ledger, now_us() - _KEPT_FOR_READERS_US)
+    for path in retired:
+        worker.lake.delete(path)
+    if retired:
+        forget_key_files(worker.ledger, retired)
+
+
 def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
     ledger, settings = worker.ledger, worker.settings
     clock = StageClock()
@@ -254,7 +299,14 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
                 worker.run_id,
                 clock,
             )
-        except ProofFailed as error:
+        except StagedFileDamaged as error:
+            # The proof came first: nothing of the batch is in ClickHouse.
+            worker.say(f"batch {batch.batch_id}: {error}; it is staged again by the next run")
+            ledger_batches.stage_again(ledger, lease, batch.batch_id, str(error))
+            raise
+        except (TransientError, LeaseLost):
+            raise
+        except BatchError as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
             raise
         failpoint("after-insert")
@@ -269,11 +321,13 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
     )
 
 
-def _load_dead_letters_of(worker: Worker, batch: Batch) -> None:
+def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
     assert batch.staged is not None
     rejected = batch.staged.balance.rejected
-    if rejected:
-        with attempt(worker.ledger, batch.batch_id, "dead_letters", worker.run_id):
+    if not rejected:
+        return
+    with attempt(worker.ledger, batch.batch_id, "dead_letters", worker.run_id):
+        try:
             load(
                 worker.clickhouse,
                 worker.settings.clickhouse_database,
@@ -283,7 +337,24 @@ def _load_dead_letters_of(worker: Worker, batch: Batch) -> None:
                 worker.run_id,
                 StageClock(),
             )
-        worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
+        except (TransientError, LeaseLost):
+            raise
+        except BatchError as error:
+            note = f"dead letters: {error}"
+            ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+            raise
+    worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
+
+
+def retry_batch(worker: Worker, batch_id: str) -> State:
+    """Give a batch that waits for a person back to the workers; gives its new state."""
+    batch = ledger_batches.read_batch(worker.ledger, batch_id)
+    again = {State.GAP: State.PLANNED, State.SUSPECT: State.LOADING}
+    if batch.state not in again:
+        raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
+    with worker.lease() as lease:
+        ledger_batches.set_state(worker.ledger, lease, batch_id, again[batch.state])
+    return again[batch.state]
 
 
 def _again(worker: Worker, batches: list[Batch]) -> list[Batch]:

@@ -38,6 +38,7 @@ _COMMANDS = {
     "status": "status",
     "demo": "demo",
     "batch": "batch",
+    "retry": "batch",
     "projects": "projects",
     "settings": "settings",
 }

@@ -1,13 +1,20 @@
-"""`tidemark batch`: one micro-batch now, without Dagster."""
+"""`tidemark batch`: one micro-batch now, without Dagster; `tidemark retry`: one that waits."""
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 
 import click
 
-from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from assets.pipeline.worker import (
+    Worker,
+    load_batches,
+    load_dead_letters,
+    retry_batch,
+    stage_batches,
+)
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 
@@ -17,12 +24,7 @@ from orchestration.settings import Settings
 def batch(as_json: bool) -> None:
     """Run one micro-batch now: finish what was begun, then drain Kafka up to its present end."""
     settings = Settings()
-    worker = Worker(
-        settings,
-        open_ledger(settings.ledger),
-        run_id=f"cli-{uuid.uuid4()}",
-        say=lambda line: click.echo(line, err=as_json),
-    )
+    worker = _worker(settings, lambda line: click.echo(line, err=as_json))
     stage_batches(worker)
     load_batches(worker)
     done = load_dead_letters(worker)
@@ -43,3 +45,15 @@ def batch(as_json: bool) -> None:
         )
     elif not done:
         print("nothing to do: everything in Kafka is loaded")
+
+
+@click.command()
+@click.argument("batch_id")
+def retry(batch_id: str) -> None:
+    """Give a batch that waits for a person (gap, suspect) back to the next micro-batch."""
+    state = retry_batch(_worker(Settings(), click.echo), batch_id)
+    print(f"batch {batch_id} is {state} again: the next micro-batch takes it up")
+
+
+def _worker(settings: Settings, say: Callable[[str], None]) -> Worker:
+    return Worker(settings, open_ledger(settings.ledger), f"cli-{uuid.uuid4()}", say)

@@ -155,6 +155,14 @@ def set_state(ledger: Engine, lease: Lease, batch_id: str, to: State, note: str 
         move(connection, lease, batch_id, to, **values)
 
 
+def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
+    """Forget what was staged of a batch, of which nothing is loaded: it is planned again."""
+    with ledger.begin() as connection:
+        move(connection, lease, batch_id, State.PLANNED, staged_at=None, note=note)
+        for table in (staged_files, fingerprints):
+            connection.execute(delete(table).where(table.c.batch_id == batch_id))
+
+
 def set_dead_letters_loaded(ledger: Engine, lease: Lease, batch_id: str) -> None:
     """Note that the batch's dead letters are proved to be in ClickHouse."""
     with ledger.begin() as connection:

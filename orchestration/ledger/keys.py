@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, delete, insert, select, update
 
 from assets.pipeline.batch import KeyFile
 from orchestration.ledger.connection import now_us, reading
@@ -44,3 +44,19 @@ def replace_key_files(ledger: Engine, merged: Sequence[KeyFile], into: KeyFile) 
             insert(key_files).values(path=into.path, arrival_date=into.arrival_date, rows=into.rows)
         )
     return True
+
+
+def retired_key_files(ledger: Engine, before: int) -> list[str]:
+    """Files that were merged into others before that time (µs): nobody opens them any more."""
+    with reading(ledger) as connection:
+        return list(
+            connection.execute(
+                select(key_files.c.path).where(key_files.c.retired_at < before)
+            ).scalars()
+        )
+
+
+def forget_key_files(ledger: Engine, paths: Sequence[str]) -> None:
+    """Drop files from the ledger once they are gone from the lake."""
+    with ledger.begin() as connection:
+        connection.execute(delete(key_files).where(key_files.c.path.in_(paths)))

@@ -121,6 +121,12 @@ def check_fence(connection, lease: Lease) -> None:  # type: ignore[no-untyped-de
         )
 
 
+def assert_held(ledger: Engine, lease: Lease) -> None:
+    """Raise LeaseLost unless the lease is ours now."""
+    with ledger.begin() as connection:
+        check_fence(connection, lease)
+
+
 def _until(seconds: float) -> int:
     return now_us() + int(seconds * 1_000_000)
 

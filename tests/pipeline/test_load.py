@@ -25,7 +25,12 @@ from assets.pipeline.errors import (
 )
 from assets.pipeline.lake import Lake
 from assets.pipeline.load import insert, load
-from assets.pipeline.worker import load_batches, load_dead_letters, stage_batches
+from assets.pipeline.worker import (
+    load_batches,
+    load_dead_letters,
+    retry_batch,
+    stage_batches,
+)
 from orchestration.ledger.attempts import attempts_of
 from orchestration.ledger.tables import leases
 from tests.conftest import unused_port
@@ -197,41 +202,80 @@ def test_what_clickhouse_refuses_is_not_tried_again(loading: Loading) -> None:
     assert loading.offsets() == []
 
 
-def test_a_torn_batch_becomes_suspect(new_stack: NewStack) -> None:
-    """A batch that does not balance waits for a person, and those behind it are loaded."""
+def test_a_torn_batch_becomes_suspect_and_holds_up_no_other(new_stack: NewStack) -> None:
+    """A batch that does not balance waits for a person; those behind it are loaded at once."""
     stack = new_stack(batch_max_records=10).make_topic()
     stack.send_numbers(range(20))
-    torn, sound = stage_batches(stack.worker())
+    torn, _sound = stage_batches(stack.worker())
     make_tables(stack.client, stack.database)
     loading = Loading(stack, Lake(stack.settings.lake))
     loading.insert(torn, half_of(loading, torn))
     with pytest.raises(ProofFailed):
         load_batches(stack.worker())
-    suspect = stack.batches()[0]
-    assert suspect.state is State.SUSPECT
+    suspect, loaded = stack.batches()
+    assert (suspect.state, loaded.state) == (State.SUSPECT, State.COMMITTED)
     assert "staged 10 rows, ClickHouse has 5" in suspect.note
     assert [each.outcome for each in attempts_of(stack.ledger, torn.batch_id)] == ["ok", "failed"]
-    assert [batch.batch_id for batch in load_batches(stack.worker())] == [sound.batch_id]
     assert loading.offsets() == [*range(5), *range(10, 20)]
 
 
-def test_a_damaged_file_stops_the_batch(new_stack: NewStack) -> None:
-    """A batch whose file was damaged stays where it is, and goes on once the file is back."""
+def test_a_suspect_batch_is_loaded_once_a_person_has_mended_it(new_stack: NewStack) -> None:
+    """After the stray rows are gone, `retry` gives the batch back, and it loads once."""
+    stack = new_stack().make_topic()
+    sent = stack.send_numbers(range(10))
+    (torn,) = stage_batches(stack.worker())
+    make_tables(stack.client, stack.database)
+    loading = Loading(stack, Lake(stack.settings.lake))
+    loading.insert(torn, half_of(loading, torn))
+    with pytest.raises(ProofFailed):
+        load_batches(stack.worker())
+    stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
+    assert retry_batch(stack.worker(), torn.batch_id) is State.LOADING
+    stack.run()
+    assert stack.account().places == dict.fromkeys(sent, 1)
+    with pytest.raises(BatchError, match="does not wait for anybody"):
+        retry_batch(stack.worker(), torn.batch_id)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_batch_whose_file_was_damaged_is_staged_again(new_stack: NewStack, damage: str) -> None:
+    """Nothing of a damaged file is loaded; the next run reads its records from Kafka again."""
     stack = new_stack().make_topic()
     sent = stack.send_numbers(range(10))
     (batch,) = stage_batches(stack.worker())
     assert batch.staged is not None
     path = stack.lake_file(batch.staged.files[0].path)
-    data = path.read_bytes()
-    path.write_bytes(data[:-1])
-    for _ in range(2):
-        with pytest.raises(StagedFileDamaged):
-            load_batches(stack.worker())
-        assert stack.batches()[0].state is State.LOADING
-        assert stack.account().events == []
-    path.write_bytes(data)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(StagedFileDamaged):
+        load_batches(stack.worker())
+    (again,) = stack.batches()
+    assert (again.state, again.staged) == (State.PLANNED, None)
+    assert stack.account().events == []
     stack.run()
     assert stack.account().places == dict.fromkeys(sent, 1)
+    assert [each.stage for each in attempts_of(stack.ledger, batch.batch_id)] == [
+        *("stage", "load", "stage", "load")
+    ]
+
+
+def test_dead_letters_that_do_not_balance_make_the_batch_suspect(new_stack: NewStack) -> None:
+    """Stray dead letters under a batch's name stop that batch, not the ones behind it."""
+    stack = new_stack(batch_max_records=2).make_topic()
+    stack.send(b"no event", value_of(1), b"nor this", value_of(2))
+    torn, _ = stage_batches(stack.worker())
+    load_batches(stack.worker())
+    stack.client.command(
+        f"INSERT INTO {stack.database}.dead_letters (_batch_id, _offset) "
+        f"VALUES ('{torn.batch_id}', 77)"
+    )
+    with pytest.raises(ProofFailed):
+        load_dead_letters(stack.worker())
+    assert stack.batches()[0].state is State.SUSPECT
+    load_dead_letters(stack.worker())
+    assert stack.batches()[1].dead_letters_loaded_at is not None
 
 
 def expire_leases(stack: Stack) -> None:

@@ -1,0 +1,107 @@
+"""The Parquet files of a batch while they are written: at most one of each kind.
+
+All of them appear in the lake when the with-block ends well, none when it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from assets.pipeline.batch import Batch, Kind, StagedFile
+from assets.pipeline.lake import HashingWriter, Lake, lake_path
+
+# Columns with few values; dictionaries of the others cost more than they save.
+_DICTIONARY_COLUMNS = [
+    "event",
+    "user_agent",
+    "sdk",
+    "lib",
+    "lib_version",
+    "os",
+    "os_version",
+    "browser",
+    "device_type",
+    "referring_domain",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+    "utm_term",
+    "utm_content",
+    "url_host",
+    "arrival_date",
+    "_topic",
+    "_partition",
+    "_batch_id",
+    "_generation",
+    "project_id",
+    "flags",
+]
+
+
+@dataclass
+class _Open:
+    path: str
+    sink: HashingWriter
+    parquet: pq.ParquetWriter
+    rows: int = 0
+
+
+class StagedFiles:
+    """Takes tables, each of which becomes a row group of the file of its kind."""
+
+    def __init__(self, batch: Batch, lake: Lake, stack: ExitStack) -> None:
+        self._batch = batch
+        self._lake = lake
+        self._stack = stack
+        self._open: dict[Kind, _Open] = {}
+
+    def write(self, kind: Kind, table: pa.Table) -> None:
+        """Add a row group; the first one of a kind opens its file."""
+        if kind not in self._open:
+            self._open[kind] = self._new_file(kind, table.schema)
+        file = self._open[kind]
+        file.parquet.write_table(table, row_group_size=max(len(table), 1))
+        file.rows += len(table)
+
+    def _new_file(self, kind: Kind, schema: pa.Schema) -> _Open:
+        path = lake_path(kind, self._batch.arrival_date, f"{self._batch.batch_id}.parquet")
+        sink = self._stack.enter_context(self._lake.create(path))
+        parquet = pq.ParquetWriter(
+            sink,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=_DICTIONARY_COLUMNS if kind is Kind.EVENTS else False,
+        )
+        return _Open(path, sink, parquet)
+
+    def finish(self) -> None:
+        """Write the footers; nothing may be added any more."""
+        for file in self._open.values():
+            file.parquet.close()
+
+    def registered(self) -> tuple[StagedFile, ...]:
+        """What the ledger is to know of the finished files."""
+        return tuple(
+            StagedFile(kind, file.path, file.rows, file.sink.bytes, file.sink.sha256)
+            for kind, file in self._open.items()
+        )
+
+
+@contextmanager
+def staged_files(
+    batch: Batch, lake: Lake, may_publish: Callable[[], None]
+) -> Iterator[StagedFiles]:
+    """The files of a batch. `may_publish` raises when this worker must not publish any more."""
+    with ExitStack() as stack:
+        files = StagedFiles(batch, lake, stack)
+        try:
+            yield files
+        finally:
+            files.finish()  # also after an error: a writer left open would write when collected
+        may_publish()
