@@ -17,12 +17,12 @@ from sqlalchemy.exc import OperationalError
 
 from assets.metadata import Metadata, no_batch_metadata
 from assets.pipeline.batch import Batch, Kind
-from assets.pipeline.errors import BatchError, LeaseHeld, LeaseLost, TransientError
+from assets.pipeline.errors import BatchError, TransientError
 from assets.pipeline.worker import Worker
-from orchestration.ledger.batches import PlanConflict, batches_of_date, batches_of_run
+from orchestration.ledger.batches import batches_of_date, batches_of_run
 from orchestration.partitions import partition_of
 
-PASSING = (TransientError, LeaseHeld, LeaseLost, PlanConflict, OperationalError)
+PASSING = (TransientError, OperationalError)
 """Errors after which the same step may go well a little later."""
 
 _LOOKED_BACK = 200  # materializations

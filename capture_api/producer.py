@@ -209,6 +209,8 @@ class RecordProducer:
 def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
     timeout_ms = settings.capture_ack_timeout_ms
     return {
+        **settings.kafka_client,
+        # None of what follows can be set from outside: the meaning of a 200 hangs on it.
         "client.id": "tidemark-capture",
         "acks": "all",
         "enable.idempotence": True,
@@ -224,5 +226,4 @@ def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 1_000,
         "log.connection.close": False,
-        **settings.kafka_client,
     }

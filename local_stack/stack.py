@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestration.services import dagster_services
-
 from assets.pipeline.clickhouse import connect, make_tables
 from local_stack.kafka.topics import ensure_topic, unready_reason
 from local_stack.ports import Port
 from local_stack.processes import Service
 from orchestration.ledger.connection import open_ledger
+from orchestration.services import dagster_services
 from orchestration.settings import Settings
 
 START_LIMIT_S = 180.0
@@ -111,6 +110,7 @@ def make_ready(settings: Settings) -> None:
         settings.bootstrap_servers,
         settings.topic,
         settings.kafka_partitions,
+        replication_factor=settings.kafka_replication_factor,
         client_settings=settings.kafka_options,
     )
     client = connect(

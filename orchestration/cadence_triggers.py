@@ -79,7 +79,7 @@ def decide(
     except OperationalError as error:
         return dg.SkipReason(f"the ledger cannot be read ({error.orig}); see TIDEMARK_LEDGER_URL")
     if backlog.arrival_date is None:
-        return dg.SkipReason("everything in Kafka is loaded")
+        return dg.SkipReason("nothing in Kafka waits to be loaded")
     if (pause := _pause(instance, now or datetime.now(UTC))) is not None:
         return dg.SkipReason(f"{backlog} wait: {pause}")
     return dg.RunRequest(partition_key=partition_of(backlog.arrival_date))

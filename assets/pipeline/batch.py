@@ -185,8 +185,17 @@ class Batch:
     dead_letters_loaded_at: int | None = None
     committed_at: int | None = None
     note: str = ""
+    skips: Mapping[int, int] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict, compare=False)
     staged: Staged | None = field(default=None, compare=False)
+
+    @property
+    def readable(self) -> tuple[Range, ...]:
+        """The ranges without what a person has accepted as lost."""
+        return tuple(
+            Range(r.partition, min(max(r.start, self.skips.get(r.partition, 0)), r.end), r.end)
+            for r in self.ranges
+        )
 
     @property
     def offsets(self) -> int:

@@ -5,13 +5,9 @@ Nothing here plans from it, and losing it does no harm, so failing to commit is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-
-from assets.pipeline.batch import Batch
-
-_TIMEOUT_S = 10.0
 
 
 def group_id(topic: str) -> str:
@@ -19,22 +15,15 @@ def group_id(topic: str) -> str:
     return f"tidemark-{topic}"
 
 
-def commit_offsets(client: Mapping[str, str], batches: Sequence[Batch]) -> str | None:
-    """Commit the ends of loaded batches of one topic; gives what went wrong, or None."""
-    ends: dict[int, tuple[int, str]] = {}
-    for batch in batches:
-        for range_ in batch.ranges:
-            if range_.end > ends.get(range_.partition, (0, ""))[0]:
-                ends[range_.partition] = (range_.end, batch.batch_id)
-    if not ends:
-        return None
-    topic = batches[0].topic
+def commit_offsets(
+    client: Mapping[str, str], topic: str, ends: Mapping[int, int], batch_id: str
+) -> str | None:
+    """Commit ends by partition, with a batch as a breadcrumb; gives what went wrong, or None."""
     consumer = Consumer({**client, "group.id": group_id(topic), "enable.auto.commit": "false"})
     try:
         committed = consumer.commit(
             offsets=[
-                TopicPartition(topic, partition, end, batch_id)
-                for partition, (end, batch_id) in ends.items()
+                TopicPartition(topic, partition, end, batch_id) for partition, end in ends.items()
             ],
             asynchronous=False,
         )

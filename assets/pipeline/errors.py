@@ -1,7 +1,7 @@
 """What can go wrong with a batch, sorted by what can be done about it.
 
-A `TransientError` is worth another try as it is. Every other error here needs a person, or other
-code, and says what to do; trying again blindly would not help.
+A `TransientError`, and what is derived from it, is worth another try as it is. With every other
+error that would be in vain: it needs a person, other code, or another staging, and says so.
 """
 
 from __future__ import annotations
@@ -31,9 +31,24 @@ class ProofFailed(BatchError):
     """ClickHouse holds something else than what was staged."""
 
 
-class LeaseLost(BatchError):
+class LeaseLost(TransientError):
     """Another worker has taken over; whatever this one still wanted to do is refused."""
 
 
-class LeaseHeld(BatchError):
+class LeaseHeld(TransientError):
     """Another worker is at work on the topic."""
+
+
+class PlanConflict(TransientError):
+    """Another planner has moved a lane on; plan again from its new end."""
+
+
+class LogTruncated(BatchError):
+    """Kafka's log ends before what was planned: records were lost on Kafka's side."""
+
+
+class KeyFileUnreadable(BatchError):
+    """A key file that the ledger names is missing, damaged or of another form."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"key file {path} cannot be read ({reason})")

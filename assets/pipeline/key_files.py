@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import KeyFileUnreadable
 
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int32]
@@ -49,16 +49,6 @@ MOST_FILES = 16
 """Key files of one arrival date beyond which `files_to_merge` finds some to merge."""
 
 _NO_NAMES = pa.array([], pa.string())
-
-
-class KeyFileUnreadable(BatchError):
-    """A key file that the ledger names is missing, damaged or of another form."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(
-            f"key file {path} cannot be read ({reason}): "
-            "write it again from the staged files of its batches"
-        )
 
 
 @dataclass(frozen=True)

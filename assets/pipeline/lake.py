@@ -79,7 +79,7 @@ class Lake:
     def create(self, path: str) -> Iterator[HashingWriter]:
         """Write a file, which appears under its name when the with-block ends well."""
         if not self.is_local:
-            with _named_errors(path):
+            with _named_errors("writing", path):
                 try:
                     with self.filesystem.open_output_stream(self.full_path(path)) as sink:
                         yield HashingWriter(sink)
@@ -94,7 +94,7 @@ class Lake:
             abandoned.unlink(missing_ok=True)
         partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
         try:
-            with _named_errors(path):
+            with _named_errors("writing", path):
                 with partial.open("wb") as sink:
                     yield HashingWriter(sink)
                     sink.flush()
@@ -107,12 +107,13 @@ class Lake:
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """Read a file as a stream. Raises StagedFileDamaged when it is not there."""
-        try:
-            stream = self.filesystem.open_input_stream(self.full_path(path))
-        except FileNotFoundError as error:
-            raise StagedFileDamaged(f"{path} is not in the lake {self.uri}") from error
-        with stream:
-            yield stream
+        with _named_errors("reading", path):
+            try:
+                stream = self.filesystem.open_input_stream(self.full_path(path))
+            except FileNotFoundError as error:
+                raise StagedFileDamaged(f"{path} is not in the lake {self.uri}") from error
+            with stream:
+                yield stream
 
     def delete(self, path: str) -> None:
         """Remove a file, if it is there."""
@@ -140,11 +141,11 @@ def lake_path(kind: str, arrival_date: date, name: str) -> str:
 
 
 @contextmanager
-def _named_errors(path: str) -> Iterator[None]:
+def _named_errors(doing: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TransientError(f"writing {path} to the lake failed: {error}") from error
+        raise TransientError(f"{doing} {path} in the lake failed: {error}") from error
 
 
 def _sync_folder(folder: Path) -> None:

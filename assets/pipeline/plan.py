@@ -14,12 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from assets.pipeline.batch import Batch, Range, batch_id
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import LogTruncated
 from assets.pipeline.topic import Topic, TopicIdentity
-
-
-class LogTruncated(BatchError):
-    """Kafka's log ends before what was planned: records were lost on Kafka's side."""
 
 
 @dataclass(frozen=True)

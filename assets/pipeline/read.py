@@ -57,6 +57,9 @@ class Chunk:
 
 def check_readable(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> None:
     """Raise TopicReplaced or Gap when the ranges cannot be read whole any more."""
+    ranges = [range_ for range_ in ranges if len(range_)]
+    if not ranges:
+        return
     identity = topic.identity()
     if identity.topic_id != topic_id:
         raise TopicReplaced(
@@ -75,6 +78,17 @@ def check_readable(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> None
             f"{', '.join(map(str, missing))} "
             f"({sum(map(len, missing)):,} offsets of {topic.name})"
         )
+
+
+def lost_below(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> dict[int, int]:
+    """Per partition, the offset of its range below which Kafka has nothing any more."""
+    if topic.identity().topic_id != topic_id:
+        return {range_.partition: range_.end for range_ in ranges}
+    lows = topic.lows([range_.partition for range_ in ranges])
+    return {
+        range_.partition: min(range_.end, max(range_.start, lows[range_.partition]))
+        for range_ in ranges
+    }
 
 
 def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) -> Iterator[Chunk]:

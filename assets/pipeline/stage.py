@@ -32,9 +32,9 @@ from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError
 from assets.pipeline.fingerprint import FingerprintSum
 from assets.pipeline.key_files import write_key_file
-from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.lake import Lake
 from assets.pipeline.read import Chunk
-from assets.pipeline.staged_files import StagedFiles, staged_files
+from assets.pipeline.staged_files import StagedFiles, staged_files, staged_path
 from assets.pipeline.validate import Judged, Verdict, judge
 
 ROW_GROUP_ROWS = 65_536
@@ -48,14 +48,16 @@ def stage(
     lake: Lake,
     seen: SeenKeys,
     clock: StageClock,
+    attempt: int = 1,
     may_publish: Callable[[], None] = lambda: None,
 ) -> tuple[Staged, KeyFile | None]:
     """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
 
-    `may_publish` is asked before the files appear, and raises when another worker has taken
-    over. Raises BatchError when the records and the ranges do not balance.
+    `attempt` is the number of this try at staging it, from 1. `may_publish` is asked before the
+    files appear, and raises when another worker has taken over. Raises BatchError when the
+    records and the ranges do not balance.
     """
-    with staged_files(batch, lake, may_publish) as files:
+    with staged_files(batch, attempt, lake, may_publish) as files:
         writer = _BatchWriter(batch, files, seen, clock)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
@@ -65,7 +67,7 @@ def stage(
     key_file = None
     if len(seen.added()):
         with clock.stage("stage"):
-            path = lake_path("keys", batch.arrival_date, f"{batch.batch_id}.arrow")
+            path = staged_path("keys", batch, attempt, "arrow")
             rows = write_key_file(lake.filesystem, lake.full_path(path), seen.added())
             key_file = KeyFile(path, batch.arrival_date, rows)
     return writer.staged(files.registered()), key_file

@@ -54,8 +54,9 @@ class _Open:
 class StagedFiles:
     """Takes tables, each of which becomes a row group of the file of its kind."""
 
-    def __init__(self, batch: Batch, lake: Lake, stack: ExitStack) -> None:
+    def __init__(self, batch: Batch, attempt: int, lake: Lake, stack: ExitStack) -> None:
         self._batch = batch
+        self._attempt = attempt
         self._lake = lake
         self._stack = stack
         self._open: dict[Kind, _Open] = {}
@@ -69,7 +70,7 @@ class StagedFiles:
         file.rows += len(table)
 
     def _new_file(self, kind: Kind, schema: pa.Schema) -> _Open:
-        path = lake_path(kind, self._batch.arrival_date, f"{self._batch.batch_id}.parquet")
+        path = staged_path(kind, self._batch, self._attempt)
         sink = self._stack.enter_context(self._lake.create(path))
         parquet = pq.ParquetWriter(
             sink,
@@ -93,13 +94,26 @@ class StagedFiles:
         )
 
 
+def staged_path(kind: str, batch: Batch, attempt: int, suffix: str = "parquet") -> str:
+    """Where an attempt at staging writes its file: never where another one did."""
+    name = batch.batch_id if attempt == 1 else f"{batch.batch_id}-{attempt}"
+    return lake_path(kind, batch.arrival_date, f"{name}.{suffix}")
+
+
 @contextmanager
 def staged_files(
-    batch: Batch, lake: Lake, may_publish: Callable[[], None]
+    batch: Batch, attempt: int, lake: Lake, may_publish: Callable[[], None]
 ) -> Iterator[StagedFiles]:
-    """The files of a batch. `may_publish` raises when this worker must not publish any more."""
+    """The files of an attempt at a batch.
+
+    `may_publish` raises when this worker must not publish any more. What earlier attempts may
+    have left is removed first: none of it is registered, else this batch would not be staged.
+    """
+    for earlier in range(1, attempt):
+        for kind in Kind:
+            lake.delete(staged_path(kind, batch, earlier))
     with ExitStack() as stack:
-        files = StagedFiles(batch, lake, stack)
+        files = StagedFiles(batch, attempt, lake, stack)
         try:
             yield files
         finally:

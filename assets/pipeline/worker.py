@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 
 import pyarrow as pa
@@ -25,39 +24,30 @@ from assets.pipeline.batch import Batch, KeyFile, Kind, Staged, State
 from assets.pipeline.clickhouse import connect, make_tables
 from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
-from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import (
     BatchError,
     Gap,
-    LeaseLost,
+    ProofFailed,
     StagedFileDamaged,
     TopicReplaced,
     TransientError,
 )
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.key_files import files_to_merge, merge_key_files
-from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.key_upkeep import keep_index, open_index
+from assets.pipeline.lake import Lake
 from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror
-from assets.pipeline.read import check_readable, read_ranges
+from assets.pipeline.read import check_readable, lost_below, read_ranges
 from assets.pipeline.stage import stage
 from assets.pipeline.topic import Topic
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.attempts import attempt, attempts_of
 from orchestration.ledger.connection import now_us
-from orchestration.ledger.keys import (
-    forget_key_files,
-    live_key_files,
-    replace_key_files,
-    retired_key_files,
-)
 from orchestration.ledger.leases import Lease, assert_held, held_lease
 from orchestration.settings import Settings
 
 _ASSUMED_RECORD_BYTES = 1_500.0
-_KEPT_FOR_READERS_US = 3_600 * 1_000_000
-"""How long a merged key file is kept for workers that opened it before."""
 
 
 @dataclass
@@ -98,73 +88,109 @@ class Worker:
 
 
 def stage_batches(worker: Worker) -> list[Batch]:
-    """Stage what was planned before, then plan and stage up to the watermark seen now."""
-    staged = []
+    """Stage what was planned before, then plan and stage up to the watermark seen now.
+
+    A batch that cannot be staged holds up no other; the first such error is raised at the end.
+    """
+    staged: list[Batch] = []
+    aside = PutAside()
     with worker.lease() as lease:
         for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
             if batch.state is State.PLANNED:
                 worker.say(f"batch {batch.batch_id}: taken up again after its plan")
-                staged.append(_stage_one(worker, lease, batch))
+                with aside.errors():
+                    staged.append(_stage_one(worker, lease, batch))
         watermark = plan.see_watermark(worker.topic)
         while (planned := _plan_one(worker, lease, watermark)) is not None:
-            staged.append(_stage_one(worker, lease, planned))
+            with aside.errors():
+                staged.append(_stage_one(worker, lease, planned))
         if staged:
-            _merge_keys(worker, staged)
-            _delete_retired_keys(worker)
+            keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
+    aside.raise_first()
     return staged
 
 
 def load_batches(worker: Worker) -> list[Batch]:
     """Load and prove every staged batch, oldest first, then commit offsets.
 
-    A batch that only a person or another staging can help is put aside, so that it holds up no
-    other; the first such error is raised when the others are through.
+    A batch that cannot be loaded holds up no other; the first such error is raised at the end.
     """
-    loaded = []
-    trouble_of_batches = []
+    loaded: list[Batch] = []
+    aside = PutAside()
+    worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
     with worker.lease() as lease:
         for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
-            if batch.state in (State.STAGED, State.LOADING):
-                try:
+            with aside.errors():
+                if batch.state in (State.STAGED, State.LOADING):
                     _load_one(worker, lease, batch)
-                except (TransientError, LeaseLost):
-                    raise
-                except BatchError as error:
-                    trouble_of_batches.append(error)
-                    continue
-            if batch.state in (State.STAGED, State.LOADING, State.LOADED):
-                loaded.append(batch)
+                if batch.state in (State.STAGED, State.LOADING, State.LOADED):
+                    loaded.append(batch)
         if loaded:
-            trouble = commit_offsets(worker.settings.kafka_client, loaded)
-            if trouble:
-                worker.say(f"group offsets were not committed (no harm done): {trouble}")
-            for batch in loaded:
-                ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
-    if trouble_of_batches:
-        raise trouble_of_batches[0]
-    return _again(worker, loaded)
+            _commit(worker, lease, loaded)
+    aside.raise_first()
+    return _read_again(worker, loaded)
 
 
 def load_dead_letters(worker: Worker) -> list[Batch]:
     """Load and prove the dead letters of every loaded batch, and mirror the ledger."""
-    done = []
+    done: list[Batch] = []
+    aside = PutAside()
     with worker.lease() as lease:
         for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
-            if batch.state not in (State.LOADED, State.COMMITTED):
-                continue
-            if batch.dead_letters_loaded_at is None:
-                _load_dead_letters_of(worker, lease, batch)
-            done.append(batch)
+            if batch.state in (State.LOADED, State.COMMITTED):
+                with aside.errors():
+                    _load_dead_letters_of(worker, lease, batch)
+                    done.append(batch)
+        waiting = ledger_batches.waiting_for_a_person(worker.ledger, worker.settings.topic)
+        told = [*done, *waiting]
         mirror(
             worker.clickhouse,
             worker.settings.clickhouse_database,
-            done,
-            [attempt for batch in done for attempt in attempts_of(worker.ledger, batch.batch_id)],
+            told,
+            [attempt for batch in told for attempt in attempts_of(worker.ledger, batch.batch_id)],
         )
         # Only now: until then the next worker does all of this again.
         for batch in done:
             ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
-    return _again(worker, done)
+    aside.raise_first()
+    return _read_again(worker, done)
+
+
+class PutAside:
+    """Errors of single batches, kept until the others are through.
+
+    What is worth another try is not kept but raised at once: it would meet the others as well.
+    """
+
+    def __init__(self) -> None:
+        self._first: BatchError | None = None
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Keep what is raised inside, unless it passes by itself."""
+        try:
+            yield
+        except TransientError:
+            raise
+        except BatchError as error:
+            self._first = self._first or error
+
+    def raise_first(self) -> None:
+        """Raise the first error that was kept."""
+        if self._first is not None:
+            raise self._first
+
+
+def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
+    newest = loaded[-1]
+    ends = ledger_batches.loaded_ends(worker.ledger, newest.cluster_id, newest.topic_id)
+    trouble = commit_offsets(
+        worker.settings.kafka_client, worker.settings.topic, ends, newest.batch_id
+    )
+    if trouble:
+        worker.say(f"group offsets were not committed (no harm done): {trouble}")
+    for batch in loaded:
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
 
 
 def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch | None:
@@ -209,14 +235,16 @@ def _most_offsets(worker: Worker) -> int:
 def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     ledger = worker.ledger
     clock = StageClock()
-    with attempt(ledger, batch.batch_id, "stage", worker.run_id):
+    with attempt(ledger, batch.batch_id, "stage", worker.run_id) as number:
         try:
-            staged, key_file = _staged(worker, lease, batch, clock)
+            staged, key_file = _staged(worker, lease, batch, number, clock)
         except (Gap, TopicReplaced) as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
             raise
         failpoint("after-stage")
-        ledger_batches.register_staged(ledger, lease, batch.batch_id, staged, key_file)
+        ledger_batches.register_staged(
+            ledger, lease, batch.batch_id, staged, key_file, TRANSFORM_VERSION
+        )
     failpoint("after-register")
     ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
     balance = staged.balance
@@ -230,18 +258,12 @@ def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
 
 
 def _staged(
-    worker: Worker, lease: Lease, batch: Batch, clock: StageClock
+    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
 ) -> tuple[Staged, KeyFile | None]:
     settings = worker.settings
-    check_readable(worker.topic, batch.topic_id, batch.ranges)
-    first = batch.arrival_date - timedelta(days=settings.duplicate_window_days - 1)
-    window = live_key_files(worker.ledger, first, batch.arrival_date)
-    seen = SeenKeys(
-        worker.lake.filesystem,
-        [worker.lake.full_path(file.path) for file in window],
-        batch.batch_id,
-    )
-    chunks = read_ranges(settings.kafka_client, batch.topic, batch.ranges)
+    check_readable(worker.topic, batch.topic_id, batch.readable)
+    seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
+    chunks = read_ranges(settings.kafka_client, batch.topic, batch.readable)
     try:
         return stage(
             batch,
@@ -249,36 +271,12 @@ def _staged(
             worker.lake,
             seen,
             clock,
+            attempt=number,
             may_publish=lambda: assert_held(worker.ledger, lease),
         )
     finally:
         # Else each batch of a backlog starts on top of what the one before it left cached.
         pa.default_memory_pool().release_unused()
-
-
-def _merge_keys(worker: Worker, staged: list[Batch]) -> None:
-    """Keep the files of the duplicate index few."""
-    for day in sorted({batch.arrival_date for batch in staged}):
-        files = {file.path: file for file in live_key_files(worker.ledger, day, day)}
-        merged = files_to_merge([(file.path, file.rows) for file in files.values()])
-        if not merged:
-            continue
-        target = lake_path("keys", day, f"merged-{now_us()}.arrow")
-        full = worker.lake.full_path
-        rows = merge_key_files(
-            worker.lake.filesystem, [full(path) for path in merged], full(target)
-        )
-        replace_key_files(
-            worker.ledger, [files[path] for path in merged], KeyFile(target, day, rows)
-        )
-
-
-def _delete_retired_keys(worker: Worker) -> None:
-    retired = retired_key_files(worker.ledger, now_us() - _KEPT_FOR_READERS_US)
-    for path in retired:
-        worker.lake.delete(path)
-    if retired:
-        forget_key_files(worker.ledger, retired)
 
 
 def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
@@ -304,9 +302,7 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
             worker.say(f"batch {batch.batch_id}: {error}; it is staged again by the next run")
             ledger_batches.stage_again(ledger, lease, batch.batch_id, str(error))
             raise
-        except (TransientError, LeaseLost):
-            raise
-        except BatchError as error:
+        except ProofFailed as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
             raise
         failpoint("after-insert")
@@ -337,25 +333,32 @@ def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
                 worker.run_id,
                 StageClock(),
             )
-        except (TransientError, LeaseLost):
-            raise
-        except BatchError as error:
+        except (ProofFailed, StagedFileDamaged) as error:
             note = f"dead letters: {error}"
             ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
             raise
     worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
 
 
-def retry_batch(worker: Worker, batch_id: str) -> State:
-    """Give a batch that waits for a person back to the workers; gives its new state."""
+def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> State:
+    """Give a batch that waits for a person back to the workers; gives its new state.
+
+    With `accept_gap`, records that Kafka no longer has count as absent from now on.
+    """
     batch = ledger_batches.read_batch(worker.ledger, batch_id)
     again = {State.GAP: State.PLANNED, State.SUSPECT: State.LOADING}
     if batch.state not in again:
         raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
+    if accept_gap and batch.state is not State.GAP:
+        raise BatchError(f"batch {batch_id} is {batch.state}: there is no gap to accept")
     with worker.lease() as lease:
-        ledger_batches.set_state(worker.ledger, lease, batch_id, again[batch.state])
+        if accept_gap:
+            skips = lost_below(worker.topic, batch.topic_id, batch.ranges)
+            ledger_batches.accept_gap(worker.ledger, lease, batch_id, skips)
+        else:
+            ledger_batches.set_state(worker.ledger, lease, batch_id, again[batch.state])
     return again[batch.state]
 
 
-def _again(worker: Worker, batches: list[Batch]) -> list[Batch]:
+def _read_again(worker: Worker, batches: list[Batch]) -> list[Batch]:
     return [ledger_batches.read_batch(worker.ledger, batch.batch_id) for batch in batches]

@@ -51,15 +51,24 @@ def ensure_topic(
     partitions: int = DEFAULT_PARTITIONS,
     config: Mapping[str, str] | None = None,
     *,
+    replication_factor: int = 1,
     client_settings: Mapping[str, str] | None = None,
 ) -> Topic:
     """Create the topic unless it exists, and return it once all its partitions have a leader.
 
-    `partitions` and `config` hold for a topic that is created here. One that exists keeps its own,
-    save what REQUIRED_CONFIG names: that must be so, or TopicMismatch is raised.
+    `partitions`, `config` and `replication_factor` hold for a topic that is created here; with
+    three replicas or more, two have to be in sync for a record to be acknowledged. A topic that
+    exists keeps its own, save what REQUIRED_CONFIG names: that must be so, or TopicMismatch is
+    raised.
     """
     admin = _admin(bootstrap_servers, client_settings)
-    wanted = NewTopic(name, num_partitions=partitions, config={**REQUIRED_CONFIG, **(config or {})})
+    in_sync = {"min.insync.replicas": "2"} if replication_factor > 2 else {}
+    wanted = NewTopic(
+        name,
+        num_partitions=partitions,
+        replication_factor=replication_factor,
+        config={**REQUIRED_CONFIG, **in_sync, **(config or {})},
+    )
     created = True
     try:
         admin.create_topics([wanted], operation_timeout=REQUEST_LIMIT_S)[name].result()

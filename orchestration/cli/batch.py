@@ -44,14 +44,15 @@ def batch(as_json: bool) -> None:
             )
         )
     elif not done:
-        print("nothing to do: everything in Kafka is loaded")
+        print("nothing to do: nothing in Kafka waits to be loaded")
 
 
 @click.command()
 @click.argument("batch_id")
-def retry(batch_id: str) -> None:
+@click.option("--accept-gap", is_flag=True, help="Count what Kafka has lost as absent, and go on.")
+def retry(batch_id: str, accept_gap: bool) -> None:
     """Give a batch that waits for a person (gap, suspect) back to the next micro-batch."""
-    state = retry_batch(_worker(Settings(), click.echo), batch_id)
+    state = retry_batch(_worker(Settings(), click.echo), batch_id, accept_gap)
     print(f"batch {batch_id} is {state} again: the next micro-batch takes it up")
 
 

@@ -59,6 +59,9 @@ def demo_settings(cadence: str) -> Settings:
         "clickhouse_url": "",
         "lake_uri": "",
         "ledger_url": "",
+        "kafka_options": {},
+        "clickhouse_user": "default",
+        "clickhouse_password": "",
         "cadence": cadence,
     }
     ports = {

@@ -37,7 +37,7 @@ from assets.pipeline.batch import (
     State,
     Timing,
 )
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, PlanConflict
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import (
@@ -48,10 +48,6 @@ from orchestration.ledger.tables import (
     ranges,
     staged_files,
 )
-
-
-class PlanConflict(BatchError):
-    """Another planner has moved a lane on; plan again from its new end."""
 
 
 def planned_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
@@ -69,8 +65,9 @@ def record_plan(ledger: Engine, lease: Lease, batch: Batch) -> None:
     """Store a planned batch and move its lanes on, all or nothing. Raises PlanConflict."""
     with ledger.begin() as connection:
         check_fence(connection, lease)
-        for range_ in batch.ranges:
-            _move_lane(connection, batch, range_)
+        if batch.generation == 0:  # a rebuild goes over ranges that were planned before
+            for range_ in batch.ranges:
+                _move_lane(connection, batch, range_)
         connection.execute(
             insert(batches).values(
                 batch_id=batch.batch_id,
@@ -197,6 +194,7 @@ def register_staged(
     batch_id: str,
     staged: Staged,
     key_file: KeyFile | None,
+    code_version: str,
 ) -> None:
     """Register what staging gave: files, balances, fingerprints, index; the batch is staged."""
     with ledger.begin() as connection:
@@ -207,6 +205,8 @@ def register_staged(
             State.STAGED,
             staged_at=now_us(),
             bytes_read=staged.bytes_read,
+            code_version=code_version,
+            note="",
         )
         for partition, balance in staged.balances.items():
             connection.execute(
@@ -271,6 +271,35 @@ def unfinished_batches(ledger: Engine, topic: str) -> list[Batch]:
             ),
         ),
     )
+
+
+def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, int]) -> None:
+    """Plan a batch again whose records below the given offsets, per partition, are lost."""
+    with ledger.begin() as connection:
+        move(connection, lease, batch_id, State.PLANNED)
+        for partition, skip_to in skips.items():
+            connection.execute(
+                update(ranges)
+                .where(ranges.c.batch_id == batch_id, ranges.c.partition == partition)
+                .values(skip_to=skip_to)
+            )
+
+
+def loaded_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
+    """Per partition, the offset below which every batch is loaded."""
+    ends = planned_ends(ledger, cluster_id, topic_id)
+    with reading(ledger) as connection:
+        open_starts = connection.execute(
+            select(ranges.c.partition, func.min(ranges.c.start))
+            .join(batches, batches.c.batch_id == ranges.c.batch_id)
+            .where(
+                batches.c.cluster_id == cluster_id,
+                batches.c.topic_id == topic_id,
+                batches.c.state.not_in([State.LOADED, State.COMMITTED]),
+            )
+            .group_by(ranges.c.partition)
+        ).all()
+    return ends | dict(open_starts)
 
 
 def waiting_for_a_person(ledger: Engine, topic: str) -> list[Batch]:
@@ -393,6 +422,11 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
             dead_letters_loaded_at=head.dead_letters_loaded_at,
             committed_at=head.committed_at,
             note=head.note,
+            skips={
+                row.partition: row.skip_to
+                for row in of_batch["ranges"].get(head.batch_id, ())
+                if row.skip_to is not None
+            },
             timings={
                 stage: Timing(*seconds) for stage, seconds in json.loads(head.timings).items()
             },

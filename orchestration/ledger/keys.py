@@ -26,23 +26,26 @@ def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
     return [KeyFile(*row) for row in rows]
 
 
-def replace_key_files(ledger: Engine, merged: Sequence[KeyFile], into: KeyFile) -> bool:
-    """Swap files for the one they were merged into; False when another worker was first."""
+def replace_key_files(ledger: Engine, before: Sequence[KeyFile], after: Sequence[KeyFile]) -> bool:
+    """Swap files for others with the same keys; False when another worker was first."""
     with ledger.begin() as connection:
         retired = connection.execute(
             update(key_files)
             .where(
-                key_files.c.path.in_([file.path for file in merged]),
+                key_files.c.path.in_([file.path for file in before]),
                 key_files.c.retired_at.is_(None),
             )
             .values(retired_at=now_us())
         )
-        if retired.rowcount != len(merged):
+        if retired.rowcount != len(before):
             connection.rollback()
             return False
-        connection.execute(
-            insert(key_files).values(path=into.path, arrival_date=into.arrival_date, rows=into.rows)
-        )
+        for file in after:
+            connection.execute(
+                insert(key_files).values(
+                    path=file.path, arrival_date=file.arrival_date, rows=file.rows
+                )
+            )
     return True
 
 

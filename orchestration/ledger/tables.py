@@ -114,6 +114,7 @@ ranges = Table(
     Column("partition", Integer, primary_key=True),
     Column("start", BigInteger, nullable=False),
     Column("end", BigInteger, nullable=False),
+    Column("skip_to", BigInteger),  # a person has accepted that what is below is lost
     # Filled when staged: how many offsets of the range came out as what.
     Column("ok", BigInteger),
     Column("rejected", BigInteger),

@@ -98,7 +98,7 @@ def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None
     }
     for step in ways[state]:
         if step is State.STAGED:
-            register_staged(ledger, lease, batch.batch_id, STAGED, None)
+            register_staged(ledger, lease, batch.batch_id, STAGED, None, "1")
         else:
             set_state(ledger, lease, batch.batch_id, step)
 
@@ -129,7 +129,7 @@ def test_a_batch_is_read_back_as_it_was_written(
     batch = planned(Range(0, 0, 5), Range(1, 0, 2))
     assert read_batch(ledger, batch.batch_id) == batch
     with held_lease(ledger, "topic/events", 60) as lease:
-        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS)
+        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS, "1")
         found = read_batch(ledger, batch.batch_id)
         assert found.staged == STAGED
         assert found.staged_at is not None
@@ -150,9 +150,9 @@ def test_a_batch_cannot_be_staged_twice(ledger: Engine, planned: Callable[..., B
     batch = planned()
     other = dataclasses.replace(STAGED, files=(), bytes_read=1)
     with held_lease(ledger, "topic/events", 60) as lease:
-        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS)
+        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS, "1")
         with pytest.raises(BatchError, match="is staged and cannot become staged"):
-            register_staged(ledger, lease, batch.batch_id, other, KEYS)
+            register_staged(ledger, lease, batch.batch_id, other, KEYS, "1")
     found = read_batch(ledger, batch.batch_id).staged
     assert found is not None
     assert (found.files, found.bytes_read) == (STAGED.files, STAGED.bytes_read)
@@ -184,7 +184,7 @@ def test_a_plan_must_begin_where_the_last_one_ended(
     """Any other start is a conflict, and no lane is moved."""
     first = planned(Range(0, 0, 5))
     with pytest.raises(PlanConflict, match="partition 0 is planned up to 5"):
-        planned(*second, generation=1)
+        planned(*second)
     assert planned_ends(ledger, "cluster", "topic-id") == {0: 5}
     assert all_batches(ledger, "events") == [first]
     planned(Range(0, 5, 9), Range(1, 7, 8))
@@ -214,7 +214,7 @@ def test_every_write_asks_for_the_fence(ledger: Engine, planned: Callable[..., B
             with pytest.raises(LeaseLost):
                 record_plan(ledger, old, batch_of(Range(9, 0, 1)))
             with pytest.raises(LeaseLost):
-                register_staged(ledger, old, batch.batch_id, STAGED, KEYS)
+                register_staged(ledger, old, batch.batch_id, STAGED, KEYS, "1")
             with pytest.raises(LeaseLost):
                 set_state(ledger, old, batch.batch_id, State.GAP)
             with pytest.raises(LeaseLost):
@@ -271,10 +271,10 @@ def test_key_files_are_replaced_once(ledger: Engine, planned: Callable[..., Batc
     """Of two workers that merged the same files one wins, and the window shows its file only."""
     batch = planned()
     with held_lease(ledger, "topic/events", 60) as lease:
-        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS)
+        register_staged(ledger, lease, batch.batch_id, STAGED, KEYS, "1")
     merged, late = KeyFile("keys/merged.arrow", DAY, 3), KeyFile("keys/late.arrow", DAY, 3)
-    assert replace_key_files(ledger, [KEYS], merged) is True
-    assert replace_key_files(ledger, [KEYS], late) is False
+    assert replace_key_files(ledger, [KEYS], [merged]) is True
+    assert replace_key_files(ledger, [KEYS], [late]) is False
     assert live_key_files(ledger, DAY, DAY) == [merged]
     assert live_key_files(ledger, date(2026, 1, 1), date(2026, 1, 2)) == []
 
@@ -282,7 +282,8 @@ def test_key_files_are_replaced_once(ledger: Engine, planned: Callable[..., Batc
 _PLANNER = """
 import sys
 from assets.pipeline.batch import Range
-from orchestration.ledger.batches import PlanConflict, planned_ends, record_plan
+from assets.pipeline.errors import PlanConflict
+from orchestration.ledger.batches import planned_ends, record_plan
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.leases import held_lease
 from tests.staging import batch_of

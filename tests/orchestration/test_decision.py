@@ -12,8 +12,7 @@ import dagster as dg
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from assets.pipeline.errors import TransientError
-from assets.pipeline.plan import LogTruncated
+from assets.pipeline.errors import LogTruncated, TransientError
 from assets.pipeline.worker import stage_batches
 from orchestration.backlog import Backlog
 from orchestration.cadence_triggers import Lookout, decide
@@ -76,11 +75,11 @@ def test_nothing_unread_starts_nothing(
     """An empty topic, and one that is loaded to its end, are skipped with that reason."""
     stack = new_stack().make_topic(2)
     lookout = Lookout(stack.settings)
-    assert _reason(decide(instance, lookout)) == "everything in Kafka is loaded"
+    assert _reason(decide(instance, lookout)) == "nothing in Kafka waits to be loaded"
     stack.send_numbers(range(10), 2)
     assert isinstance(decide(instance, lookout), dg.RunRequest)
     stack.run()
-    assert _reason(decide(instance, lookout)) == "everything in Kafka is loaded"
+    assert _reason(decide(instance, lookout)) == "nothing in Kafka waits to be loaded"
 
 
 def test_the_oldest_unread_record_gives_the_date(
@@ -222,6 +221,6 @@ def test_the_trigger_of_either_kind_decides_so(
         requests = [request.partition_key for request in ticked.run_requests or []]
         return requests, ticked.skip_message
 
-    assert tick() == ([], "everything in Kafka is loaded")
+    assert tick() == ([], "nothing in Kafka waits to be loaded")
     stack.send_numbers(range(3))
     assert tick() == ([TODAY], None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pyarrow.parquet as pq
 import pytest
 
-from assets.pipeline import worker as worker_module
-from assets.pipeline.batch import KeyFile
+from assets.pipeline import key_upkeep
+from assets.pipeline.batch import KeyFile, Kind
 from assets.pipeline.worker import stage_batches
 from orchestration.ledger.keys import live_key_files, retired_key_files
 from tests.stack import Stack
@@ -33,10 +34,32 @@ def test_many_small_batches_leave_few_key_files(
     assert len(live) < 20
 
     stack.send_numbers(range(25))  # the same uuids again
-    monkeypatch.setattr(worker_module, "_KEPT_FOR_READERS_US", 0)
+    monkeypatch.setattr(key_upkeep, "KEPT_FOR_READERS_US", 0)
     stage_batches(stack.worker())
     again = [batch for batch in stack.batches() if batch.staged and batch.staged.balance.duplicate]
     assert len(again) == 25
     assert retired_key_files(stack.ledger, 1 << 62) == []
     on_disk = {path.name for path in stack.lake_file("keys").rglob("*.arrow")}
     assert on_disk == {file.path.rpartition("/")[2] for file in files_of(stack)}
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_lost_key_file_is_made_anew(new_stack: Callable[..., Stack], damage: str) -> None:
+    """Duplicates are still found after a file of the index was lost, and staging goes on."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    (first,) = stage_batches(stack.worker())
+    (lost,) = files_of(stack)
+    path = stack.lake_file(lost.path)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-50])
+    stack.send_numbers(range(5, 15))
+    (second,) = stage_batches(stack.worker())
+    assert second.staged is not None
+    assert (second.staged.balance.ok, second.staged.balance.duplicate) == (5, 5)
+    (duplicates,) = [file for file in second.staged.files if file.kind is Kind.DUPLICATES]
+    firsts = pq.read_table(stack.lake_file(duplicates.path))
+    assert set(firsts.column("first_batch_id").to_pylist()) == {first.batch_id}
+    assert sorted(firsts.column("first_offset").to_pylist()) == [5, 6, 7, 8, 9]

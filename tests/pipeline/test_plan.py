@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from assets.pipeline.batch import Balance, Range, State, batch_id
-from assets.pipeline.errors import LeaseHeld
+from assets.pipeline.errors import LeaseHeld, PlanConflict
 from assets.pipeline.plan import (
     Cut,
     LogTruncated,
@@ -26,7 +26,7 @@ from assets.pipeline.plan import (
 )
 from assets.pipeline.topic import Topic, TopicIdentity
 from assets.pipeline.worker import stage_batches
-from orchestration.ledger.batches import PlanConflict, planned_ends, record_plan
+from orchestration.ledger.batches import planned_ends, record_plan
 from tests.records import Sent, transaction, value_of
 from tests.stack import Stack
 

@@ -12,7 +12,7 @@ from assets.pipeline import read
 from assets.pipeline.batch import Range, State
 from assets.pipeline.errors import Gap, TopicReplaced, TransientError
 from assets.pipeline.read import Chunk, check_readable, read_ranges
-from assets.pipeline.worker import stage_batches
+from assets.pipeline.worker import retry_batch, stage_batches
 from tests.conftest import unused_port
 from tests.records import Sent, delete_before, value_of
 from tests.stack import Place, Stack
@@ -74,6 +74,27 @@ def test_a_gap_holds_the_batch_and_names_the_span(new_stack: NewStack) -> None:
     later = stack.send_numbers(range(20, 24), partitions=2)
     assert [each.state for each in stack.run()] == [State.GAP, State.COMMITTED]
     assert stack.account().places == dict.fromkeys(later, 1)
+
+
+def test_an_accepted_gap_counts_as_absent_and_what_is_left_is_loaded(new_stack: NewStack) -> None:
+    """After a person has accepted the loss, the batch carries the rest and its balance closes."""
+    stack = new_stack().make_topic(2)
+    sent = stack.send_numbers(range(20), partitions=2)
+    assert stack.plan() is not None
+    delete_before(stack.kafka, stack.settings.topic, {0: 4, 1: 10})
+    with pytest.raises(Gap):
+        stage_batches(stack.worker())
+    (gap,) = stack.batches()
+    assert retry_batch(stack.worker(), gap.batch_id) is State.PLANNED
+    with pytest.raises(Gap):
+        stage_batches(stack.worker())
+    assert retry_batch(stack.worker(), gap.batch_id, accept_gap=True) is State.PLANNED
+    (batch,) = stack.run()
+    assert batch.staged is not None
+    assert (batch.staged.balance.ok, batch.staged.balance.absent) == (6, 14)
+    assert stack.account().places == dict.fromkeys(
+        [place for place in sent if place[0] == 0 and place[1] >= 4], 1
+    )
 
 
 def test_records_gone_before_they_were_planned_are_a_gap(new_stack: NewStack) -> None:
