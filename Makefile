@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EVENTS ?= 10000
 
-.PHONY: help setup demo up down status test fmt lint types check bench clean
+.PHONY: help setup demo up down status test fmt lint types check bench lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,10 @@ types: $(VENV)/.dev  ## what mypy says
 	@$(BIN)/mypy
 
 check: lint types test  ## all three
+
+bench: $(VENV)/.dev  ## what it costs, beside other ways (docs/performance.md); minutes
+	@$(BIN)/python -m bench.micro_batch
+	@$(BIN)/python -m bench.latency
 
 lock: $(VENV)/.dev  ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet pyproject.toml -o requirements.lock

@@ -11,16 +11,18 @@ import sys
 from importlib import import_module
 
 import click
+from confluent_kafka import KafkaException
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
 from assets.pipeline.errors import BatchError
 from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
 from orchestration.ledger.projects import UnknownProject
+from orchestration.webserver import WebserverSilent
 
 EXIT_FAILED = 1
-EXIT_NOT_BALANCED = 3
 
 _USER_ERRORS = (
     StackError,
@@ -29,6 +31,9 @@ _USER_ERRORS = (
     KafkaNotReady,
     TopicMismatch,
     UnknownProject,
+    WebserverSilent,
+    KafkaException,
+    OperationalError,
 )
 
 
@@ -79,5 +84,13 @@ def main() -> None:
             print(f"tidemark: TIDEMARK_{name}: {text}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except _USER_ERRORS as error:
-        print(f"tidemark: {error}", file=sys.stderr)
+        print(f"tidemark: {_in_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, KafkaException):
+        return f"Kafka: {error.args[0].str()}"
+    if isinstance(error, OperationalError):
+        return f"the ledger cannot be used ({error.orig}); see TIDEMARK_LEDGER_URL"
+    return str(error)

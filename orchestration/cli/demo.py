@@ -10,6 +10,8 @@ from rich.console import Console
 
 from orchestration.demo.run import demo_settings, run_demo
 
+EXIT_NOT_BALANCED = 3
+
 
 @click.command()
 @click.option("--events", default=10_000, show_default=True, help="Events the SDK sends.")
@@ -25,7 +27,7 @@ def demo(events: int, cadence: str, keep: bool) -> None:
         console.print(f"[red]It does NOT balance. Logs and data are kept in {settings.home}")
         for problem in outcome.problems:
             console.print(f"[red]  {problem}")
-        sys.exit(3)
+        sys.exit(EXIT_NOT_BALANCED)
     console.print(
         f"[green]Balance proved: {outcome.account.loaded:,} events, none lost, none doubled, "
         f"in {time.monotonic() - begun:.0f} s. Nothing is left running."
