@@ -209,21 +209,21 @@ class RecordProducer:
 def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
     timeout_ms = settings.capture_ack_timeout_ms
     return {
-        **settings.kafka_client,
-        # None of what follows can be set from outside: the meaning of a 200 hangs on it.
         "client.id": "tidemark-capture",
-        "acks": "all",
-        "enable.idempotence": True,
         "partitioner": "murmur2_random",
         "compression.type": "lz4",
         "linger.ms": settings.capture_linger_ms,
-        # Past this the client has its 503, and the records should not arrive any more.
-        "delivery.timeout.ms": timeout_ms,
-        "request.timeout.ms": timeout_ms,
         "topic.metadata.propagation.max.ms": min(1_000, timeout_ms),
         "queue.buffering.max.messages": QUEUE_MESSAGES,
         "queue.buffering.max.kbytes": settings.capture_max_inflight_bytes // 1024,
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 1_000,
         "log.connection.close": False,
+        **settings.kafka_client,
+        # What follows cannot be set from outside: the meaning of a 200 and of a 503 hangs on it.
+        "acks": "all",
+        "enable.idempotence": True,
+        # Past this the client has its 503, and the records should not arrive any more.
+        "delivery.timeout.ms": timeout_ms,
+        "request.timeout.ms": timeout_ms,
     }

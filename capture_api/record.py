@@ -6,9 +6,9 @@
     value   one JSON object on one line: the flat head below, then `properties`, always last
 
 The head holds only scalars. `properties` is the client's own JSON object, byte for byte except
-that line breaks between tokens become blanks and lone surrogates U+FFFD. Because the head is flat and `properties` comes
-last, a reader finds the client's bytes without parsing them: the first `,"properties":` in the
-value ends the head (inside a JSON string those quotes would be escaped).
+that line breaks between tokens become blanks and lone surrogates U+FFFD. Because the head is flat
+and `properties` comes last, a reader finds the client's bytes without parsing them: the first
+`,"properties":` in the value ends the head (inside a JSON string those quotes would be escaped).
 """
 
 from __future__ import annotations

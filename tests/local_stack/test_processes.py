@@ -129,7 +129,12 @@ def script(home: Path, body: str) -> subprocess.Popen[str]:
     """
     code = textwrap.dedent(head) + textwrap.dedent(body)
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # The tests themselves may run under nohup, which would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
