@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from assets.pipeline.topic import QUIET
+
 
 def group_id(topic: str) -> str:
     """The consumer group whose offsets show how far a topic is loaded."""
@@ -19,7 +21,9 @@ def commit_offsets(
     client: Mapping[str, str], topic: str, ends: Mapping[int, int], batch_id: str
 ) -> str | None:
     """Commit ends by partition, with a batch as a breadcrumb; gives what went wrong, or None."""
-    consumer = Consumer({**client, "group.id": group_id(topic), "enable.auto.commit": "false"})
+    consumer = Consumer(
+        {**QUIET, **client, "group.id": group_id(topic), "enable.auto.commit": "false"}
+    )
     try:
         committed = consumer.commit(
             offsets=[

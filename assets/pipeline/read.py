@@ -27,7 +27,7 @@ from confluent_kafka import (
 from assets.pipeline.batch import Range
 from assets.pipeline.columns import RAW
 from assets.pipeline.errors import Gap, TopicReplaced, TransientError
-from assets.pipeline.topic import Topic
+from assets.pipeline.topic import QUIET, Topic
 
 CHUNK_RECORDS = 1_000
 """Records asked for at once: small chunks stay in the processor's cache."""
@@ -99,6 +99,7 @@ def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) 
     """
     consumer = Consumer(
         {
+            **QUIET,
             **client,
             "group.id": f"tidemark-reader-{topic}",  # required, never joined or committed to
             "enable.auto.commit": "false",

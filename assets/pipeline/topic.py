@@ -22,8 +22,15 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from assets.pipeline.errors import TransientError
 
-_METADATA_TIMEOUT_S = 15.0
+_METADATA_TIMEOUT_S = 10.0
 _EPOCH = date(1970, 1, 1)
+
+QUIET: dict[str, str] = {
+    "log_level": "2",
+    "reconnect.backoff.ms": "250",
+    "reconnect.backoff.max.ms": "2000",
+}
+"""For clients whose errors are raised: librdkafka's own lines say them twenty times a second."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,17 @@ class Topic:
 
     def __init__(self, client: Mapping[str, str], name: str) -> None:
         self.name = name
-        self._admin = AdminClient({**client, "socket.timeout.ms": 10_000})
+        self._servers = client["bootstrap.servers"]
+        self._admin = AdminClient({**QUIET, **client, "socket.timeout.ms": 10_000})
 
     def identity(self) -> TopicIdentity:
         """The cluster's id, the topic's id, and how many partitions it has now."""
-        described = _answer(
+        described = self._answer(
             lambda: self._admin.describe_topics(
                 TopicCollection([self.name]), request_timeout=_METADATA_TIMEOUT_S
             )[self.name].result()
         )
-        cluster = _answer(
+        cluster = self._answer(
             lambda: self._admin.describe_cluster(request_timeout=_METADATA_TIMEOUT_S).result()
         )
         return TopicIdentity(
@@ -127,21 +135,24 @@ class Topic:
     def _offsets(self, specs: Mapping[int, OffsetSpec]) -> dict[int, int]:
         if not specs:
             return {}
-        futures = _answer(
+        futures = self._answer(
             lambda: self._admin.list_offsets(
                 {TopicPartition(self.name, partition): spec for partition, spec in specs.items()},
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=_METADATA_TIMEOUT_S,
             )
         )
-        return {at.partition: int(_answer(future.result).offset) for at, future in futures.items()}
+        return {
+            at.partition: int(self._answer(future.result).offset) for at, future in futures.items()
+        }
 
-
-def _answer(ask: Callable[[], Any]) -> Any:
-    try:
-        return ask()
-    except KafkaException as error:
-        raise TransientError(f"Kafka did not answer: {error.args[0].str()}") from error
+    def _answer(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except KafkaException as error:
+            raise TransientError(
+                f"Kafka did not answer at {self._servers}: {error.args[0].str()}"
+            ) from error
 
 
 def _midnight_ms(day: date) -> int:
