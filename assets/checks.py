@@ -13,7 +13,11 @@ from assets.pipeline.audit import Finding, balance_of, reprove, unbalanced, unti
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.worker import Worker
 from assets.report import told_failures
-from orchestration.ledger.batches import batches_of_date, newest_batches
+from orchestration.ledger.batches import (
+    batches_of_date,
+    newest_batches,
+    waiting_for_a_person,
+)
 from orchestration.resources import Pipeline
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
@@ -104,6 +108,9 @@ def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[lis
     if context.run.job_name != MICRO_BATCH:
         return batches_of_date(ledger, topic, day), f"all of {day}"
     newest = newest_batches(ledger, topic, _NEWEST_OF_DATE, day)
+    known = {batch.batch_id for batch in newest}
+    waiting = waiting_for_a_person(ledger, topic)
+    newest = [batch for batch in waiting if batch.batch_id not in known] + newest
     return newest, f"the newest of {day}, at most {_NEWEST_OF_DATE}"
 
 

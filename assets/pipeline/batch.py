@@ -184,6 +184,7 @@ class Batch:
     loaded_at: int | None = None
     dead_letters_loaded_at: int | None = None
     committed_at: int | None = None
+    retries: int = 0
     note: str = ""
     skips: Mapping[int, int] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict, compare=False)

@@ -47,6 +47,10 @@ class LogTruncated(BatchError):
     """Kafka's log ends before what was planned: records were lost on Kafka's side."""
 
 
+class LedgerBehind(BatchError):
+    """The ledger does not know of batches that ClickHouse holds: it is an older or another one."""
+
+
 class KeyFileUnreadable(BatchError):
     """A key file that the ledger names is missing, damaged or of another form."""
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from assets.pipeline.errors import KeyFileUnreadable
+from assets.pipeline.errors import KeyFileUnreadable, TransientError
 
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int32]
@@ -91,8 +91,10 @@ def open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:
         if not reader.schema.equals(KEY_FILE):
             raise KeyFileUnreadable(path, "its columns are not those of a key file")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    except (OSError, pa.ArrowInvalid) as error:
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise KeyFileUnreadable(path, str(error)) from error
+    except OSError as error:
+        raise TransientError(f"key file {path} cannot be read now: {error}") from error
     if not batches:
         return []
     names = batches[0]["batch"].dictionary

@@ -15,10 +15,10 @@ from sqlalchemy import Engine
 
 from assets.pipeline.batch import Batch, KeyFile, Kind
 from assets.pipeline.duplicates import SeenKeys, key_columns
-from assets.pipeline.errors import KeyFileUnreadable
+from assets.pipeline.errors import KeyFileUnreadable, StagedFileDamaged
 from assets.pipeline.key_files import files_to_merge, merge_key_files, write_key_file
 from assets.pipeline.lake import Lake, lake_path
-from orchestration.ledger.batches import batches_of_date
+from orchestration.ledger.batches import staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.keys import (
     forget_key_files,
@@ -34,15 +34,19 @@ KEPT_FOR_READERS_US = 3_600 * 1_000_000
 def open_index(
     ledger: Engine, lake: Lake, batch: Batch, window_days: int, say: Callable[[str], None]
 ) -> SeenKeys:
-    """What the batch's records are compared with: so many arrival dates up to its own."""
-    first = batch.arrival_date - timedelta(days=window_days - 1)
+    """What the batch's records are compared with: so many arrival dates before and after.
+
+    After, because a batch that was put aside is staged when newer ones are staged already.
+    """
+    reach = timedelta(days=window_days - 1)
+    first, last = batch.arrival_date - reach, batch.arrival_date + reach
     try:
-        return _opened(ledger, lake, batch, first)
+        return _opened(ledger, lake, batch, first, last)
     except KeyFileUnreadable as error:
-        say(f"{error}: the duplicate index of {first} to {batch.arrival_date} is made anew")
-        for days in range(window_days):
-            _make_anew(ledger, lake, batch.topic, first + timedelta(days=days))
-        return _opened(ledger, lake, batch, first)
+        say(f"{error}: the duplicate index of {first} to {last} is made anew")
+        for days in range((last - first).days + 1):
+            _make_anew(ledger, lake, first + timedelta(days=days), say)
+        return _opened(ledger, lake, batch, first, last)
 
 
 def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
@@ -64,22 +68,32 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
         forget_key_files(ledger, retired)
 
 
-def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date) -> SeenKeys:
-    window = live_key_files(ledger, first, batch.arrival_date)
-    return SeenKeys(lake.filesystem, [lake.full_path(file.path) for file in window], batch.batch_id)
+def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -> SeenKeys:
+    window = live_key_files(ledger, first, last)
+    return SeenKeys(
+        lake.filesystem,
+        [lake.full_path(file.path) for file in window],
+        batch.batch_id,
+        # What a batch once held, and may have lost, must not make duplicates of its resends.
+        replaced=unstaged_batches(ledger, first, last),
+    )
 
 
-def _make_anew(ledger: Engine, lake: Lake, topic: str, day: date) -> None:
+def _make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None]) -> None:
     """Write the keys of every staged batch of a date again, in place of the date's files."""
     before = live_key_files(ledger, day, day)
     now = now_us()
     written = []
-    for batch in batches_of_date(ledger, topic, day):
+    for batch in staged_of_date(ledger, day):
         file = batch.staged.file(Kind.EVENTS) if batch.staged else None
         if file is None:
             continue
         keys = SeenKeys(lake.filesystem, [], batch.batch_id)
-        lake.check(file.path, file.bytes, file.sha256)
+        try:
+            lake.check(file.path, file.bytes, file.sha256)
+        except StagedFileDamaged as error:
+            say(f"{error}: events of batch {batch.batch_id} that are sent again will not be found")
+            continue
         table = pq.read_table(
             lake.full_path(file.path),
             columns=["project_id", "uuid", "_partition", "_offset"],

@@ -85,7 +85,8 @@ class Lake:
                         yield HashingWriter(sink)
                 except BaseException:
                     # Leaving the stream has completed the object, cut off as it is.
-                    self.filesystem.delete_file(self.full_path(path))
+                    with suppress(OSError):
+                        self.filesystem.delete_file(self.full_path(path))
                     raise
             return
         target = Path(self.full_path(path))

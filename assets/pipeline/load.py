@@ -83,8 +83,8 @@ def insert(
             insert_block=_blocks(body),
             fmt="Parquet",
             settings={
-                **one_block(file.rows),
-                "insert_deduplication_token": f"{batch.batch_id}:{file.sha256[:16]}",
+                **_known(client, one_block(file.rows)),
+                "insert_deduplication_token": token(batch, file),
                 "log_comment": json.dumps(
                     {"tidemark": "load", "run_id": run_id, "batch_id": batch.batch_id}
                 ),
@@ -92,9 +92,22 @@ def insert(
         )
 
 
+def token(batch: Batch, file: StagedFile) -> str:
+    """What an insert is remembered by: a file of a batch, since a person last gave it back.
+
+    Rows that somebody deleted could else not come back while the server remembers the token.
+    """
+    return f"{batch.batch_id}:{file.sha256[:16]}:{batch.retries}"
+
+
 def _blocks(body: IO[bytes]) -> Generator[bytes, None, None]:
     while block := body.read(_SEND_BYTES):
         yield block
+
+
+def _known(client: Client, settings: dict[str, str]) -> dict[str, str]:
+    """Without the settings that this server is too old to have, which it would refuse."""
+    return {name: value for name, value in settings.items() if name in client.server_settings}
 
 
 def one_block(rows: int) -> dict[str, str]:

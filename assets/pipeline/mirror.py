@@ -75,6 +75,17 @@ def mirror(
             )
 
 
+def mirrored_ends(client: Client, database: str, topic_id: str) -> dict[int, int]:
+    """Per partition, the end of the furthest batch of a topic incarnation in the mirror."""
+    with named_errors("reading the mirror"):
+        rows = client.query(
+            "SELECT range.partition, max(range.end) FROM {database:Identifier}.batches "
+            "ARRAY JOIN ranges AS range WHERE topic_id = {topic_id:String} GROUP BY 1",
+            parameters={"database": database, "topic_id": topic_id},
+        ).result_rows
+    return {int(partition): int(end) for partition, end in rows}
+
+
 def _batch_row(batch: Batch) -> list[Any]:
     balance = batch.staged.balance if batch.staged else Balance()
     file = batch.staged.file(Kind.EVENTS) if batch.staged else None

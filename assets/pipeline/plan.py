@@ -48,7 +48,9 @@ def unplanned_starts(
     Raises LogTruncated when a lane's end lies below what was planned.
     """
     new = [partition for partition in watermark.highs if partition not in planned_ends]
-    starts = {**topic.lows(new), **planned_ends}
+    # The first time, a topic is taken from where it begins now. A partition that is added later
+    # is taken from its first offset: should that be gone by then, it is a gap like any other.
+    starts = {**(dict.fromkeys(new, 0) if planned_ends else topic.lows(new)), **planned_ends}
     for partition, high in watermark.highs.items():
         if high < starts[partition]:
             raise LogTruncated(
@@ -99,9 +101,13 @@ def cut_next(
     next_day = topic.starts_of(
         {partition: oldest + timedelta(days=1) for partition, day in dates.items() if day == oldest}
     )
+    # A day that begins before the record itself is one that the broker's clock never reached: the
+    # record carries a time of its maker's, and its arrival date was bounded to be a sane one.
     available = {
         partition: (
-            watermark.highs[partition] if begins == -1 else min(begins, watermark.highs[partition])
+            min(begins, watermark.highs[partition])
+            if begins > unread[partition]
+            else watermark.highs[partition]
         )
         - unread[partition]
         for partition, begins in next_day.items()

@@ -30,7 +30,9 @@ from assets.pipeline.errors import Gap, TopicReplaced, TransientError
 from assets.pipeline.topic import QUIET, Topic
 
 CHUNK_RECORDS = 1_000
-"""Records asked for at once: small chunks stay in the processor's cache."""
+CHUNK_BYTES = 16 << 20
+"""Records asked for at once, and their bytes if they are as large as the ones before: small
+chunks stay in the processor's cache, and large records out of memory."""
 
 _QUEUED_KBYTES = 16_384
 _POLL_S = 0.1
@@ -84,15 +86,23 @@ def lost_below(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> dict[int
     """Per partition, the offset of its range below which Kafka has nothing any more."""
     if topic.identity().topic_id != topic_id:
         return {range_.partition: range_.end for range_ in ranges}
+    ranges = list(ranges)
     lows = topic.lows([range_.partition for range_ in ranges])
+    highs = topic.highs([range_.partition for range_ in ranges])
     return {
-        range_.partition: min(range_.end, max(range_.start, lows[range_.partition]))
+        range_.partition: range_.end
+        if highs[range_.partition] <= range_.start
+        else min(range_.end, max(range_.start, lows[range_.partition]))
         for range_ in ranges
     }
 
 
-def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) -> Iterator[Chunk]:
+def read_ranges(
+    client: Mapping[str, str], topic: str, ranges: Sequence[Range], record_bytes: float = 1_500.0
+) -> Iterator[Chunk]:
     """Every record of the ranges, once, in order within a partition.
+
+    `record_bytes` is how large a record is expected to be.
 
     Raises TransientError when Kafka falls silent or away, Gap when a record was taken by
     retention while reading.
@@ -121,8 +131,9 @@ def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) 
             ]
         )
         silent_s = 0.0
+        at_once = max(1, min(CHUNK_RECORDS, int(CHUNK_BYTES / max(record_bytes, 1.0))))
         while open_ends:
-            messages = consumer.consume(CHUNK_RECORDS, timeout=_POLL_S)
+            messages = consumer.consume(at_once, timeout=_POLL_S)
             silent_s = 0.0 if messages else silent_s + _POLL_S
             if silent_s >= _SILENCE_S:
                 raise TransientError(

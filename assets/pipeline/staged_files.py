@@ -100,18 +100,21 @@ def staged_path(kind: str, batch: Batch, attempt: int, suffix: str = "parquet") 
     return lake_path(kind, batch.arrival_date, f"{name}.{suffix}")
 
 
+def delete_earlier_attempts(batch: Batch, attempt: int, lake: Lake) -> None:
+    """Remove what earlier attempts left in the lake, once a later one is registered."""
+    for earlier in range(1, attempt):
+        for kind in Kind:
+            lake.delete(staged_path(kind, batch, earlier))
+
+
 @contextmanager
 def staged_files(
     batch: Batch, attempt: int, lake: Lake, may_publish: Callable[[], None]
 ) -> Iterator[StagedFiles]:
     """The files of an attempt at a batch.
 
-    `may_publish` raises when this worker must not publish any more. What earlier attempts may
-    have left is removed first: none of it is registered, else this batch would not be staged.
+    `may_publish` raises when this worker must not publish any more.
     """
-    for earlier in range(1, attempt):
-        for kind in Kind:
-            lake.delete(staged_path(kind, batch, earlier))
     with ExitStack() as stack:
         files = StagedFiles(batch, attempt, lake, stack)
         try:

@@ -24,6 +24,7 @@ from assets.pipeline.errors import TransientError
 
 _METADATA_TIMEOUT_S = 10.0
 _EPOCH = date(1970, 1, 1)
+_CLOCKS_DIFFER = timedelta(days=400)
 
 QUIET: dict[str, str] = {
     "log_level": "2",
@@ -123,14 +124,15 @@ class Topic:
         found: dict[int, date] = {}
         ahead = timedelta(days=1)
         day = today
-        while len(found) < len(starts):
+        while len(found) < len(starts) and day - today < _CLOCKS_DIFFER:
             left = [partition for partition in starts if partition not in found]
             begun = self.starts_of(dict.fromkeys(left, day + timedelta(days=1)))
             for partition in left:
                 if begun[partition] == -1 or begun[partition] > starts[partition]:
                     found[partition] = day
             day, ahead = day + ahead, ahead * 2
-        return found
+        # What lies further ahead is no broker's clock but the time of a record's maker.
+        return dict.fromkeys(starts, today + timedelta(days=1)) | found
 
     def _offsets(self, specs: Mapping[int, OffsetSpec]) -> dict[int, int]:
         if not specs:

@@ -10,6 +10,7 @@ ledger before it begins. A crash anywhere leaves a state from which the next wor
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from assets.pipeline.commit import commit_offsets
 from assets.pipeline.errors import (
     BatchError,
     Gap,
+    LedgerBehind,
     ProofFailed,
     StagedFileDamaged,
     TopicReplaced,
@@ -36,9 +38,10 @@ from assets.pipeline.failpoints import failpoint
 from assets.pipeline.key_upkeep import keep_index, open_index
 from assets.pipeline.lake import Lake
 from assets.pipeline.load import load
-from assets.pipeline.mirror import mirror
+from assets.pipeline.mirror import mirror, mirrored_ends
 from assets.pipeline.read import check_readable, lost_below, read_ranges
 from assets.pipeline.stage import stage
+from assets.pipeline.staged_files import delete_earlier_attempts
 from assets.pipeline.topic import Topic
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.ledger import batches as ledger_batches
@@ -48,6 +51,11 @@ from orchestration.ledger.leases import Lease, assert_held, held_lease
 from orchestration.settings import Settings
 
 _ASSUMED_RECORD_BYTES = 1_500.0
+_STAGING_LIMIT_S = 900.0
+"""How long a run goes on planning: then it loads what it has, and the next tick goes on."""
+_INDEX_KEPT_EVERY = 32
+_REFUSALS = 3
+"""Attempts at loading that ClickHouse refuses before a batch waits for a person."""
 
 
 @dataclass
@@ -101,9 +109,17 @@ def stage_batches(worker: Worker) -> list[Batch]:
                 with aside.errors():
                     staged.append(_stage_one(worker, lease, batch))
         watermark = plan.see_watermark(worker.topic)
-        while (planned := _plan_one(worker, lease, watermark)) is not None:
+        _check_ledger(worker, watermark)
+        _open_lanes(worker, lease, watermark)
+        end = time.monotonic() + _STAGING_LIMIT_S
+        while time.monotonic() < end:
+            planned = _plan_one(worker, lease, watermark)
+            if planned is None:
+                break
             with aside.errors():
                 staged.append(_stage_one(worker, lease, planned))
+            if len(staged) % _INDEX_KEPT_EVERY == 0:
+                keep_index(worker.ledger, worker.lake, [planned.arrival_date])
         if staged:
             keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
     aside.raise_first()
@@ -193,6 +209,52 @@ def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
         ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
 
 
+def _check_ledger(worker: Worker, watermark: plan.Watermark) -> None:
+    """Raise LedgerBehind when ClickHouse knows of batches that the ledger has no lanes for.
+
+    Planned from such a ledger, a restored or an empty one, everything would be loaded again
+    under other names. ClickHouse may be away: what is staged now it is asked about at the load.
+    """
+    identity = watermark.identity
+    try:
+        mirrored = mirrored_ends(
+            worker.clickhouse, worker.settings.clickhouse_database, identity.topic_id
+        )
+    except TransientError as error:
+        worker.say(f"the ledger is not compared with ClickHouse's mirror of it: {error}")
+        return
+    planned = ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id)
+    ahead = {
+        partition: end for partition, end in mirrored.items() if end > planned.get(partition, 0)
+    }
+    if ahead:
+        partition, end = next(iter(sorted(ahead.items())))
+        raise LedgerBehind(
+            f"the ledger has planned partition {partition} of {worker.topic.name} up to "
+            f"{planned.get(partition, 0):,}, but ClickHouse holds batches up to {end:,}: this is "
+            "an older or another ledger, and from it those records would be loaded twice. Point "
+            "TIDEMARK_LEDGER_URL to the right one, or use another TIDEMARK_CLICKHOUSE_DATABASE"
+        )
+
+
+def _open_lanes(worker: Worker, lease: Lease, watermark: plan.Watermark) -> None:
+    """Take a topic that the ledger sees for the first time from where it begins now."""
+    identity = watermark.identity
+    if ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id):
+        return
+    lows = worker.topic.lows(watermark.highs)
+    ledger_batches.open_lanes(
+        worker.ledger, lease, worker.topic.name, identity.cluster_id, identity.topic_id, lows
+    )
+    gone = {partition: low for partition, low in lows.items() if low}
+    if gone:
+        worker.say(
+            f"topic {worker.topic.name} is taken up from where it begins now; what was before is "
+            "no longer in Kafka: "
+            + ", ".join(f"{partition}:[0,{low})" for partition, low in sorted(gone.items()))
+        )
+
+
 def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch | None:
     settings = worker.settings
     identity = watermark.identity
@@ -245,6 +307,7 @@ def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
         ledger_batches.register_staged(
             ledger, lease, batch.batch_id, staged, key_file, TRANSFORM_VERSION
         )
+        delete_earlier_attempts(batch, number, worker.lake)
     failpoint("after-register")
     ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
     balance = staged.balance
@@ -263,7 +326,10 @@ def _staged(
     settings = worker.settings
     check_readable(worker.topic, batch.topic_id, batch.readable)
     seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
-    chunks = read_ranges(settings.kafka_client, batch.topic, batch.readable)
+    average = ledger_batches.average_record_bytes(worker.ledger, batch.topic)
+    chunks = read_ranges(
+        settings.kafka_client, batch.topic, batch.readable, average or _ASSUMED_RECORD_BYTES
+    )
     try:
         return stage(
             batch,
@@ -298,12 +364,16 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
                 clock,
             )
         except StagedFileDamaged as error:
-            # The proof came first: nothing of the batch is in ClickHouse.
-            worker.say(f"batch {batch.batch_id}: {error}; it is staged again by the next run")
-            ledger_batches.stage_again(ledger, lease, batch.batch_id, str(error))
+            _stage_again_if_possible(worker, lease, batch, error)
             raise
         except ProofFailed as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
+            raise
+        except TransientError:
+            raise
+        except BatchError as error:
+            if number >= _REFUSALS:
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
             raise
         failpoint("after-insert")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADED)
@@ -315,6 +385,21 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
         f"batch {batch.batch_id}: {rows:,} rows "
         + ("loaded and proved" if inserted or not rows else "were in ClickHouse already, proved")
     )
+
+
+def _stage_again_if_possible(
+    worker: Worker, lease: Lease, batch: Batch, damage: StagedFileDamaged
+) -> None:
+    """The proof came first, so nothing is in ClickHouse; the records may still be in Kafka."""
+    try:
+        check_readable(worker.topic, batch.topic_id, batch.readable)
+    except (Gap, TopicReplaced) as gone:
+        # The file may come back, with the mount or the bucket: its registration is kept.
+        note = f"{damage}. Nor can it be staged again: {gone}"
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+        return
+    worker.say(f"batch {batch.batch_id}: {damage}; it is staged again by the next run")
+    ledger_batches.stage_again(worker.ledger, lease, batch.batch_id, str(damage))
 
 
 def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
@@ -356,7 +441,7 @@ def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> Stat
             skips = lost_below(worker.topic, batch.topic_id, batch.ranges)
             ledger_batches.accept_gap(worker.ledger, lease, batch_id, skips)
         else:
-            ledger_batches.set_state(worker.ledger, lease, batch_id, again[batch.state])
+            ledger_batches.give_back(worker.ledger, lease, batch_id, again[batch.state])
     return again[batch.state]
 
 

@@ -49,6 +49,32 @@ from orchestration.ledger.tables import (
     staged_files,
 )
 
+NOT_LOADED = [state for state in State if state not in (State.LOADED, State.COMMITTED)]
+
+
+def open_lanes(
+    ledger: Engine,
+    lease: Lease,
+    topic: str,
+    cluster_id: str,
+    topic_id: str,
+    starts: Mapping[int, int],
+) -> None:
+    """Open lanes of a topic incarnation that the ledger sees for the first time."""
+    with ledger.begin() as connection:
+        check_fence(connection, lease)
+        for partition, start in starts.items():
+            connection.execute(
+                insert(lanes).values(
+                    cluster_id=cluster_id,
+                    topic_id=topic_id,
+                    partition=partition,
+                    topic=topic,
+                    planned_end=start,
+                    opened_at=now_us(),
+                )
+            )
+
 
 def planned_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
     """Per partition, the offset up to which batches are planned. New partitions are missing."""
@@ -273,6 +299,12 @@ def unfinished_batches(ledger: Engine, topic: str) -> list[Batch]:
     )
 
 
+def give_back(ledger: Engine, lease: Lease, batch_id: str, to: State) -> None:
+    """Move a batch that waited for a person back to the workers."""
+    with ledger.begin() as connection:
+        move(connection, lease, batch_id, to, note="", retries=batches.c.retries + 1)
+
+
 def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, int]) -> None:
     """Plan a batch again whose records below the given offsets, per partition, are lost."""
     with ledger.begin() as connection:
@@ -295,7 +327,7 @@ def loaded_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int
             .where(
                 batches.c.cluster_id == cluster_id,
                 batches.c.topic_id == topic_id,
-                batches.c.state.not_in([State.LOADED, State.COMMITTED]),
+                batches.c.state.in_(NOT_LOADED),
             )
             .group_by(ranges.c.partition)
         ).all()
@@ -313,6 +345,26 @@ def waiting_for_a_person(ledger: Engine, topic: str) -> list[Batch]:
 def batches_of_run(ledger: Engine, run_id: str) -> list[Batch]:
     """Batches that a run planned, in the order of planning."""
     return _read(ledger, batches.c.run_id == run_id)
+
+
+def unstaged_batches(ledger: Engine, first: date, last: date) -> list[str]:
+    """Batches of these arrival dates, of any topic, of which nothing is staged now."""
+    with reading(ledger) as connection:
+        return list(
+            connection.execute(
+                select(batches.c.batch_id).where(
+                    batches.c.arrival_date.between(first, last),
+                    batches.c.state.in_([State.PLANNED, State.GAP]),
+                )
+            ).scalars()
+        )
+
+
+def staged_of_date(ledger: Engine, arrival_date: date) -> list[Batch]:
+    """All batches of an arrival date, of every topic, that are staged."""
+    return _read(
+        ledger, and_(batches.c.arrival_date == arrival_date, batches.c.staged_at.is_not(None))
+    )
 
 
 def batches_of_date(ledger: Engine, topic: str, arrival_date: date) -> list[Batch]:
@@ -371,22 +423,24 @@ def states(ledger: Engine, topic: str) -> dict[State, int]:
 
 
 def average_record_bytes(ledger: Engine, topic: str) -> float | None:
-    """Bytes of value a record in the newest staged batch, or None before the first."""
+    """Bytes of value a record in that of the last batches which had the largest; None at first."""
     with reading(ledger) as connection:
-        newest = connection.execute(
+        last = (
             select(batches.c.batch_id, batches.c.bytes_read)
             .where(batches.c.topic == topic, batches.c.bytes_read > 0)
             .order_by(batches.c.planned_at.desc())
-            .limit(1)
-        ).one_or_none()
-        if newest is None:
-            return None
-        offsets = connection.execute(
-            select(func.sum(ranges.c.end - ranges.c.start)).where(
-                ranges.c.batch_id == newest.batch_id
-            )
-        ).scalar_one()
-    return float(newest.bytes_read) / float(offsets)
+            .limit(_BATCHES_AVERAGED)
+            .subquery()
+        )
+        averages = connection.execute(
+            select(last.c.bytes_read, func.sum(ranges.c.end - ranges.c.start))
+            .join(ranges, ranges.c.batch_id == last.c.batch_id)
+            .group_by(last.c.batch_id, last.c.bytes_read)
+        ).all()
+    return max((float(size) / float(offsets) for size, offsets in averages), default=None)
+
+
+_BATCHES_AVERAGED = 20
 
 
 def _read(ledger: Engine, condition: Any) -> list[Batch]:
@@ -421,6 +475,7 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
             loaded_at=head.loaded_at,
             dead_letters_loaded_at=head.dead_letters_loaded_at,
             committed_at=head.committed_at,
+            retries=head.retries,
             note=head.note,
             skips={
                 row.partition: row.skip_to

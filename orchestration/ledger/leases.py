@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, insert, select, update
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from assets.pipeline.errors import LeaseHeld, LeaseLost
 from orchestration.ledger.connection import now_us
@@ -53,12 +53,20 @@ def held_lease(ledger: Engine, name: str, seconds: float) -> Iterator[Lease]:
     finally:
         done.set()
         renewer.join()
+        _release(ledger, lease)
+
+
+def _release(ledger: Engine, lease: Lease) -> None:
+    try:
         with ledger.begin() as connection:
             connection.execute(
                 update(leases)
-                .where(leases.c.name == name, leases.c.fence == lease.fence)
+                .where(leases.c.name == lease.name, leases.c.fence == lease.fence)
                 .values(holder="", expires_at=0)
             )
+    except SQLAlchemyError as error:
+        # It expires by itself; what ended the work, if anything, is the error to be seen.
+        log.warning("lease %s could not be released: %s", lease.name, error)
 
 
 def _take(ledger: Engine, name: str, seconds: float) -> Lease:
@@ -102,7 +110,7 @@ def _keep(ledger: Engine, lease: Lease, seconds: float, done: threading.Event) -
                     .where(leases.c.name == lease.name, leases.c.fence == lease.fence)
                     .values(expires_at=_until(seconds))
                 )
-        except OperationalError as error:
+        except SQLAlchemyError as error:
             log.warning("lease %s could not be renewed, trying again: %s", lease.name, error)
             continue
         if renewed.rowcount != 1:

@@ -81,6 +81,7 @@ batches = Table(
     Column("committed_at", BigInteger),
     Column("bytes_read", BigInteger),  # of record values
     Column("timings", Text, nullable=False, server_default="{}"),  # JSON: stage → [wall s, CPU s]
+    Column("retries", Integer, nullable=False, server_default="0"),  # by a person, so far
     Column("note", Text, nullable=False, server_default=""),  # why it waits for a person
     Index("batches_by_state", "topic", "state", "dead_letters_loaded_at"),
     Index("batches_by_date", "arrival_date"),
