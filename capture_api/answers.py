@@ -69,6 +69,8 @@ def refusal_answer(refused: Refused) -> Answer:
     headers: HeaderList = []
     if refused.retry_after is not None:
         headers.append((b"retry-after", str(refused.retry_after).encode()))
+    if refused.status == 408:  # the rest of the body must not trickle in for ever
+        headers.append((b"connection", b"close"))
     if refused.status == 405:
         headers.append((b"allow", b"GET, POST, OPTIONS"))
     return json_answer(refused.status, {"code": refused.code, "detail": refused.detail}, headers)

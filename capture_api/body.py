@@ -13,7 +13,9 @@ from capture_api.answers import Receive
 from capture_api.refusal import Refused, bad_request, too_large, try_later
 
 STALL_SECONDS = 30.0
-"""A body that does not move for so long is given up, lest slow clients hold the whole budget."""
+SLOWEST_BYTES_PER_SECOND = 64_000
+"""A body has STALL_SECONDS and the time its bytes so far take at this rate, counted from the start:
+one that trickles is given up, lest slow clients hold the whole budget."""
 
 
 class Budget:
@@ -63,29 +65,33 @@ async def read_body(
     """The whole body. Refuses (413) what is longer than the limit, and never holds more of it."""
     if declared_length and declared_length.isdigit() and int(declared_length[:18]) > limit:
         raise _over(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    chunks: list[bytes] = [body]
+    now = asyncio.get_running_loop().time()
+    chunks: list[bytes] = []
     size = 0
-    while True:
-        if message["type"] == "http.disconnect":
-            # Nobody is left to read this answer, but the log tells.
-            raise bad_request("the client hung up before the body was complete", "client_gone")
-        size += len(chunks[-1])
-        if size > limit:
-            raise _over(limit)
-        charge.add(len(chunks[-1]))
-        if not message.get("more_body"):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        try:
-            message = await asyncio.wait_for(receive(), STALL_SECONDS)
-        except TimeoutError:
-            raise Refused(
-                408,
-                "body_stalled",
-                f"no more of the body came for {STALL_SECONDS:g} s: send the request again",
-            ) from None
-        chunks.append(message.get("body", b""))
+    try:
+        async with asyncio.timeout_at(now + STALL_SECONDS) as patience:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    # Nobody is left to read this answer, but the log tells.
+                    raise bad_request(
+                        "the client hung up before the body was complete", "client_gone"
+                    )
+                chunk: bytes = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    raise _over(limit)
+                charge.add(len(chunk))
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return chunk if len(chunks) == 1 else b"".join(chunks)
+                patience.reschedule(now + STALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND)
+    except TimeoutError:
+        raise Refused(
+            408,
+            "body_stalled",
+            f"the body came too slowly ({size} bytes so far): send the request again",
+        ) from None
 
 
 def _over(limit: int) -> Refused:

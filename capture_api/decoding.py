@@ -20,6 +20,9 @@ from capture_api.refusal import Refused, bad_request, too_large
 LEGACY_PATHS = frozenset({"/e", "/capture", "/track", "/engage"})
 """Paths whose decoded text may be base64 once more."""
 
+GZIP_MEMBERS = 16
+"""Streams that may stand one after the other: each costs a copy of all that follows it."""
+
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _GZIP_WINDOW = 31  # zlib's number for: 32 KiB window, gzip wrapping
 _FORM_TYPE = b"application/x-www-form-urlencoded"
@@ -41,7 +44,7 @@ def decode_payload(
     if first not in (b"{", b"["):  # nearly all of the rest is gzip
         if not payload.startswith(_FORM_START):
             payload = _unwrap_base64(payload)
-        elif headers.get(b"content-type", b"").strip().lower() == _FORM_TYPE:
+        elif headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == _FORM_TYPE:
             payload, form_compression = _form_data(payload)
             hint = hint or form_compression
     hint = hint or known_compression(headers.get(b"content-encoding", b"").decode("latin-1"))
@@ -64,7 +67,7 @@ def inflate(payload: bytes, limit: int) -> bytes:
     """The content of a gzip stream; never makes more than `limit` + 1 bytes of it."""
     parts = []
     size = 0
-    while True:
+    for _ in range(GZIP_MEMBERS):
         stream = isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
         try:
             part = stream.decompress(payload, limit + 1 - size)
@@ -82,6 +85,9 @@ def inflate(payload: bytes, limit: int) -> bytes:
         payload = stream.unused_data
         if not payload.startswith(_GZIP_MAGIC):  # gzip streams may stand one after the other
             return parts[0] if len(parts) == 1 else b"".join(parts)
+    raise bad_request(
+        f"invalid gzip data: more than {GZIP_MEMBERS} streams; send the body as one", "bad_gzip"
+    )
 
 
 def _unwrap_base64(payload: bytes) -> bytes:

@@ -38,7 +38,7 @@ from capture_api.refusal import Refused
 from capture_api.uuids import mint_uuid
 from orchestration.settings import Settings
 
-INGEST_PATHS = ("/batch", "/e", "/i/v0/e", "/capture", "/track", "/engage")
+INGEST_PATHS = ("/batch", "/e", "/i/v0/e", "/capture", "/track", "/engage", "/i/v0/ai/batch")
 """Where events are taken in; each also with a slash at its end."""
 
 log = logging.getLogger("tidemark.capture")

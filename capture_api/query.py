@@ -8,7 +8,6 @@ from urllib.parse import parse_qsl
 from capture_api.timestamps import sent_at_in_query
 
 GZIP_NAMES = frozenset({"gzip", "gzip-js"})
-BASE64_NAMES = frozenset({"base64", "b64"})
 LZ64_NAMES = frozenset({"lz64", "lz-string"})
 
 
@@ -41,10 +40,8 @@ def parse_query(query_string: bytes) -> Query:
 
 
 def known_compression(name: str) -> str:
-    """`gzip`, `base64` or `lz64` under any of their names, or nothing."""
+    """`gzip` or `lz64` under any of their names, or nothing: base64 shows by itself."""
     name = name.strip().lower()
     if name in GZIP_NAMES:
         return "gzip"
-    if name in BASE64_NAMES:
-        return "base64"
     return "lz64" if name in LZ64_NAMES else ""

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,15 +100,15 @@ def log_path(home: Path, name: str) -> Path:
 @contextlib.contextmanager
 def locked(home: Path, purpose: str = "tidemark", foreground: bool = False) -> Iterator[None]:
     """Hold the home for one command; AlreadyRunning names the one that holds it now."""
-    path = home / "run" / "stack.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _open_lock(home) as file:
         if not _flock(file, LOCK_LIMIT_S):
             holder = _read_holder(file) or "another command"
             names = ", ".join(record.name for record in running(home)) or "nothing yet"
             raise AlreadyRunning(
                 f"{holder} works on {home.absolute()} (running: {names}): wait for it, or stop it"
             )
+        if not _is_at(file, home):
+            raise AlreadyRunning(f"another command has just removed {home}: try again")
         entry = process_table.process(os.getpid())
         born = entry.born if entry else "gone"
         file.truncate(0)
@@ -234,6 +233,11 @@ def running(home: Path) -> list[Record]:
     return [record for record in recorded(home) if _is_alive(record)]
 
 
+def died(home: Path) -> list[Record]:
+    """The services that were started, were not stopped, and are gone."""
+    return [record for record in recorded(home) if record.pid and not _is_alive(record)]
+
+
 class Foreground:
     """A stack that ends with this process: at the block's end, on Ctrl-C, SIGTERM and SIGHUP."""
 
@@ -245,12 +249,7 @@ class Foreground:
 
     def __enter__(self) -> Self:
         self._exits.enter_context(locked(self._home, self._purpose, foreground=True))
-        if threading.current_thread() is threading.main_thread():
-            for number in signals.ENDING_SIGNALS:
-                before = signal.getsignal(number)
-                if number != signal.SIGHUP or before != signal.SIG_IGN:  # nohup stays nohup
-                    signal.signal(number, signals.leave)
-                    self._exits.callback(signal.signal, number, before)
+        self._exits.enter_context(signals.leaving())
         return self
 
     def launch(self, service: Service) -> Record:
@@ -327,6 +326,22 @@ def _flock(file: IO[str], limit_s: float) -> bool:
             if time.monotonic() >= end:
                 return False
             time.sleep(POLL_PAUSE_S)
+
+
+def _open_lock(home: Path) -> IO[str]:
+    path = home / "run" / "stack.lock"
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its holder moved the home away meanwhile
+            return path.open("a+")
+
+
+def _is_at(file: IO[str], home: Path) -> bool:
+    """Whether the lock that was waited for is still the home's own."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), (home / "run" / "stack.lock").stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read_holder(file: IO[str]) -> Holder | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -14,6 +15,19 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def leave(number: int, frame: FrameType | None) -> NoReturn:
     """A handler: unwind this process, so that what it began is undone."""
     raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Let each ending signal unwind this process, instead of ending it where it stands."""
+    with contextlib.ExitStack() as undo:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING_SIGNALS:
+                before = signal.getsignal(number)
+                if number != signal.SIGHUP or before != signal.SIG_IGN:  # nohup stays nohup
+                    signal.signal(number, leave)
+                    undo.callback(signal.signal, number, before)
+        yield
 
 
 @contextlib.contextmanager

@@ -25,9 +25,13 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 _INTERVAL = re.compile(r"^(\d+)\s*(s|m|h)$")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+_PATTERN_SIGNS = "?*{}[]"
 
 DEFAULT_HOME = Path(".tidemark")
 SETTINGS_FILE = "settings.env"
@@ -95,6 +99,21 @@ def _cron_of_interval(text: str, seconds: int) -> str:
     )
 
 
+def _absolute_folder(folder: Path) -> Path:
+    """The folder wherever a process stands; raises ValueError for what would be read as a pattern.
+
+    ClickHouse and DuckDB match `*?{}[]` in a path against files, and a SQLite URL ends at `?`.
+    """
+    folder = folder.expanduser().absolute()
+    found = " ".join(sign for sign in _PATTERN_SIGNS if sign in str(folder))
+    if found:
+        raise ValueError(
+            f"the folder {folder} has {found} in its path, which would be read as a pattern: "
+            "name one without"
+        )
+    return folder
+
+
 class Settings(BaseSettings):
     """The settings of every Tidemark process."""
 
@@ -111,7 +130,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What the caller says goes first, then the environment, then settings.env."""
         said = {**env_settings(), **init_settings()}
-        home = Path(said.get("home", DEFAULT_HOME)).expanduser()
+        home = Path(said.get("home") or DEFAULT_HOME).expanduser()
         file = DotEnvSettingsSource(settings_cls, env_file=home / SETTINGS_FILE)
         return init_settings, env_settings, file
 
@@ -120,13 +139,15 @@ class Settings(BaseSettings):
         description="Folder that holds everything the local stack writes.",
     )
 
-    capture_port: int = Field(8000, description="Port of the capture API, on loopback.")
-    dagster_port: int = Field(3000, description="Port of the Dagster UI, on loopback.")
+    capture_port: int = Field(8000, ge=1, le=65535, description="Port of the capture API, on loopback.")
+    dagster_port: int = Field(
+        3000, ge=1, le=65535, description="Port of the Dagster UI, on loopback."
+    )
 
     kafka_bootstrap_servers: str = Field(
         "", description="Kafka to use; empty: the local one on TIDEMARK_KAFKA_PORT."
     )
-    kafka_port: int = Field(9092, description="Port of the local Kafka, on loopback.")
+    kafka_port: int = Field(9092, ge=1, le=65535, description="Port of the local Kafka, on loopback.")
     kafka_options: dict[str, str] = Field(
         default_factory=dict,
         description="librdkafka settings for every client, as JSON (SASL, TLS, …).",
@@ -141,7 +162,9 @@ class Settings(BaseSettings):
         "",
         description="ClickHouse over HTTP; empty: the local one on TIDEMARK_CLICKHOUSE_PORT.",
     )
-    clickhouse_port: int = Field(8123, description="Port of the local ClickHouse, on loopback.")
+    clickhouse_port: int = Field(
+        8123, ge=1, le=65535, description="Port of the local ClickHouse, on loopback."
+    )
     clickhouse_user: str = Field("default", description="ClickHouse user.")
     clickhouse_password: str = Field("", description="ClickHouse password.", repr=False)
     clickhouse_database: str = Field("tidemark", description="ClickHouse database of the tables.")
@@ -208,10 +231,39 @@ class Settings(BaseSettings):
         Cadence(text)
         return text
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _empty_home_is_unset(cls, home: object) -> object:
+        return DEFAULT_HOME if home == "" else home
+
     @field_validator("home")
     @classmethod
     def _home_is_absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+        return _absolute_folder(home)
+
+    @field_validator("lake_uri")
+    @classmethod
+    def _lake_folder_is_absolute(cls, uri: str) -> str:
+        return uri if not uri or "://" in uri else str(_absolute_folder(Path(uri)))
+
+    @field_validator("ledger_url")
+    @classmethod
+    def _ledger_file_is_absolute(cls, url: str) -> str:
+        if not url:
+            return url
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):
+            raise ValueError(
+                "not a database URL: write sqlite:///FILE or postgresql+psycopg2://USER@HOST/NAME"
+            ) from None
+        file = parsed.database or ""
+        if parsed.get_backend_name() != "sqlite" or file.startswith((":memory:", "file:")):
+            return url
+        if not file:
+            raise ValueError("the ledger needs a file: write sqlite:///FILE")
+        absolute = parsed.set(database=str(Path(file).expanduser().absolute()))
+        return absolute.render_as_string(hide_password=False)
 
     def environment(self) -> dict[str, str]:
         """Environment variables under which a child of this process has these same settings.
@@ -249,7 +301,9 @@ class Settings(BaseSettings):
     @cached_property
     def ledger(self) -> str:
         """The ledger's SQLAlchemy URL."""
-        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+        if self.ledger_url:
+            return self.ledger_url
+        return URL.create("sqlite", database=str(self.home / "ledger.db")).render_as_string()
 
     @cached_property
     def capture_address(self) -> str:

@@ -59,8 +59,11 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         folder = folder.resolve()
-        if "?" in str(folder):
-            raise StartError(f"the data folder's path must not contain '?': {folder}")
+        # The engine takes these for patterns, and an INSERT from a file below would load nothing.
+        if any(sign in str(folder) for sign in "?*{}"):
+            raise StartError(
+                f"the data folder's path must not contain any of ? * {{ }}: {folder}"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _own(folder)

@@ -15,8 +15,6 @@ from local_stack.clickhouse.response import DEFAULT_FORMAT
 from local_stack.clickhouse.spool import MakeFile, Receive, Taken
 from local_stack.clickhouse.statement import Rows
 
-_LONG_BYTES = 1 << 16
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,8 +53,7 @@ async def _plan(
     if taken.load is not None and taken.file is not None:
         work = taken.load.render(str(taken.file), taken.compression)
         return Plan(work, fallback, prepare, after)
-    # A query of megabytes takes seconds to cut into tokens: not in the event loop's thread.
-    if len(taken.text) > _LONG_BYTES:
+    if len(taken.text) > spool.LONG_BYTES:
         parsed = await asyncio.to_thread(statement.parse, taken.text)
     else:
         parsed = statement.parse(taken.text)

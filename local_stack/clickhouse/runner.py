@@ -16,9 +16,10 @@ from local_stack.clickhouse.request import Asked
 from local_stack.clickhouse.sessions import undo
 from local_stack.clickhouse.spool import Disconnected, Receive
 
-# Statements that run at once, those included whose clients are slow to read; more wait for their
-# turn.
+# Statements that run at once; more wait for their turn.
 _MAX_RUNNING = 64
+# Queries whose rows are being sent; one whose client is slow to read keeps its place.
+_MAX_STREAMS = 64
 _KILL_EVERY_S = 0.5
 
 T = TypeVar("T")
@@ -30,14 +31,19 @@ class Runner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._threads = ThreadPoolExecutor(_MAX_RUNNING, thread_name_prefix="query")
+        # Rows have threads of their own: unread answers must not keep an INSERT waiting.
+        self._streams = ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="rows")
         # Kills have a thread of their own: they must not wait behind what they are to stop.
         self._killers = ThreadPoolExecutor(1, thread_name_prefix="kill")
         self._running: set[Future[Outcome]] = set()
 
     def start(
-        self, job: Job, asked: Asked, connection: Any, *, keeps_database: bool
+        self, job: Job, asked: Asked, connection: Any, *, keeps_database: bool, streams: bool
     ) -> Future[Outcome]:
-        """Begin the job; on a kept connection the request's own settings are undone after it."""
+        """Begin the job; on a kept connection the request's own settings are undone after it.
+
+        `streams`: it ends at the pace at which a client reads its rows.
+        """
 
         def run() -> Outcome:
             if connection is None:
@@ -46,7 +52,7 @@ class Runner:
             before = undo(connection, asked.settings, database=database)
             return self._engine.run(replace(job, restore=(*job.restore, *before)), connection)
 
-        future = self._threads.submit(run)
+        future = (self._streams if streams else self._threads).submit(run)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
         return future
@@ -70,6 +76,7 @@ class Runner:
             if wait(set(self._running), seconds).not_done:
                 return False
         self._threads.shutdown()
+        self._streams.shutdown()
         self._killers.shutdown()
         return True
 

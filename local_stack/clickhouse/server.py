@@ -134,7 +134,9 @@ async def _answer_short(turn: Turn, text: bytes) -> None:
     """A statement whose answer is short or empty."""
     plan, asked = turn.plan, turn.asked
     job = Job(text, plan.format, asked.query_id, prepare=plan.prepare, restore=plan.restore)
-    future = turn.runner.start(job, asked, turn.connection, keeps_database=not plan.changes_session)
+    future = turn.runner.start(
+        job, asked, turn.connection, keeps_database=not plan.changes_session, streams=False
+    )
     # Shielded: the files of a load, and a session's connection, are the job's until it is over.
     over = asyncio.wrap_future(future)
     try:

@@ -7,13 +7,14 @@ a whole.
 A spool file lives as long as its request.
 """
 
+import asyncio
 import bz2
 import lzma
 import os
 import tempfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -32,6 +33,8 @@ MakeFile = Callable[[], tuple[BinaryIO, Path]]
 # MAX_QUERY_BYTES.
 MAX_HEAD_BYTES = 1 << 20
 MAX_QUERY_BYTES = 16 << 20
+# A query of megabytes takes seconds to cut into tokens; a longer one is cut in a thread.
+LONG_BYTES = 1 << 16
 # Encodings that the engine reads but Python's library does not: the query must then stand in the
 # URL.
 _ENGINE_ONLY = {"br": "br", "snappy": "snappy"}
@@ -158,8 +161,10 @@ def scratch(folder: Path) -> Iterator[MakeFile]:
         yield make
     finally:
         for file, path in made:
-            file.close()
             path.unlink(missing_ok=True)
+            # On a full disk what is still buffered cannot be written; nobody wants it any more.
+            with suppress(OSError):
+                file.close()
 
 
 async def take(
@@ -181,17 +186,24 @@ async def take(
         # Looked at again only when it has doubled, so that a long head is not read over and over.
         if len(head) <= MAX_HEAD_BYTES and len(head) >= 2 * looked_at:
             looked_at = len(head)
-            found = statement.load(bytes(head))
+            found = await _load(bytes(head))
             if found is not None and found.data_at < len(head):
                 return await _spool(found, head, stream, make)
         if len(head) > MAX_QUERY_BYTES:
             raise ClickHouseError(
                 295, "QUERY_IS_TOO_LARGE", f"The query is longer than {MAX_QUERY_BYTES} bytes"
             )
-    found = statement.load(bytes(head))
+    found = await _load(bytes(head))
     if found is not None:
         return await _spool(found, head, stream, make)
     return Taken(bytes(head))
+
+
+async def _load(text: bytes) -> Load | None:
+    # As with any long query: not in the event loop's thread.
+    if len(text) > LONG_BYTES:
+        return await asyncio.to_thread(statement.load, text)
+    return statement.load(text)
 
 
 async def _spool(
@@ -216,7 +228,7 @@ async def _take_raw(
     compression: str,
     make: MakeFile,
 ) -> Taken:
-    found = statement.load(head)
+    found = await _load(head)
     if found is None or found.data_at != len(head):
         raise ClickHouseError(
             48,

@@ -29,7 +29,7 @@ from local_stack.kafka.config import (
 )
 from local_stack.kafka.errors import HomeError, JarError, LocalKafkaError
 from local_stack.kafka.jars import ensure_jars, read_lock
-from local_stack.kafka.storage import ensure_formatted
+from local_stack.kafka.storage import ensure_formatted, java_environment
 from local_stack.ports import PortTaken, free_port, require_port_free
 
 MIN_FREE_DISK_BYTES = 1024**3
@@ -93,7 +93,7 @@ def run_broker(settings: BrokerSettings, say: Callable[[str], None]) -> NoReturn
         signal.signal(number, signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(command.argv[0], command.argv)
+    os.execve(command.argv[0], command.argv, java_environment())
 
 
 def prepare(settings: BrokerSettings, say: Callable[[str], None]) -> BrokerCommand:

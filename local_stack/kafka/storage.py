@@ -9,6 +9,7 @@ next start throws away.
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import subprocess
 import tempfile
@@ -58,18 +59,30 @@ def _format(folder: Path, java: Sequence[str], properties: str) -> None:
     done = subprocess.run(
         [*java, *tool],
         cwd=staging,
+        env=java_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=FORMAT_LIMIT_S,
         check=False,
     )
     if done.returncode != 0:
-        reason = " / ".join(done.stdout.strip().splitlines()[-3:])
-        raise HomeError(f"Kafka could not format {staging}: {reason}")
+        raise HomeError(f"Kafka could not format {staging}: {reason_of(done.stdout)}")
     (staging / DATA_FOLDER).rename(folder / DATA_FOLDER)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def java_environment() -> dict[str, str]:
+    """This process's environment, but the JVM reads and writes paths of any alphabet."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}
+
+
+def reason_of(output: str) -> str:
+    """What went wrong, out of a Java tool's output: its exception, not the stack below it."""
+    lines = output.strip().splitlines()
+    return next((line for line in lines if "Exception" in line), " / ".join(lines[-3:])).strip()
 
 
 def _new_cluster_id() -> str:

@@ -7,13 +7,15 @@ and nothing else.
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import import_module
 
 import click
 from confluent_kafka import KafkaException
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
+from pydantic_settings import SettingsError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from assets.pipeline.errors import BatchError
 from local_stack.errors import StackError
@@ -33,9 +35,13 @@ _USER_ERRORS = (
     UnknownProject,
     WebserverSilent,
     KafkaException,
-    OperationalError,
+    SettingsError,
+    SQLAlchemyError,
+    ImportError,
+    OSError,
 )
 
+_OWN_PACKAGES = {"assets", "capture_api", "local_stack", "orchestration"}
 
 _COMMANDS = {
     "up": "stack",
@@ -84,6 +90,8 @@ def main() -> None:
             print(f"tidemark: TIDEMARK_{name}: {text}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except _USER_ERRORS as error:
+        if isinstance(error, ImportError) and (error.name or "").split(".")[0] in _OWN_PACKAGES:
+            raise  # a fault of Tidemark, not a package that is missing
         print(f"tidemark: {_in_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
 
@@ -91,6 +99,16 @@ def main() -> None:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, KafkaException):
         return f"Kafka: {error.args[0].str()}"
-    if isinstance(error, OperationalError):
-        return f"the ledger cannot be used ({error.orig}); see TIDEMARK_LEDGER_URL"
+    if isinstance(error, SettingsError):
+        name = re.search(r'field "(\w+)"', str(error))
+        variable = f"TIDEMARK_{name[1].upper()}" if name else "a TIDEMARK_ variable"
+        return f'{variable} is not JSON: write it as {{"name": "value"}}'
+    if isinstance(error, SQLAlchemyError):
+        reason = str(error.orig if isinstance(error, DBAPIError) else error)
+        first = next(iter(reason.strip().splitlines()), type(error).__name__)
+        return f"the ledger cannot be used ({first}); see TIDEMARK_LEDGER_URL"
+    if isinstance(error, ImportError):
+        return f"{error}: install it, or name a driver that is there in TIDEMARK_LEDGER_URL"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; see TIDEMARK_HOME"
     return str(error)

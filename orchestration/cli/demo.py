@@ -14,7 +14,13 @@ EXIT_NOT_BALANCED = 3
 
 
 @click.command()
-@click.option("--events", default=10_000, show_default=True, help="Events the SDK sends.")
+@click.option(
+    "--events",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Events the SDK sends.",
+)
 @click.option("--cadence", default="10s", show_default=True, help="How often micro-batches run.")
 @click.option("--keep", is_flag=True, help="Stay until Ctrl-C, to look around in the Dagster UI.")
 def demo(events: int, cadence: str, keep: bool) -> None:

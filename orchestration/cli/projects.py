@@ -12,6 +12,8 @@ from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import create_project, list_projects, revoke_project
 from orchestration.settings import Settings
 
+MAX_PROJECT_ID = 2**31 - 1
+
 
 @click.group()
 def projects() -> None:
@@ -50,7 +52,7 @@ def list_(as_json: bool) -> None:
 
 
 @projects.command()
-@click.argument("project_id", type=int)
+@click.argument("project_id", type=click.IntRange(1, MAX_PROJECT_ID))
 def revoke(project_id: int) -> None:
     """Make a project's token bad from now on."""
     project = revoke_project(open_ledger(Settings().ledger), project_id)

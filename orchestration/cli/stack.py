@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 
+from local_stack import signals
 from local_stack.processes import (
     AlreadyRunning,
     Foreground,
     Service,
+    died,
     locked,
     running,
     start,
@@ -33,6 +36,7 @@ def up(detach: bool) -> None:
 
     if not detach:
         with Foreground(settings.home, "tidemark up") as foreground:
+            _refuse_running(settings.home)
 
             def wait(service: Service) -> None:
                 foreground.wait_ready(service, START_LIMIT_S)
@@ -42,14 +46,8 @@ def up(detach: bool) -> None:
             _say_where(settings, "Ctrl-C stops it")
             foreground.wait()
 
-    with locked(settings.home, "tidemark up"):
-        already = running(settings.home)
-        if already:
-            names = ", ".join(record.name for record in already)
-            raise AlreadyRunning(
-                f"{names} of {settings.home} run already: `tidemark status` shows them, "
-                "`tidemark down` stops them"
-            )
+    with locked(settings.home, "tidemark up"), signals.leaving():
+        _refuse_running(settings.home)
 
         def wait_detached(service: Service) -> None:
             wait_ready(service, settings.home, START_LIMIT_S)
@@ -58,9 +56,26 @@ def up(detach: bool) -> None:
         try:
             start_stack(settings, lambda service: start(service, settings.home), wait_detached)
         except BaseException:
-            stop_all(settings.home)
+            with signals.held():
+                stop_all(settings.home)
             raise
     _say_where(settings, "`make down` stops it")
+
+
+def _refuse_running(home: Path) -> None:
+    already = running(home)
+    if not already:
+        return
+    names = ", ".join(record.name for record in already)
+    dead = ", ".join(f"{record.name} (log: {record.log})" for record in died(home))
+    if dead:
+        raise AlreadyRunning(
+            f"{names} of {home} run already, but {dead} died: `tidemark down`, "
+            "then `tidemark up` mends it"
+        )
+    raise AlreadyRunning(
+        f"{names} of {home} run already: `tidemark status` shows them, `tidemark down` stops them"
+    )
 
 
 def _say_where(settings: Settings, how_to_stop: str) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from assets.pipeline.batch import State
 from assets.pipeline.errors import TransientError
 from assets.pipeline.topic import Topic
-from local_stack.processes import running
+from local_stack.processes import died, running
 from orchestration.ledger.batches import planned_ends, states, waiting_for_a_person
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
@@ -22,6 +22,7 @@ class Status:
     """The state of one Tidemark. `lag` counts records in Kafka that no batch has planned."""
 
     services: dict[str, int]
+    died: list[dict[str, str]]
     kafka: str
     lag: int | None
     batches: dict[str, int]
@@ -37,10 +38,12 @@ def status(as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(seen)))
         return
-    if not seen.services:
+    if not seen.services and not seen.died:
         print("services  none of the local stack runs: `make up` starts it")
     for name, pid in seen.services.items():
         print(f"service   {name} (pid {pid})")
+    for dead in seen.died:
+        print(f"service   {dead['service']} died (log: {dead['log']})")
     print(f"kafka     {seen.kafka}")
     if seen.lag is not None:
         print(f"lag       {seen.lag:,} records not planned yet")
@@ -68,6 +71,7 @@ def look(settings: Settings, ledger: Engine) -> Status:
         kafka = str(error)
     return Status(
         services={record.name: record.pid for record in running(settings.home)},
+        died=[{"service": record.name, "log": record.log} for record in died(settings.home)],
         kafka=kafka,
         lag=lag,
         batches={state.value: count for state, count in states(ledger, settings.topic).items()},

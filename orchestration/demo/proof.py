@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from assets.pipeline.batch import Balance, Batch, Kind
@@ -110,6 +111,9 @@ def take_account(settings: Settings, sent: Sent, events: Sequence[DemoEvent]) ->
 def _count_in_lake(lake: str) -> tuple[tuple[Any, ...], ...]:
     import duckdb
 
+    files = sorted(str(file) for file in Path(lake, "events").rglob("*.parquet"))
+    if not files:
+        return ()
     return _rows(
         duckdb.connect()
         .execute(
@@ -118,7 +122,7 @@ def _count_in_lake(lake: str) -> tuple[tuple[Any, ...], ...]:
             FROM read_parquet($files, hive_partitioning = true)
             GROUP BY event ORDER BY count(*) DESC, event
             """,
-            {"files": f"{lake}/events/**/*.parquet"},
+            {"files": files},
         )
         .fetchall()
     )

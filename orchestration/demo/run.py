@@ -7,11 +7,14 @@ It works in a home of its own, on free ports, so it runs beside a stack that is 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from confluent_kafka import Producer
 from rich.console import Console
@@ -20,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from assets.pipeline.batch import State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.topic import Topic
+from local_stack.errors import StackError
 from local_stack.ports import free_port
-from local_stack.processes import Foreground, Service, locked, stop_all
+from local_stack.processes import AlreadyRunning, Foreground, Service, locked, stop_all
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.demo.proof import Account, take_account
 from orchestration.demo.report import show
@@ -37,6 +41,9 @@ RESENT_OF = 200
 
 BROKEN_RECORDS = (b'{"v":1,"uuid":"cut off in the mid', b"\xff\xfe not text at all", b"[1, 2, 3]")
 """What a broken producer puts into the topic beside the events."""
+
+MARK = ".tidemark-demo"
+"""The file that tells a home of the demo's own: no other folder is ever removed."""
 
 _LOAD_LIMIT_S = 300.0
 _LOOK_EVERY_S = 0.5
@@ -76,10 +83,12 @@ def run_demo(settings: Settings, events: int, console: Console, keep: bool) -> O
 
     The demo's home is removed at the end, unless something went wrong: then it tells what.
     """
-    _clear_away(settings)
+    clear_away(settings.home)
+    _mark(settings.home)
     outcome: Outcome | None = None
     try:
         with Foreground(settings.home, "tidemark demo") as foreground:
+            _mark(settings.home)  # again: another demo's end may just have taken the folder away
             with _told(console, "starting Kafka, ClickHouse, the capture API and Dagster") as tell:
 
                 def wait(service: Service) -> None:
@@ -94,14 +103,34 @@ def run_demo(settings: Settings, events: int, console: Console, keep: bool) -> O
         return outcome
     finally:
         if outcome is not None and not outcome.problems:
-            shutil.rmtree(settings.home, ignore_errors=True)
+            with contextlib.suppress(AlreadyRunning):  # the next demo clears it away itself
+                clear_away(settings.home)
 
 
-def _clear_away(settings: Settings) -> None:
-    """What an earlier demo left behind when it was killed; raises AlreadyRunning for a live one."""
-    with locked(settings.home, "tidemark demo"):
-        stop_all(settings.home)
-    shutil.rmtree(settings.home, ignore_errors=True)
+def clear_away(home: Path) -> None:
+    """Remove what an earlier demo left behind, and stop what still runs of it.
+
+    Raises AlreadyRunning for a live one, StackError for a folder that no demo made.
+    """
+    if not home.exists():
+        return
+    if not (home / MARK).exists():
+        if not home.is_dir() or any(home.iterdir()):
+            raise StackError(
+                f"{home} was not made by the demo (it has no {MARK}): move it away, "
+                "or set TIDEMARK_HOME to another folder"
+            )
+        return
+    aside = home.with_name(f"{home.name}-removed-{os.getpid()}")
+    with locked(home, "tidemark demo"):
+        stop_all(home)
+        home.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _mark(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MARK).touch()
 
 
 def send_and_prove(settings: Settings, count: int, console: Console) -> Outcome:

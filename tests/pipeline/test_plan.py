@@ -72,10 +72,10 @@ class LogInMemory(Topic):
 
 
 def drain(topic: Topic, max_offsets: int, ends: dict[int, int] | None = None) -> list[Cut]:
-    """All the cuts that a run makes."""
-    ends = dict(ends or {})
-    cuts = []
+    """All the cuts that a run makes; its lanes are open as the first run opens them."""
     watermark = see_watermark(topic)
+    ends = topic.lows(watermark.highs) if ends is None else dict(ends)
+    cuts = []
     while (cut := cut_next(topic, watermark, ends, max_offsets, TODAY)) is not None:
         cuts.append(cut)
         for range_ in cut.ranges:
