@@ -11,9 +11,12 @@ import signal
 import sys
 
 import uvicorn
+from confluent_kafka import KafkaException
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from capture_api.app import create_app
+from capture_api.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
 
 GRACE_SECONDS = 2
@@ -27,9 +30,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = Settings()  # type: ignore[call-arg]
-    except ValidationError as error:
-        print(f"the settings make no sense: {error}", file=sys.stderr)
-        return 2
+        app = create_app(settings)
+    except (ValidationError, SettingsError, KafkaException) as error:
+        print(f"capture_api: {_in_one_line(error)}", file=sys.stderr)
+        return 1
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -38,14 +42,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     uvicorn.run(
-        create_app(settings),
+        app,
         host=arguments.host,
         port=settings.capture_port if arguments.port is None else arguments.port,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttpProtocol,
         ws="none",
         lifespan="on",
         access_log=False,
+        proxy_headers=False,  # whom to believe about addresses: client_address.py
         server_header=False,
         backlog=2048,
         log_config=None,  # uvicorn's lines go the way of ours
@@ -53,6 +58,22 @@ def main() -> int:
         timeout_graceful_shutdown=settings.capture_ack_timeout_ms // 1000 + GRACE_SECONDS,
     )
     return 0
+
+
+def _in_one_line(error: ValidationError | SettingsError | KafkaException) -> str:
+    """What is wrong with the settings."""
+    if isinstance(error, KafkaException):
+        return (
+            f"Kafka's client refuses its settings: {error.args[0].str()} "
+            "(see TIDEMARK_KAFKA_OPTIONS and TIDEMARK_CAPTURE_*)"
+        )
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"TIDEMARK_{'_'.join(map(str, problem['loc'])).upper()}: "
+            + problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors()
+        )
+    return f"{error}: is it valid JSON?"
 
 
 if __name__ == "__main__":

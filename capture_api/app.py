@@ -1,13 +1,12 @@
 """The capture API as one FastAPI application.
 
 Capture paths are answered before FastAPI's middleware stack, which costs as much as the rest of a
-small request. The same paths are ordinary routes too, over the same core, so that /docs and
-/openapi.json describe them and any ASGI wrapper can use them. Everything else is FastAPI's.
+small request. For /docs and /openapi.json they are declared as routes too, which no request
+reaches. Everything else is FastAPI's.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,7 +15,6 @@ from starlette.exceptions import HTTPException
 
 from capture_api.answers import (
     ACCEPTED,
-    RECEIPT_HEADER,
     Receive,
     Scope,
     Send,
@@ -32,7 +30,6 @@ from capture_api.producer import RecordProducer
 from capture_api.projects import Projects
 from capture_api.refusal import Refused
 from capture_api.stubs import stub_routes
-from capture_api.uuids import mint_uuid
 from orchestration.settings import Settings
 
 _EVENT_EXAMPLE = {
@@ -86,31 +83,24 @@ def create_app(settings: Settings) -> CaptureApp:
     app._ingest_paths = frozenset(
         spelling for path in INGEST_PATHS for spelling in (path, f"{path}/")
     )
-    app.include_router(_ingest_routes(ingest))
+    app.include_router(_described_routes())
     app.include_router(stub_routes(projects, ingest.budget))
     app.include_router(health_routes(projects, producer))
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
 
-def _ingest_routes(ingest: Ingest) -> APIRouter:
-    """The capture paths as ordinary routes."""
+def _described_routes() -> APIRouter:
+    """The capture paths as the API's description shows them."""
     routes = APIRouter(tags=["capture"])
 
-    async def capture(request: Request) -> Response:
+    async def capture() -> None:
         """Take events in: one, an array, or a batch.
 
         200 only after Kafka has acknowledged every event. 503 with Retry-After: send the same
         request again. The answer's X-Request-Id is the receipt.
         """
-        received_at = time.time_ns() // 1000
-        receipt = mint_uuid(received_at)
-        answer = await ingest.answer(
-            request.scope, dict(request.scope["headers"]), request.receive, received_at, receipt
-        )
-        response = as_response(answer)
-        response.headers[RECEIPT_HEADER.decode()] = receipt
-        return response
+        raise NotImplementedError("CaptureApp answers this path itself")
 
     body = {"application/json": {"example": _EVENT_EXAMPLE}}
     texts = {
@@ -121,18 +111,15 @@ def _ingest_routes(ingest: Ingest) -> APIRouter:
         503: "Kafka has not acknowledged, or the server is overloaded: try again.",
     }
     for path in INGEST_PATHS:
-        for spelling in (path, f"{path}/"):
-            routes.add_api_route(
-                spelling,
-                capture,
-                methods=["POST"],
-                summary=f"Send events to {path}",
-                responses={status: {"description": text} for status, text in texts.items()},
-                openapi_extra={"requestBody": {"content": body, "required": True}},
-                include_in_schema=spelling == path,
-                name=f"capture {spelling}",
-            )
-            routes.add_api_route(spelling, capture, methods=["GET"], include_in_schema=False)
+        routes.add_api_route(
+            path,
+            capture,
+            methods=["POST"],
+            summary=f"Send events to {path}",
+            responses={status: {"description": text} for status, text in texts.items()},
+            openapi_extra={"requestBody": {"content": body, "required": True}},
+            name=f"capture {path}",
+        )
     return routes
 
 

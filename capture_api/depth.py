@@ -7,13 +7,14 @@ with few brackets cannot be deep, so nearly every event costs only searches and 
 from __future__ import annotations
 
 import re
+from array import array
 from itertools import accumulate
 
 DEPTH_LIMIT = 128
 """Levels of objects and arrays that `properties` may have, itself included."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_STEPS = bytes.maketrans(b"{[}]", b"\x02\x02\x00\x00")
+_STEPS = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")  # +1 and -1
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
 
 
@@ -24,5 +25,4 @@ def too_deep(text: bytes) -> bool:
     if text.count(b"{") + text.count(b"[") <= DEPTH_LIMIT:
         return False
     steps = _STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)
-    levels = accumulate(steps, lambda level, step: level + step - 1, initial=0)
-    return any(level > DEPTH_LIMIT for level in levels)
+    return max(accumulate(array("b", steps)), default=0) > DEPTH_LIMIT

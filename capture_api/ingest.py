@@ -1,8 +1,7 @@
 """The way of a capture request: body → JSON → token → records → Kafka → answer.
 
-`Ingest.answer` is that way. It is served as raw ASGI before FastAPI's middleware (`app.py`) and,
-for the API's own description, as ordinary FastAPI routes. Nothing of the request is kept while it
-waits for Kafka: producing has copied it.
+`Ingest` is served as raw ASGI before FastAPI's middleware (`app.py`). Nothing of the request is
+kept while it waits for Kafka: producing has copied it.
 """
 
 from __future__ import annotations
@@ -29,12 +28,13 @@ from capture_api.body import Budget, Charge, read_body
 from capture_api.client_address import client_address
 from capture_api.client_software import client_software
 from capture_api.decoding import decode_payload
-from capture_api.payload import Payload, parse_payload
+from capture_api.payload import parse_payload
 from capture_api.producer import RecordProducer
 from capture_api.projects import Projects
 from capture_api.query import Query, parse_query
 from capture_api.records import Request, build_records
 from capture_api.refusal import Refused
+from capture_api.refusal_log import RefusalLog
 from capture_api.uuids import mint_uuid
 from orchestration.settings import Settings
 
@@ -51,6 +51,7 @@ class Ingest:
         self._max_body = settings.capture_max_body_bytes
         self._projects = projects
         self._producer = producer
+        self._refusals = RefusalLog()
         self.budget = Budget(settings.capture_max_inflight_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,13 +59,13 @@ class Ingest:
         received_at = time.time_ns() // 1000
         receipt = mint_uuid(received_at)
         headers = dict(scope["headers"])
-        answer = await self.answer(scope, headers, receive, received_at, receipt)
+        answer = await self._answer(scope, headers, receive, received_at, receipt)
         extra = [(RECEIPT_HEADER, receipt.encode())]
         if b"origin" in headers:
             extra += cors_headers(headers)
         await send_answer(send, answer, extra)
 
-    async def answer(
+    async def _answer(
         self,
         scope: Scope,
         headers: dict[bytes, bytes],
@@ -87,7 +88,7 @@ class Ingest:
                     raise self._producer.refusal(error)
             return ACCEPTED_BEACON if query.beacon else ACCEPTED
         except Refused as refused:
-            _log_refusal(scope, headers, receipt, refused)
+            self._refusals.tell(scope, headers, receipt, refused)
             return refusal_answer(refused)
         except Exception:  # the edge of the process: one request's bug must stay its own
             log.exception("request %s failed in a way that was not foreseen", receipt)
@@ -128,30 +129,5 @@ class Ingest:
                 sent_at=query.sent_at,
                 engage=path == "/engage",
             )
-            return self._produce(payload, project_id, request)
-
-    def _produce(
-        self, payload: Payload, project_id: int, request: Request
-    ) -> asyncio.Future[KafkaError | None] | None:
-        records = build_records(payload, project_id, request)
-        return self._producer.send(records) if records else None
-
-
-def _log_refusal(scope: Scope, headers: dict[bytes, bytes], receipt: str, refused: Refused) -> None:
-    """One line that lets an operator find the sender of what could not be taken in.
-
-    The texts may quote the client, hence %r: a quoted line break must not make a second line.
-    """
-    if refused.status == 503:
-        return  # the producer and the projects say once what is wrong, not once a request
-    log.info(
-        "refused %s %s with %d %s: %r (receipt %s, ip %s, user agent %r)",
-        scope["method"],
-        scope["path"],
-        refused.status,
-        refused.code,
-        refused.detail,
-        receipt,
-        client_address(scope),
-        client_software(headers.get(b"user-agent"))[0],
-    )
+            records = build_records(payload, project_id, request)
+            return self._producer.send(records) if records else None

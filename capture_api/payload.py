@@ -7,7 +7,6 @@ single event. One pass decodes each, leaving `properties` as the client's own by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -21,16 +20,22 @@ MAX_EVENTS = 50_000
 TOKEN_BYTES = 64
 
 ABSENT = Raw()
+NULL = Raw(b"null")
+TRUE = Raw(b"true")
+FALSE = Raw(b"false")
 _PECULIAR = (b'"$cookieless_mode"', b'"$ignore_sent_at"')
 _NO_PROPERTIES = Raw(b"{}")
 
 
 class Event(msgspec.Struct, gc=False):
-    """One event as the client wrote it. None stands for absent and for null."""
+    """One event as the client wrote it. None stands for absent and for null.
+
+    What may be anything stays raw: made into objects, a small body could fill the memory.
+    """
 
     event: str | None = None
-    distinct_id: Any = None
-    dollar_distinct_id: Any = msgspec.field(default=None, name="$distinct_id")
+    distinct_id: Raw = ABSENT
+    dollar_distinct_id: Raw = msgspec.field(default=ABSENT, name="$distinct_id")
     uuid: str | None = None
     properties: Raw = _NO_PROPERTIES
     timestamp: str | int | float | None = None
@@ -46,17 +51,17 @@ class Envelope(Event, gc=False):
     """A batch, or a single event at the top level."""
 
     batch: list[Event] | None = None
-    sent_at: Any = None
+    sent_at: Raw = ABSENT
     historical_migration: bool | None = None
 
 
 class PropertiesHead(msgspec.Struct, gc=False):
     """The few properties that the edge itself may need."""
 
-    token: Any = None
-    distinct_id: Any = None
-    cookieless_mode: Any = msgspec.field(default=None, name="$cookieless_mode")
-    ignore_sent_at: Any = msgspec.field(default=None, name="$ignore_sent_at")
+    token: Raw = ABSENT
+    distinct_id: Raw = ABSENT
+    cookieless_mode: Raw = msgspec.field(default=ABSENT, name="$cookieless_mode")
+    ignore_sent_at: Raw = msgspec.field(default=ABSENT, name="$ignore_sent_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Payload:
 
 _events_decoder = msgspec.json.Decoder(list[Event])
 _envelope_decoder = msgspec.json.Decoder(Envelope)
+_text_decoder = msgspec.json.Decoder(str)
 _head_decoder = msgspec.json.Decoder(PropertiesHead)
 
 
@@ -94,7 +100,7 @@ def parse_payload(text: bytes) -> Payload:
         events, token, sent_at, historical = decoded, None, None, False
     elif decoded.batch is not None:
         events, token = decoded.batch, _own_token(decoded)
-        sent_at = sent_at_in_body(decoded.sent_at)
+        sent_at = sent_at_in_body(text_of(decoded.sent_at))
         historical = bool(decoded.historical_migration)
     else:
         events, token, sent_at = [decoded], None, None
@@ -121,6 +127,16 @@ def properties_head(properties: bytes) -> PropertiesHead:
         return _head_decoder.decode(properties)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"failed to parse properties: {error}", "bad_properties") from None
+
+
+def text_of(value: Raw) -> str | None:
+    """The string that the JSON value is, or None for anything else."""
+    if len(value) < 2:
+        return None
+    try:
+        return _text_decoder.decode(value)
+    except msgspec.ValidationError:
+        return None
 
 
 def valid_token(token: str) -> str:
@@ -166,8 +182,7 @@ def _token_of_events(events: list[Event]) -> str:
     for event in events:
         token = _own_token(event)
         if token is None:
-            in_properties = _token_in_properties(event)
-            token = in_properties if isinstance(in_properties, str) else None
+            token = _token_in_properties(event)
         if token:
             tokens.add(token)
     if not tokens:
@@ -181,9 +196,9 @@ def _token_of_events(events: list[Event]) -> str:
     return tokens.pop()
 
 
-def _token_in_properties(event: Event) -> object:
-    """`properties.token`, whatever it is."""
+def _token_in_properties(event: Event) -> str | None:
+    """`properties.token`, if it is a string."""
     properties = bytes(event.properties)
     if b"token" not in properties or not properties.startswith(b"{"):
         return None
-    return properties_head(properties).token
+    return text_of(properties_head(properties).token)

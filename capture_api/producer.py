@@ -2,7 +2,7 @@
 
     event loop    produce() for each record, then the request waits for its Delivery's future
     poll thread   takes Kafka's answers and wakes the loop once for all requests they complete
-    watch thread  asks Kafka for the topic every second: is it there, is the topic
+    watch thread  asks Kafka for the topic every second, and once for the batches it takes
 
 Invariants: a request is told "acknowledged" only when every one of its records is; what is queued
 is bounded in messages and bytes; no request waits longer than the acknowledgement timeout and a
@@ -19,15 +19,19 @@ from collections import deque
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from capture_api.client_log import client_log
 from capture_api.delivery import Delivery
 from capture_api.kafka_health import KafkaHealth
 from capture_api.payload import MAX_EVENTS
 from capture_api.record import VERSION_HEADERS
 from capture_api.records import Record
 from capture_api.refusal import Refused, too_large, try_later
+from capture_api.topic_limit import topic_limit
 from orchestration.settings import Settings
 
 QUEUE_MESSAGES = 4 * MAX_EVENTS
+BATCH_BYTES = 1_000_000
+"""A batch of records that librdkafka fills; less where the topic takes less."""
 POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.25
 DEADLINE_GRACE_SECONDS = 0.5
@@ -51,6 +55,7 @@ class RecordProducer:
 
     def __init__(self, settings: Settings) -> None:
         self.health = KafkaHealth(settings.topic)
+        self._settings = settings
         self._topic = settings.topic
         self._timeout = settings.capture_ack_timeout_ms / 1000
         self._configuration = _configuration(settings)
@@ -58,6 +63,7 @@ class RecordProducer:
         self._waiting: deque[Delivery] = deque()  # event loop only, in order of deadline
         self._stopping = threading.Event()
         self._fatal = False
+        self._batches_too_large = False
         self._threads: list[threading.Thread] = []
         self._producer = self._new_producer()
 
@@ -136,8 +142,7 @@ class RecordProducer:
             await asyncio.to_thread(thread.join)
 
     def _new_producer(self) -> Producer:
-        # The logger takes librdkafka's own lines, which would go to stderr unformatted.
-        return Producer({**self._configuration, "error_cb": self._on_error}, logger=log)
+        return Producer({**self._configuration, "error_cb": self._on_error}, logger=client_log())
 
     def _away(self) -> Refused:
         return try_later("kafka_away", f"transient error, please retry: {self.health.problem()}")
@@ -164,6 +169,8 @@ class RecordProducer:
             self._hand_over()
             if self._fatal:
                 self._replace_producer()
+            elif self._batches_too_large:
+                self._use_smaller_batches()
         self._producer.flush(self._timeout)
         self._hand_over()
 
@@ -182,6 +189,13 @@ class RecordProducer:
         self._hand_over()
         log.warning("the Kafka producer was replaced after a fatal error")
 
+    def _use_smaller_batches(self) -> None:
+        """Go on with a producer that has the new batch.size, once the old one has sent its own."""
+        self._batches_too_large = False
+        previous, self._producer = self._producer, self._new_producer()
+        previous.flush(self._timeout)
+        self._hand_over()
+
     def _on_error(self, error: KafkaError) -> None:
         """librdkafka's errors that concern no record. Called on the poll thread."""
         if error.fatal():
@@ -191,6 +205,7 @@ class RecordProducer:
             self.health.brokers_down(error.str())
 
     def _watch(self) -> None:
+        limit_known = False
         while True:
             try:
                 metadata = self._producer.list_topics(self._topic, LOOK_TIMEOUT_SECONDS)
@@ -202,8 +217,19 @@ class RecordProducer:
                     self.health.topic_missing()
                 else:
                     self.health.looked()
+                    if not limit_known:
+                        limit_known = True
+                        self._fit_batches()
             if self._stopping.wait(LOOK_SECONDS):
                 return
+
+    def _fit_batches(self) -> None:
+        """Kafka refuses a batch over the topic's limit whole, with every small record in it."""
+        limit = topic_limit(self._settings)
+        if limit is not None and limit < int(self._configuration["batch.size"]):
+            log.info("the topic %r takes batches of up to %d bytes", self._topic, limit)
+            self._configuration = {**self._configuration, "batch.size": limit}
+            self._batches_too_large = True
 
 
 def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
@@ -212,6 +238,7 @@ def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
         "client.id": "tidemark-capture",
         "partitioner": "murmur2_random",
         "compression.type": "lz4",
+        "batch.size": BATCH_BYTES,
         "linger.ms": settings.capture_linger_ms,
         "topic.metadata.propagation.max.ms": min(1_000, timeout_ms),
         "queue.buffering.max.messages": QUEUE_MESSAGES,

@@ -7,12 +7,22 @@ whole of it, before any record has left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from capture_api.depth import DEPTH_LIMIT, too_deep
-from capture_api.payload import ABSENT, Event, Payload, PropertiesHead, properties_head
+from capture_api.payload import (
+    ABSENT,
+    FALSE,
+    NULL,
+    TRUE,
+    Event,
+    Payload,
+    PropertiesHead,
+    properties_head,
+    text_of,
+)
 from capture_api.person_properties import splice_person_properties
 from capture_api.record import (
     DISTINCT_ID_LENGTH,
@@ -33,6 +43,9 @@ RECORD_MAX_BYTES = 999_000
 
 Record = tuple[bytes, bytes]
 """A key and a value."""
+
+ODD_DISTINCT_ID_BYTES = 4096
+"""JSON of a distinct_id that is not a string; only its first characters are kept anyway."""
 
 _PERFORMANCE_EVENT = "$performance_event"
 _INT64_MS = (2**63 - 1) // 1000
@@ -79,7 +92,7 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
             timestamp, clamped = event_time(
                 text=text,
                 offset_ms=offset,
-                skew=0 if head is not None and head.ignore_sent_at is True else skew,
+                skew=0 if head is not None and head.ignore_sent_at == TRUE else skew,
                 received_at=received_at,
             )
             if clamped:
@@ -109,7 +122,8 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
             )
         except Refused as refused:
             if len(events) > 1:
-                raise _at(index, refused) from None
+                detail = f"event {index}: {refused.detail}"
+                raise Refused(refused.status, refused.code, detail) from None
             raise
         size = len(record[0]) + len(record[1])
         if size > RECORD_MAX_BYTES:
@@ -121,11 +135,14 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
     return records
 
 
-def _at(index: int, refused: Refused) -> Refused:
-    return Refused(refused.status, refused.code, f"event {index}: {refused.detail}")
-
-
 def _properties(event: Event) -> bytes:
+    """The properties, of a size and depth that further steps may work on."""
+    size = len(event.properties) + len(event.set) + len(event.set_once)
+    if size > RECORD_MAX_BYTES:
+        raise too_large(
+            f"maximum event size exceeded: its properties have {size} bytes, and a record at most "
+            f"{RECORD_MAX_BYTES}; leave it out or make it smaller"
+        )
     properties = bytes(event.properties)
     if not properties.startswith(b"{"):
         if properties == b"null":
@@ -138,10 +155,10 @@ def _properties(event: Event) -> bytes:
 
 def _head(event: Event, properties: bytes, peculiar: bool) -> PropertiesHead | None:
     """The head of the properties, parsed only if there is something in it that matters."""
-    if not peculiar and (event.distinct_id is not None or event.dollar_distinct_id is not None):
+    if not peculiar and (_given(event.distinct_id) or _given(event.dollar_distinct_id)):
         return None
     head = properties_head(properties)
-    if head.cookieless_mode is not None and not isinstance(head.cookieless_mode, bool):
+    if _given(head.cookieless_mode) and head.cookieless_mode not in (TRUE, FALSE):
         raise bad_request("invalid cookieless mode: `$cookieless_mode` must be true or false")
     return head
 
@@ -162,22 +179,32 @@ def _name(event: Event, engage: bool) -> str:
 
 def _distinct_id(event: Event, head: PropertiesHead | None) -> str:
     value = event.distinct_id
-    if value is None:
+    if not _given(value):
         value = event.dollar_distinct_id
-    if value is None and head is not None:
+    if not _given(value) and head is not None:
         value = head.distinct_id
-    text = value if isinstance(value, str) else _json_text(value)
+    text = text_of(value)
+    if text is None:
+        text = _json_text(value) if _given(value) else ""
     if not text:
         raise bad_request("event submitted without a distinct_id", "missing_distinct_id")
     return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
-def _json_text(value: Any) -> str:
-    """What is not a string, as compact JSON; nothing for nothing."""
-    if value is None:
-        return ""
+def _given(value: Raw) -> bool:
+    return value != ABSENT and value != NULL
+
+
+def _json_text(value: Raw) -> str:
+    """What is not a string, as compact JSON."""
+    if len(value) > ODD_DISTINCT_ID_BYTES:
+        raise bad_request(
+            f"`distinct_id` is no string, and longer than {ODD_DISTINCT_ID_BYTES} bytes"
+        )
     try:
-        return msgspec.json.encode(value).decode()
+        return msgspec.json.encode(msgspec.json.decode(value)).decode()
+    except msgspec.DecodeError as error:
+        raise bad_request(f"failed to parse `distinct_id`: {error}", "bad_json") from None
     except (RecursionError, OverflowError):
         raise bad_request("`distinct_id` is neither a string nor a sensible value") from None
 

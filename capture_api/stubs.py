@@ -92,7 +92,7 @@ def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
 
     async def config(token: str) -> Response:
         """Remote configuration of a project."""
-        return as_response(await _config(projects, token) or _json_config())
+        return as_response(await _config(projects, token) or json_answer(200, REMOTE_CONFIG))
 
     async def config_script(token: str) -> Response:
         """Remote configuration of a project as a script."""
@@ -150,10 +150,6 @@ async def _config(projects: Projects, token: str) -> Answer | None:
             refused = Refused(404, "unknown_token", refused.detail)
         return refusal_answer(refused)
     return None
-
-
-def _json_config() -> Answer:
-    return json_answer(200, REMOTE_CONFIG)
 
 
 def _script_config(token: str) -> Answer:

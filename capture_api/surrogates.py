@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 
-# One match an escape, so that `\\ud83d` (a backslash and five letters) is stepped over; whole
-# pairs match first and stay.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
+MAX_REPLACED = 100_000
+"""Surrogates replaced in one text; with more of them it stays invalid, and is refused as that."""
+
+_HIGH = rb"\\u[dD][89abAB][0-9a-fA-F]{2}"
+_LOW = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+# A high half that no low one follows, or a low half that no high one precedes.
+_LONE = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!%b)|(?<!%b\\u[dD])[c-fC-F][0-9a-fA-F]{2})" % (_LOW, _HIGH)
 )
 
 
@@ -23,5 +25,9 @@ def has_surrogates(text: bytes) -> bool:
 
 
 def replace_lone_surrogates(text: bytes) -> bytes:
-    """The JSON text with every lone surrogate escape replaced."""
-    return _ESCAPE.sub(lambda match: rb"\ufffd" if match["lone"] else match[0], text)
+    """The JSON text with its lone surrogate escapes replaced, up to MAX_REPLACED of them."""
+    if b"\0" in text:  # no JSON
+        return text
+    # `\\ud83d` is a backslash and five letters: escaped backslashes step aside for a while.
+    hidden = text.replace(rb"\\", b"\0\0")
+    return _LONE.sub(rb"\\ufffd", hidden, MAX_REPLACED).replace(b"\0\0", rb"\\")

@@ -104,9 +104,9 @@ def parse_time(text: str) -> int | None:
     return _parse_unusual_time(text.strip())
 
 
-def sent_at_in_body(value: object) -> int | None:
+def sent_at_in_body(value: str | None) -> int | None:
     """The `sent_at` of a batch. One without a zone says nothing about the client's clock: None."""
-    if not isinstance(value, str) or len(value) > TIME_LENGTH:
+    if value is None or len(value) > TIME_LENGTH:
         return None
     try:
         time = datetime.fromisoformat(value.strip())

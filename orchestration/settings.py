@@ -139,7 +139,9 @@ class Settings(BaseSettings):
         description="Folder that holds everything the local stack writes.",
     )
 
-    capture_port: int = Field(8000, ge=1, le=65535, description="Port of the capture API, on loopback.")
+    capture_port: int = Field(
+        8000, ge=1, le=65535, description="Port of the capture API, on loopback."
+    )
     dagster_port: int = Field(
         3000, ge=1, le=65535, description="Port of the Dagster UI, on loopback."
     )
@@ -147,7 +149,9 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: str = Field(
         "", description="Kafka to use; empty: the local one on TIDEMARK_KAFKA_PORT."
     )
-    kafka_port: int = Field(9092, ge=1, le=65535, description="Port of the local Kafka, on loopback.")
+    kafka_port: int = Field(
+        9092, ge=1, le=65535, description="Port of the local Kafka, on loopback."
+    )
     kafka_options: dict[str, str] = Field(
         default_factory=dict,
         description="librdkafka settings for every client, as JSON (SASL, TLS, …).",

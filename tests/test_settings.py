@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
 from orchestration.settings import Cadence, Settings
 
@@ -140,3 +141,65 @@ def test_every_setting_has_a_sentence() -> None:
 def test_the_password_is_not_shown(settings: Callable[..., Settings]) -> None:
     """Printing settings, as a log does, does not print the password."""
     assert "hunter2" not in repr(settings(clickhouse_password="hunter2"))
+
+
+@pytest.mark.parametrize("sign", list("?*{}[]"))
+@pytest.mark.parametrize("name", ["home", "lake_uri"])
+def test_a_folder_that_reads_as_a_pattern_is_refused(
+    settings: Callable[..., Settings], tmp_path: Path, name: str, sign: str
+) -> None:
+    """The engines would match such a path against files: the refusal names the sign."""
+    with pytest.raises(ValidationError, match="read as a pattern") as refused:
+        settings(**{name: f"{tmp_path}/a{sign}b"})
+    assert f" has {sign} in its path" in str(refused.value)
+
+
+def test_an_empty_home_is_unset(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TIDEMARK_HOME= does not put everything into the present folder."""
+    settings()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIDEMARK_HOME", "")
+    (tmp_path / ".tidemark").mkdir()
+    (tmp_path / ".tidemark" / "settings.env").write_text("TIDEMARK_CADENCE=2h\n")
+    found = Settings()
+    assert (found.home, found.cadence) == (tmp_path / ".tidemark", "2h")
+
+
+def test_relative_places_are_made_absolute(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Services run in another folder, and find the same ledger and the same lake."""
+    monkeypatch.chdir(tmp_path)
+    found = settings(ledger_url="sqlite:///my.db", lake_uri="my lake")
+    assert found.ledger == f"sqlite:///{tmp_path}/my.db"
+    assert found.lake == str(tmp_path / "my lake")
+    assert settings(lake_uri="s3://bucket/x?region=y").lake == "s3://bucket/x?region=y"
+    far = "postgresql+psycopg2://u:p%40ss@db/tidemark"
+    assert settings(ledger_url=far).ledger == far
+
+
+def test_a_ledger_in_an_odd_folder_is_the_file_it_says(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """No character of the home's path changes the meaning of the ledger's URL."""
+    home = tmp_path / "100%41 #ü@:&"
+    assert make_url(settings(home=home).ledger).database == str(home / "ledger.db")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite://", "sqlite:///"])
+def test_a_ledger_that_is_no_file_or_database_is_refused(
+    settings: Callable[..., Settings], url: str
+) -> None:
+    """The refusal says how a ledger's URL is written."""
+    with pytest.raises(ValidationError, match="sqlite:///FILE"):
+        settings(ledger_url=url)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+@pytest.mark.parametrize("name", ["capture_port", "dagster_port", "kafka_port", "clickhouse_port"])
+def test_a_port_is_one_that_exists(settings: Callable[..., Settings], name: str, port: int) -> None:
+    """1 to 65535, for all four."""
+    with pytest.raises(ValidationError, match=name):
+        settings(**{name: port})

@@ -61,9 +61,7 @@ class Engine:
         folder = folder.resolve()
         # The engine takes these for patterns, and an INSERT from a file below would load nothing.
         if any(sign in str(folder) for sign in "?*{}"):
-            raise StartError(
-                f"the data folder's path must not contain any of ? * {{ }}: {folder}"
-            )
+            raise StartError(f"the data folder's path must not contain any of ? * {{ }}: {folder}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _own(folder)

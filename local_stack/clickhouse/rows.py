@@ -73,9 +73,7 @@ async def answer(turn: Turn, rows: Rows, encoding: str) -> None:
         prepare=turn.plan.prepare,
         restore=turn.plan.restore,
     )
-    future = turn.runner.start(
-        job, turn.asked, turn.connection, keeps_database=True, streams=True
-    )
+    future = turn.runner.start(job, turn.asked, turn.connection, keeps_database=True, streams=True)
     future.add_done_callback(lambda _: pipe.finish())
     stream = _Stream(future, pipe, encoding)
     try:

@@ -16,6 +16,14 @@ from local_stack.clickhouse.lexer import Kind, Token, tokens
 # Statements that change nothing but, with SET and USE, their own session.
 _READING = (b"CHECK", b"DESC", b"DESCRIBE", b"EXISTS", b"EXPLAIN", b"SET", b"SHOW", b"USE")
 
+# Beside these, FORMAT is the name of a column or a table: ORDER BY format DESC.
+_BEFORE_A_NAME = (
+    *(b"AND", b"AS", b"BETWEEN", b"BY", b"DISTINCT", b"EXCEPT", b"FROM", b"HAVING", b"ILIKE"),
+    *(b"IN", b"JOIN", b"LIKE", b"NOT", b"ON", b"OR", b"PREWHERE", b"SELECT", b"THEN", b"USING"),
+    *(b"WHEN", b"WHERE"),
+)
+_AFTER_A_NAME = (b"ASC", b"ASCENDING", b"DESC", b"DESCENDING", b"FINAL")
+
 
 @dataclass(frozen=True)
 class Load:
@@ -197,10 +205,21 @@ def _format_clause(parts: list[Token]) -> int | None:
     """Which token of the outermost query begins the FORMAT clause: only SETTINGS may follow it."""
     for at in range(len(parts) - 2, 0, -1):
         if parts[at].is_word(b"FORMAT"):
+            if _wants_a_name(parts[:at]) or parts[at + 1].is_word(*_AFTER_A_NAME):
+                return None  # a column or a table that is called so
             named = parts[at + 1].kind in (Kind.WORD, Kind.QUOTED)
             last = at + 2 == len(parts) or parts[at + 2].is_word(b"SETTINGS")
             return at if named and last else None
     return None
+
+
+def _wants_a_name(before: list[Token]) -> bool:
+    """Whether a query that was cut here would need a name next: it cannot end so."""
+    last = before[-1]
+    named = len(before) > 1 and (before[-2].is_word(b"AS") or before[-2].is_mark(b"."))
+    if last.kind is Kind.WORD:
+        return last.is_word(*_BEFORE_A_NAME) and not named
+    return any(last.is_mark(mark) for mark in (b",", b".", b"=", b"<", b">", b"+", b"-", b"/"))
 
 
 def _refuse_outfile(parts: list[Token]) -> None:

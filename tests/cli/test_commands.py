@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from local_stack.ports import free_port
+from local_stack.processes import Record, Service, recorded, running, start, stop_all
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -94,3 +100,91 @@ def test_a_batch_without_kafka_fails_in_one_line(tidemark: Run) -> None:
     assert failed.returncode == 1
     assert "Kafka did not answer" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("kafka_options", "notjson", "TIDEMARK_KAFKA_OPTIONS is not JSON"),
+        ("capture_port", "99999", "TIDEMARK_CAPTURE_PORT"),
+        ("ledger_url", "nonsense", "TIDEMARK_LEDGER_URL"),
+        ("ledger_url", "nosuchbase://host/name", "TIDEMARK_LEDGER_URL"),
+        ("ledger_url", "mssql+pymssql://host/name", "TIDEMARK_LEDGER_URL"),
+        ("home", "/dev/null/home", "TIDEMARK_HOME"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    tidemark: Run, variable: str, value: str, told: str
+) -> None:
+    """Bad JSON, ports, databases, drivers and folders: one line that names the variable."""
+    failed = tidemark("projects", "list", **{variable: value})
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1, failed.stderr
+    assert told in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("projects", "revoke", "99999999999999999999"), ("demo", "--events", "0")],
+)
+def test_a_number_out_of_range_is_a_misspelt_command(
+    tidemark: Run, arguments: tuple[str, ...]
+) -> None:
+    """What no database or demo can take is refused before anything is begun."""
+    refused = tidemark(*arguments)
+    assert refused.returncode == 2
+    assert "range" in refused.stderr
+
+
+def test_a_service_that_died_is_told(tidemark: Run, tmp_path: Path) -> None:
+    """`status` names the dead and their logs, and `up` says how to mend half a stack."""
+    home = tmp_path / "home"
+
+    def idle(name: str) -> Record:
+        code = "import signal; signal.pause()"
+        return start(Service(name, [sys.executable, "-c", code], lambda: None), home)
+
+    try:
+        idle("capture")
+        dead = idle("kafka")
+        os.kill(dead.pid, signal.SIGKILL)
+        os.waitpid(dead.pid, os.WNOHANG)
+        away = {"kafka_bootstrap_servers": "127.0.0.1:9"}
+        seen = json.loads(tidemark("status", "--json", **away).stdout)
+        assert list(seen["services"]) == ["capture"]
+        assert seen["died"] == [{"service": "kafka", "log": dead.log}]
+        assert f"kafka died (log: {dead.log})" in tidemark("status", **away).stdout
+        for how in ((), ("--detach",)):
+            refused = tidemark("up", *how)
+            assert refused.returncode == 1
+            assert f"kafka (log: {dead.log}) died" in refused.stderr
+            assert "`tidemark down`, then `tidemark up`" in refused.stderr
+    finally:
+        stop_all(home)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_up_that_is_ended_half_way_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """A signal during `up --detach` stops what it has started so far."""
+    home = tmp_path / "home"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection, says nothing
+        away = f"127.0.0.1:{silent.getsockname()[1]}"
+        code = "from orchestration.cli import main; main()"
+        clean = {name: value for name, value in os.environ.items() if "TIDEMARK" not in name}
+        own = {
+            "TIDEMARK_HOME": str(home),
+            "TIDEMARK_KAFKA_BOOTSTRAP_SERVERS": away,
+            "TIDEMARK_CLICKHOUSE_PORT": str(free_port(28_000)),
+        }
+        up = subprocess.Popen([sys.executable, "-c", code, "up", "--detach"], env={**clean, **own})
+        try:
+            while not running(home):
+                assert up.poll() is None
+                time.sleep(0.02)
+            up.send_signal(number)
+            assert up.wait(60) == 128 + number
+            assert recorded(home) == []
+        finally:
+            up.kill()
+            up.wait()
+            stop_all(home)

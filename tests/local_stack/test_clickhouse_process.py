@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from local_stack.clickhouse.runner import _MAX_STREAMS
+
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
@@ -312,3 +314,31 @@ def test_the_summary_counts_a_load(clickhouse_server: Any, clickhouse_table: str
     answer = clickhouse_server.post(f"INSERT INTO {clickhouse_table} FORMAT CSV\n1,a\n2,b\n")
     summary = json.loads(answer.headers["X-ClickHouse-Summary"])
     assert (summary["read_rows"], summary["written_rows"]) == ("2", "2")
+
+
+def test_an_insert_does_not_wait_behind_unread_answers(start_clickhouse: Any) -> None:
+    """However many clients leave their rows unread, what changes data gets its turn."""
+    server = start_clickhouse()
+    server.rows("CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+    query = b"SELECT number FROM system.numbers SETTINGS max_threads = 1"
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(query)
+    readers = []
+    try:
+        for _ in range(_MAX_STREAMS):
+            reader = socket.create_connection(("127.0.0.1", server.port), 60)
+            readers.append(reader)
+            reader.sendall(request + query)
+        for reader in readers:
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        assert server.post("INSERT INTO t VALUES (1)").status_code == 200
+    finally:
+        for reader in readers:
+            reader.close()
+    assert server.rows("SELECT count() FROM t") == [["1"]]
+
+
+@pytest.mark.parametrize("sign", ["?", "*", "{a}"])
+def test_a_folder_that_reads_as_a_pattern_is_refused(tmp_path: Path, sign: str) -> None:
+    """An INSERT below such a folder would load nothing and say it did: the start fails instead."""
+    line = start_fails("--data", str(tmp_path / f"data{sign}"), "--port", "0")
+    assert "must not contain" in line

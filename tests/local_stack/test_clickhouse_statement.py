@@ -196,3 +196,34 @@ def test_an_engines_message_is_read(text: str, code: int, name: str, message: st
     """Code and name come out of the text, wrappers do not stay in it."""
     error = from_engine(text)
     assert (error.code, error.name, error.message) == (code, name, message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"SELECT a FROM t ORDER BY format DESC",
+        b"SELECT a FROM t ORDER BY a, format desc",
+        b"SELECT a FROM t GROUP BY format SETTINGS max_threads = 1",
+        b"SELECT a FROM format final",
+        b"SELECT t.format alias",
+    ],
+)
+def test_a_column_called_format_begins_no_clause(text: bytes) -> None:
+    """Where a name is due, FORMAT is one, and the query stays whole."""
+    assert statement.parse(text) == Rows(text, b"", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"SELECT * FORMAT CSV",
+        b"SELECT 1 AS by FORMAT CSV",
+        b"SELECT a FROM t ORDER BY a DESC FORMAT CSV",
+        b"SELECT a FROM t FINAL FORMAT CSV",
+    ],
+)
+def test_a_format_clause_is_found_behind_a_whole_query(text: bytes) -> None:
+    """After what may end a query, FORMAT is the clause."""
+    parsed = statement.parse(text)
+    assert isinstance(parsed, Rows)
+    assert (parsed.before, parsed.format) == (text.removesuffix(b"FORMAT CSV"), "CSV")

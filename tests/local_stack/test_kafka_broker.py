@@ -18,7 +18,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from local_stack.kafka.broker import require_free_disk
 from local_stack.kafka.errors import HomeError
-from local_stack.kafka.storage import read_cluster_id
+from local_stack.kafka.jars import default_cache
+from local_stack.kafka.storage import read_cluster_id, reason_of
 from local_stack.kafka.topics import (
     KafkaNotReady,
     TopicMismatch,
@@ -309,3 +310,30 @@ def test_readiness_names_the_reason(tmp_path: Path) -> None:
         assert servers in (unready_reason(servers) or "")
         with pytest.raises(KafkaNotReady, match=servers):
             wait_until_ready(servers, 0.2)
+
+
+def test_folders_of_any_alphabet_in_any_locale(tmp_path: Path) -> None:
+    """Under LC_ALL=C too, a home and a jar cache with other than ASCII letters work."""
+    cache = tmp_path / "Gläser"
+    cache.symlink_to(default_cache(), target_is_directory=True)
+    port = free_port(20_000 + os.getpid() % 10_000)
+    argv = [sys.executable, "-m", "local_stack.kafka", "--home", str(tmp_path / "Höhe")]
+    argv += ["--port", str(port), "--cache", str(cache)]
+    with (tmp_path / "log").open("wb") as log:
+        broker = subprocess.Popen(
+            argv, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "LC_ALL": "C"}
+        )
+    try:
+        while unready_reason(f"127.0.0.1:{port}") is not None:
+            assert broker.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+    finally:
+        broker.kill()
+        broker.wait()
+
+
+def test_a_failed_format_is_told_by_its_exception() -> None:
+    """The reason is the exception's line, not the end of the stack below it."""
+    output = "a warning\njava.io.IOException: disk gone\n\tat a.B\n\tat c.D\n\tat e.F\n"
+    assert reason_of(output) == "java.io.IOException: disk gone"
+    assert reason_of("one\ntwo\nthree\nfour\n") == "two / three / four"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from local_stack.processes import (
     Foreground,
     Service,
     ServiceFailed,
+    died,
     lock_holder,
     locked,
     log_path,
@@ -573,3 +575,43 @@ def test_of_two_concurrent_starts_one_wins(home: Path) -> None:
     outputs.remove("started\n")
     assert "works on" in outputs[0] or "runs already" in outputs[0]
     assert len(running(home)) == 1
+
+
+def test_a_service_that_died_is_told_apart(home: Path) -> None:
+    """A service that was killed is among the dead until it is stopped; one that lives is not."""
+    launch(home, IDLE, name="lives")
+    dead = launch(home, IDLE, name="dies")
+    assert died(home) == []
+    os.kill(dead.pid, signal.SIGKILL)
+    eventually(lambda: is_gone(dead.pid), "the killed service goes")
+    assert [record.name for record in died(home)] == ["dies"]
+    stop("dies", home)
+    assert died(home) == []
+
+
+def test_a_lock_that_was_moved_away_holds_nothing(home: Path) -> None:
+    """Who waits for a home that its holder removes does not believe to hold the new one."""
+    own = home / "own"
+    outcomes: list[str] = []
+
+    def wait_for_it() -> None:
+        try:
+            with locked(own, "second"):
+                outcomes.append("held")
+        except AlreadyRunning as error:
+            outcomes.append(str(error))
+
+    with locked(own, "first"):
+        waiting = threading.Thread(target=wait_for_it)
+        waiting.start()
+        moved = home / "moved"
+        eventually(lambda: _opened_by_two(own), "the second opens the lock")
+        own.rename(moved)
+    waiting.join()
+    assert len(outcomes) == 1
+    assert "removed" in outcomes[0]
+
+
+def _opened_by_two(home: Path) -> bool:
+    lock = str(home / "run" / "stack.lock")
+    return sum(file.path == lock for file in psutil.Process().open_files()) == 2

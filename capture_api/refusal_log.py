@@ -1,0 +1,56 @@
+"""The log of refusals: one line each, up to a number a second, and a count of the rest.
+
+One client in a loop must not fill the disk. The texts may quote the client, hence %r and lengths:
+a quoted line break must not make a second line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from capture_api.answers import Scope
+from capture_api.client_address import client_address
+from capture_api.client_software import client_software
+from capture_api.refusal import Refused
+
+LINES_PER_WINDOW = 10
+WINDOW_SECONDS = 1.0
+
+log = logging.getLogger("tidemark.capture")
+
+
+class RefusalLog:
+    """Writes the lines; on one event loop."""
+
+    def __init__(self) -> None:
+        self._refusals = 0  # in the present window
+
+    def tell(
+        self, scope: Scope, headers: dict[bytes, bytes], receipt: str, refused: Refused
+    ) -> None:
+        """Let an operator find the sender of what could not be taken in."""
+        if refused.status == 503:
+            return  # the producer and the projects say once what is wrong, not once a request
+        if not self._refusals:
+            asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._end_window)
+        self._refusals += 1
+        if self._refusals > LINES_PER_WINDOW:
+            return
+        log.info(
+            "refused %s %.200r with %d %s: %.500r (receipt %s, ip %s, user agent %.200r)",
+            scope["method"],
+            scope["path"],
+            refused.status,
+            refused.code,
+            refused.detail,
+            receipt,
+            client_address(scope),
+            client_software(headers.get(b"user-agent"))[0],
+        )
+
+    def _end_window(self) -> None:
+        more = self._refusals - LINES_PER_WINDOW
+        if more > 0:
+            log.info("refused %d more requests within %g s", more, WINDOW_SECONDS)
+        self._refusals = 0
