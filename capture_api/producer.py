@@ -193,6 +193,10 @@ class RecordProducer:
         """Go on with a producer that has the new batch.size, once the old one has sent its own."""
         self._batches_too_large = False
         previous, self._producer = self._producer, self._new_producer()
+        # A `send` that still has the previous one ends before the loop does anything else.
+        sent = threading.Event()
+        self._loop.call_soon_threadsafe(sent.set)
+        sent.wait(self._timeout)
         previous.flush(self._timeout)
         self._hand_over()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+)
 
 from capture_api.client_log import client_log
 from orchestration.settings import Settings
@@ -17,8 +20,9 @@ log = logging.getLogger("tidemark.capture.kafka")
 
 def topic_limit(settings: Settings) -> int | None:
     """The limit in bytes, or None where it cannot be learnt (it needs DescribeConfigs). Blocks."""
-    resource = ConfigResource(ResourceType.TOPIC, settings.topic)
-    admin = AdminClient(settings.kafka_client, logger=client_log())
+    resource = ConfigResource(ConfigResource.Type.TOPIC, settings.topic)
+    configuration: dict[str, str | int | float | bool] = {**settings.kafka_client}
+    admin = AdminClient(configuration, logger=client_log())
     try:
         futures = admin.describe_configs([resource], request_timeout=ASK_TIMEOUT_SECONDS)
         entries = futures[resource].result(ASK_TIMEOUT_SECONDS + 1)

@@ -53,6 +53,7 @@ def test_chunks_are_joined() -> None:
         ((), b"101", "silence", 413, "too_large"),
         ((), b"9" * 5000, "silence", 413, "too_large"),
         ((b"a" * 60,), b"100", "silence", 408, "body_stalled"),
+        ((), b"100", "silence", 408, "body_stalled"),
         ((b"a" * 60,), b"100", "hang-up", 400, "client_gone"),
         ((), b"100", "hang-up", 400, "client_gone"),
     ],
@@ -87,3 +88,45 @@ def test_budget_is_shared_and_given_back() -> None:
         first.release()
         assert budget.held == 0
     assert budget.held == 0
+
+
+def test_trickling_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not buy more time: the deadline is one for the whole body."""
+    monkeypatch.setattr(body, "STALL_SECONDS", 0.05)
+    pieces = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal pieces
+        pieces += 1
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"a", "more_body": pieces < LIMIT}
+
+    async def main() -> None:
+        with Charge(Budget(LIMIT)) as charge:
+            await read_body(receive, None, LIMIT, charge)
+
+    with pytest.raises(Refused) as caught:
+        asyncio.run(main())
+    assert (caught.value.status, caught.value.code) == (408, "body_stalled")
+    assert pieces < LIMIT
+
+
+def test_large_body_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that came at a fair rate move the deadline."""
+    monkeypatch.setattr(body, "STALL_SECONDS", 0.0)
+    monkeypatch.setattr(body, "SLOWEST_BYTES_PER_SECOND", 1)
+    started = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal started
+        if started:
+            await asyncio.sleep(0.01)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        started = True
+        return {"type": "http.request", "body": b"a" * LIMIT, "more_body": True}
+
+    async def main() -> bytes:
+        with Charge(Budget(LIMIT)) as charge:
+            return await read_body(receive, None, LIMIT, charge)
+
+    assert asyncio.run(main()) == b"a" * LIMIT

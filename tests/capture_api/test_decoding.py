@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
+import re
 import zlib
 from urllib.parse import urlencode
 
@@ -11,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture_api.decoding import decode_payload, inflate
+from capture_api.decoding import GZIP_MEMBERS, decode_payload, inflate
 from capture_api.depth import DEPTH_LIMIT, too_deep
 from capture_api.query import Query, parse_query
 from capture_api.refusal import Refused
-from capture_api.surrogates import replace_lone_surrogates
+from capture_api.surrogates import MAX_REPLACED, replace_lone_surrogates
 
 JSON = '{"event":"é","distinct_id":"d"}'.encode()
 LIMIT = 10_000
@@ -57,6 +59,11 @@ def decode(
             b"data=" + base64.b64encode(gzip.compress(JSON)), "", "/e", FORM,
             id="form of base64 with a bare plus",
         ),
+        pytest.param(
+            urlencode({"data": JSON}).encode(), "", "/e",
+            {b"content-type": b"application/x-www-form-urlencoded; charset=UTF-8"},
+            id="form with a charset",
+        ),
         pytest.param(b"", urlencode({"data": JSON}), "/e", {}, id="data in query"),
         pytest.param(b"ignored", urlencode({"data": JSON}), "/e", {}, id="query before body"),
     ],
@@ -77,6 +84,7 @@ def test_wrappings_are_undone(
         (gzip.compress(JSON)[:-1], "", 400, "bad_gzip"),
         (gzip.compress(JSON)[:-8] + b"\0" * 8, "", 400, "bad_gzip"),
         (b"\x1f\x8b\x08 not gzip at all", "", 400, "bad_gzip"),
+        (gzip.compress(b"") * GZIP_MEMBERS + gzip.compress(JSON), "", 400, "bad_gzip"),
         (JSON, "compression=gzip", 400, "bad_gzip"),
         (zlib.compress(JSON), "compression=gzip", 400, "bad_gzip"),
         (JSON, "compression=lz64", 400, "unsupported_compression"),
@@ -140,11 +148,28 @@ def test_query_parameters(query: str, expected: Query) -> None:
         (rb'"\\ud83d"', rb'"\\ud83d"'),
         (rb'"\\\ud83d"', rb'"\\\ufffd"'),
         (rb'"\u00e9"', rb'"\u00e9"'),
+        (rb'"\\\ud83d\ude00\\"', rb'"\\\ud83d\ude00\\"'),
+        (rb'"\ud83d\\ude00"', rb'"\ufffd\\ude00"'),
+        (b'"\0\\ud83d"', b'"\0\\ud83d"'),
     ],
 )
 def test_lone_surrogates_are_replaced(text: bytes, expected: bytes) -> None:
     """Only halves without their other half change, and only into U+FFFD."""
     assert replace_lone_surrogates(text) == expected
+
+
+@given(st.lists(st.sampled_from([rb"\\", rb"\n", rb"\ud83d", rb"\uDE00", b"ud83d", b"x"])))
+def test_replaced_text_is_what_a_reader_makes_of_it(parts: list[bytes]) -> None:
+    """Any mix of escapes reads as before, but for its lone halves."""
+    text = b'"' + b"".join(parts) + b'"'
+    read = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(text))
+    assert json.loads(replace_lone_surrogates(text)) == read
+
+
+def test_replacing_is_bounded() -> None:
+    """Beyond so many lone halves the text stays invalid: no body is worth more work."""
+    replaced = replace_lone_surrogates(rb"\ud83d" * (MAX_REPLACED + 5))
+    assert (replaced.count(rb"\ufffd"), replaced.count(rb"\ud83d")) == (MAX_REPLACED, 5)
 
 
 def nested(levels: int) -> bytes:

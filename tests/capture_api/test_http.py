@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import socket
@@ -11,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
-from capture_api.app import create_app
+from capture_api.http_protocol import MAX_HEAD_BYTES
+from capture_api.ingest import INGEST_PATHS
 from orchestration.ledger.projects import create_project, revoke_project
 
 EVENT = {"event": "e", "distinct_id": "d"}
@@ -208,29 +207,80 @@ def test_what_is_not_served_is_refused_in_words(capture: Any, path: str) -> None
     assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
 
 
-def test_ordinary_routes_answer_like_the_fast_path(settings: Any) -> None:
-    """The FastAPI routes and the raw handler give the same answers to the same requests."""
-    app = create_app(settings(kafka_bootstrap_servers="127.0.0.1:1"))
+def test_no_capture_path_falls_through_to_its_description(capture: Any) -> None:
+    """With and without a slash, every described path is answered by the capture code itself."""
+    for path in INGEST_PATHS:
+        for spelling in (path, f"{path}/"):
+            response = capture.client.post(spelling, json=capture.batch(EVENT))
+            assert response.status_code == 200, response.text
+            assert response.headers["X-Request-Id"]
 
-    async def ordinary(scope: Any, receive: Any, send: Any) -> None:
-        await FastAPI.__call__(app, scope, receive, send)
 
-    async def ask(application: Any, method: str, path: str, body: bytes) -> tuple[Any, ...]:
-        transport = httpx.ASGITransport(application)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            response = await client.request(method, path, content=body)
-            response.headers.pop("X-Request-Id")
-            return response.status_code, sorted(response.headers.items()), response.content
+def exchange(capture: Any, *pieces: bytes) -> bytes:
+    """What comes back for these bytes, until the server hangs up."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", capture.port), 30) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+            while received := connection.recv(65536):
+                answer += received
+        except ConnectionError:
+            pass  # it hung up while we were still sending
+    return answer
 
-    for method, path, body in (
-        ("POST", "/batch", b"{}"),
-        ("POST", "/e/", b""),
-        ("POST", "/e/?beacon=1", b"nonsense"),
-        ("POST", "/batch", b'{"api_key":"t","batch":[{"event":"$performance_event"}]}'),
-        ("POST", "/batch", b'{"api_key":"","batch":[{}]}'),
-        ("GET", "/e", b""),
-    ):
-        app.ingest._projects._tokens = {"t": 1}
-        app.ingest._producer.check = lambda: None  # type: ignore[method-assign]
-        fast = asyncio.run(ask(app, method, path, body))
-        assert fast == asyncio.run(ask(ordinary, method, path, body))
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /batch HTTP/1.1\r\nHost: x\r\nX-Long: ",
+        b"GET /e/?data=",
+        b"POST /batch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
+    ],
+)
+def test_endless_head_is_cut_off(capture: Any, start: bytes) -> None:
+    """Headers, URL or trailers without an end: the server hangs up, and serves others."""
+    answer = exchange(capture, start, *(b"x" * 65536 for _ in range(64)))
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+    assert "headers of more than" in capture.log()
+    assert capture.client.post("/batch", json=capture.batch(EVENT)).status_code == 200
+
+
+def test_head_below_the_limit_is_read_however_it_is_cut(capture: Any) -> None:
+    """Long headers in pieces, bodies far larger than the limit, and pipelined requests all pass."""
+    body = json.dumps(capture.batch({**EVENT, "x": "y" * (4 * MAX_HEAD_BYTES)})).encode()
+    head = b"POST /batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX: %b" % (
+        len(body),
+        b"z" * (MAX_HEAD_BYTES // 2),
+    )
+    last = b"\r\nConnection: close\r\n\r\n"
+    answer = exchange(capture, head, b"\r\n\r\n" + body + head, last + body)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_forwarding_headers_are_not_believed(capture: Any) -> None:
+    """Whoever says to be somebody else is recorded under the address of the connection."""
+    headers = {"X-Forwarded-For": "203.0.113.9"}
+    response = capture.client.post("/batch", json=capture.batch(EVENT), headers=headers)
+    [record] = capture.records_of(response)
+    assert record.value["ip"] == "127.0.0.1"
+
+
+def refused_line(path: str, capture: Any, until: Any) -> str:
+    """The log line of the refusal of a request to this path, by its receipt."""
+    response = capture.client.post(path, content=b"{}", headers={"User-Agent": "a\tb"})
+    assert response.status_code == 401
+    receipt = response.headers["X-Request-Id"]
+
+    def lines() -> list[str]:
+        return [line for line in capture.log().splitlines() if receipt in line]
+
+    until(lambda: bool(lines()), "the refusal is logged")
+    return lines()[0]
+
+
+def test_log_lines_quote_what_the_sender_controls(kafka: str, new_capture: Any, until: Any) -> None:
+    """Path and user agent stand in the log as quoted text, without raw control characters."""
+    line = refused_line("/batch", new_capture(kafka).start(), until)
+    assert "POST '/batch' with 401" in line
+    assert r"'a\tb'" in line

@@ -83,6 +83,7 @@ def test_broker_crash_loses_nothing_acknowledged(
     accepted = set().union(*(sender.accepted for sender in senders))
     assert accepted - stored == set()
     assert {status for sender in senders for status in sender.statuses} == {200, 503}
+    assert "FAIL [" not in capture.log()
 
 
 def test_server_started_without_kafka_recovers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -78,6 +79,27 @@ def test_producer_is_replaced_after_a_fatal_error(kafka: str, topic: str, settin
         assert VERSION_HEADERS == [("tidemark-record", b"1")]  # shared by all records: unchanged
 
     run(settings(kafka_bootstrap_servers=kafka, topic=topic), use)
+
+
+def test_batches_fit_the_topic(kafka: str, settings: Any) -> None:
+    """Small records go through in number, however little the topic takes at once; a large one
+    alone is a 413."""
+    name = f"producer-{next(_numbers)}"
+    ensure_topic(kafka, name, 1, {"max.message.bytes": "20000"})
+    configured = settings(kafka_bootstrap_servers=kafka, topic=name, capture_linger_ms=50)
+
+    async def use(producer: RecordProducer) -> None:
+        first = producer._producer
+        async with asyncio.timeout(30):
+            while producer._producer is first:
+                await asyncio.sleep(0.001)
+        records = [(b"t:d", os.urandom(1000)) for _ in range(200)]
+        assert await producer.send(records) is None
+        error = await producer.send([(b"t:d", os.urandom(30_000))])
+        assert error is not None
+        assert producer.refusal(error).status == 413
+
+    run(configured, use)
 
 
 def test_unanswered_records_end_at_the_deadline(settings: Any) -> None:

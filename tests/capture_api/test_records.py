@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,12 @@ from capture_api.record import (
     FLAG_TIME_CLAMPED,
     PROPERTIES_MARK,
 )
-from capture_api.records import Request, build_records
+from capture_api.records import (
+    ODD_DISTINCT_ID_BYTES,
+    RECORD_MAX_BYTES,
+    Request,
+    build_records,
+)
 from capture_api.refusal import Refused
 from capture_api.uuids import mint_uuids, normal_uuid
 
@@ -316,3 +322,35 @@ def test_any_shape_is_refused_or_makes_readable_records(fields: dict[str, Any]) 
     """Whatever the fields hold, there is a refusal with 4xx or records that can be read back."""
     for body in (fields, [event(**fields)], {"api_key": TOKEN, "batch": [event(**fields)]}):
         assert outcome(body) in (200, 400, 401, 413)
+
+
+@pytest.mark.parametrize("field", ["properties", "$set", "$set_once"])
+def test_oversized_properties_are_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """413 by their length alone, however many brackets they hold."""
+
+    def no_work(_: bytes) -> bool:
+        raise AssertionError("nobody looks into properties that are too large")
+
+    body = json.dumps(event(**{field: {"a": [[]] * (RECORD_MAX_BYTES // 2)}}))
+    monkeypatch.setattr("capture_api.records.too_deep", no_work)
+    monkeypatch.setattr("capture_api.person_properties.too_deep", no_work)
+    refused = refusal(body)
+    assert (refused.status, refused.code) == (413, "too_large")
+
+
+@pytest.mark.parametrize("where", ["distinct_id", "$distinct_id", "properties"])
+def test_large_odd_distinct_id_is_refused_unread(where: str) -> None:
+    """Arrays and objects stand for a distinct_id only while they are short; 400 otherwise."""
+    value = [1] * ODD_DISTINCT_ID_BYTES
+    fields = {"properties": {"distinct_id": value}} if where == "properties" else {where: value}
+    refused = refusal({"event": "e", "token": TOKEN, **fields})
+    assert (refused.status, "`distinct_id` is no string" in refused.detail) == (400, True)
+
+
+def test_values_of_any_kind_stay_raw_until_they_are_needed() -> None:
+    """What a client may fill with anything becomes no objects while the body is parsed."""
+    text = json.dumps(event(distinct_id=[{}], sent_at=[{}]))
+    [parsed] = parse_payload(text.encode()).events
+    assert isinstance(parsed.distinct_id, msgspec.Raw)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from local_stack.ports import free_port
-from local_stack.processes import Record, Service, recorded, running, start, stop_all
+from local_stack.processes import Record, Service, died, recorded, running, start, stop_all
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -148,7 +148,8 @@ def test_a_service_that_died_is_told(tidemark: Run, tmp_path: Path) -> None:
         idle("capture")
         dead = idle("kafka")
         os.kill(dead.pid, signal.SIGKILL)
-        os.waitpid(dead.pid, os.WNOHANG)
+        while not died(home):
+            time.sleep(0.02)
         away = {"kafka_bootstrap_servers": "127.0.0.1:9"}
         seen = json.loads(tidemark("status", "--json", **away).stdout)
         assert list(seen["services"]) == ["capture"]

@@ -1,0 +1,34 @@
+"""Starting with settings that make no sense ends in one line that names them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("TIDEMARK_KAFKA_OPTIONS", "notjson", "kafka_options"),
+        ("TIDEMARK_KAFKA_OPTIONS", '{"no.such": "setting"}', "no.such"),
+        ("TIDEMARK_CAPTURE_LINGER_MS", "6000", "linger.ms"),
+        ("TIDEMARK_CAPTURE_LINGER_MS", "-1", "TIDEMARK_CAPTURE_LINGER_MS"),
+    ],
+)
+def test_bad_setting_is_one_line(tmp_path: Path, name: str, value: str, text: str) -> None:
+    """Exit code 1, the setting's name, and no traceback."""
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith("TIDEMARK_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "capture_api", "--port", "0"],
+        env={**inherited, "TIDEMARK_HOME": str(tmp_path), name: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert text in line
