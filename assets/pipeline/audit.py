@@ -17,24 +17,13 @@ from itertools import pairwise
 
 from clickhouse_connect.driver.client import Client
 
-from assets.pipeline.batch import Balance, Batch, Fingerprint, Kind, Range, State
-from assets.pipeline.clickhouse import named_errors
-from assets.pipeline.prove import describe_difference
+from assets.pipeline.batch import Balance, Batch, Kind, Range, State
+from assets.pipeline.prove import describe_difference, read_fingerprints_of
 
 LOADED_STATES = (State.LOADED, State.COMMITTED, State.SUSPECT)
 """States in which a batch's events are, or were meant to be, in ClickHouse."""
 
 _BATCHES_A_QUERY = 200
-
-_FINGERPRINTS = """
-SELECT
-    _batch_id, _partition, count(), min(_offset), max(_offset), toUInt64(sum(_offset)),
-    sum(toUInt64(_offset) * toUInt64(_offset))
-FROM {database:Identifier}.{table:Identifier}
-WHERE _batch_id IN {batch_ids:Array(String)}
-GROUP BY _batch_id, _partition
-ORDER BY _batch_id, _partition
-"""
 
 
 class Trouble(StrEnum):
@@ -119,7 +108,9 @@ def reprove(
         due = [batch for batch in batches if _is_due(batch, kind)]
         for at in range(0, len(due), _BATCHES_A_QUERY):
             some = due[at : at + _BATCHES_A_QUERY]
-            found = _read_fingerprints(client, database, kind, some)
+            found = read_fingerprints_of(
+                client, database, kind.value, [batch.batch_id for batch in some]
+            )
             for batch in some:
                 assert batch.staged is not None
                 staged = batch.staged.fingerprints.get(kind, ())
@@ -138,21 +129,3 @@ def _is_due(batch: Batch, kind: Kind) -> bool:
     if kind is Kind.EVENTS:
         return batch.state in LOADED_STATES
     return batch.dead_letters_loaded_at is not None
-
-
-def _read_fingerprints(
-    client: Client, database: str, kind: Kind, batches: Sequence[Batch]
-) -> dict[str, tuple[Fingerprint, ...]]:
-    with named_errors("re-proving batches"):
-        rows = client.query(
-            _FINGERPRINTS,
-            parameters={
-                "database": database,
-                "table": kind.value,
-                "batch_ids": [batch.batch_id for batch in batches],
-            },
-        ).result_rows
-    found: dict[str, tuple[Fingerprint, ...]] = {}
-    for batch_id, *numbers in rows:
-        found[batch_id] = (*found.get(batch_id, ()), Fingerprint(*map(int, numbers)))
-    return found

@@ -17,12 +17,12 @@ from assets.pipeline.clickhouse import named_errors
 
 _FINGERPRINTS = """
 SELECT
-    _partition, count(), min(_offset), max(_offset), toUInt64(sum(_offset)),
+    _batch_id, _partition, count(), min(_offset), max(_offset), toUInt64(sum(_offset)),
     sum(toUInt64(_offset) * toUInt64(_offset))
 FROM {database:Identifier}.{table:Identifier}
-WHERE _batch_id = {batch_id:String}
+WHERE _batch_id IN {batch_ids:Array(String)}
 GROUP BY _batch_id, _partition
-ORDER BY _partition
+ORDER BY _batch_id, _partition
 """
 
 
@@ -38,12 +38,22 @@ def read_fingerprints(
     client: Client, database: str, table: str, batch_id: str
 ) -> tuple[Fingerprint, ...]:
     """What ClickHouse holds of the batch, one fingerprint for each partition."""
-    with named_errors(f"proving {batch_id}"):
+    return read_fingerprints_of(client, database, table, [batch_id]).get(batch_id, ())
+
+
+def read_fingerprints_of(
+    client: Client, database: str, table: str, batch_ids: Sequence[str]
+) -> dict[str, tuple[Fingerprint, ...]]:
+    """The same for several batches in one query; batches of which there is nothing are missing."""
+    with named_errors("proving " + ", ".join(batch_ids[:3]) + (" …" if batch_ids[3:] else "")):
         rows = client.query(
             _FINGERPRINTS,
-            parameters={"database": database, "table": table, "batch_id": batch_id},
+            parameters={"database": database, "table": table, "batch_ids": list(batch_ids)},
         ).result_rows
-    return tuple(Fingerprint(*map(int, row)) for row in rows)
+    found: dict[str, tuple[Fingerprint, ...]] = {}
+    for batch_id, *numbers in rows:
+        found[batch_id] = (*found.get(batch_id, ()), Fingerprint(*map(int, numbers)))
+    return found
 
 
 def compare(staged: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> Proof:

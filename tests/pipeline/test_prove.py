@@ -85,7 +85,7 @@ def test_the_proof_reads_the_projection(new_stack: NewStack) -> None:
         )
         plan = stack.client.query(
             f"EXPLAIN projections = 1 {prove._FINGERPRINTS}",
-            parameters={"database": stack.database, "table": table, "batch_id": "7"},
+            parameters={"database": stack.database, "table": table, "batch_ids": ["7"]},
         ).result_rows
         told = "\n".join(line for (line,) in plan)
         assert "by_batch" in told, told
