@@ -21,7 +21,7 @@ import click
 from confluent_kafka import KafkaError, Message, Producer
 
 from bench.errors import BenchFailed, run_command
-from capture_api.record import (
+from capture_api.events.record import (
     RECORD_VERSION,
     VERSION_HEADERS,
     RecordHead,

@@ -31,7 +31,7 @@ from bench.figures import describe, machine, write_json
 from bench.fill import make_records
 from bench.latency_report import Delay, show, summary
 from bench.parts import bench_settings, temporary_home
-from capture_api.record import PROPERTIES_MARK
+from capture_api.events.record import PROPERTIES_MARK
 from local_stack.processes import Foreground, Service
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.ledger.batches import all_batches

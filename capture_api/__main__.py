@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from capture_api.app import create_app
-from capture_api.http_protocol import BoundedHttpProtocol
+from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
 
 GRACE_SECONDS = 2

@@ -26,7 +26,7 @@ from capture_api.answers import (
 )
 from capture_api.health import health_routes
 from capture_api.ingest import INGEST_PATHS, Ingest
-from capture_api.producer import RecordProducer
+from capture_api.kafka.producer import RecordProducer
 from capture_api.projects import Projects
 from capture_api.refusal import Refused
 from capture_api.stubs import stub_routes

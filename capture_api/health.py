@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from capture_api.answers import as_response, json_answer, text_answer
-from capture_api.producer import RecordProducer
+from capture_api.kafka.producer import RecordProducer
 from capture_api.projects import Projects
 
 

@@ -24,18 +24,18 @@ from capture_api.answers import (
     refusal_answer,
     send_answer,
 )
-from capture_api.body import Budget, Charge, read_body
-from capture_api.client_address import client_address
-from capture_api.client_software import client_software
-from capture_api.decoding import decode_payload
-from capture_api.payload import parse_payload
-from capture_api.producer import RecordProducer
+from capture_api.events.records import Request, Topics, build_records
+from capture_api.events.uuids import mint_uuid
+from capture_api.kafka.producer import RecordProducer
 from capture_api.projects import Projects
-from capture_api.query import Query, parse_query
-from capture_api.records import Request, build_records
 from capture_api.refusal import Refused
 from capture_api.refusal_log import RefusalLog
-from capture_api.uuids import mint_uuid
+from capture_api.wire.body import Budget, Charge, read_body
+from capture_api.wire.client_address import client_address
+from capture_api.wire.client_software import client_software
+from capture_api.wire.decoding import decode_payload
+from capture_api.wire.payload import parse_payload
+from capture_api.wire.query import Query, parse_query
 from orchestration.settings import Settings
 
 INGEST_PATHS = ("/batch", "/e", "/i/v0/e", "/capture", "/track", "/engage", "/i/v0/ai/batch")
@@ -51,6 +51,7 @@ class Ingest:
         self._max_body = settings.capture_max_body_bytes
         self._projects = projects
         self._producer = producer
+        self._topics = Topics(*settings.topics)
         self._refusals = RefusalLog()
         self.budget = Budget(settings.capture_max_inflight_bytes)
 
@@ -129,5 +130,5 @@ class Ingest:
                 sent_at=query.sent_at,
                 engage=path == "/engage",
             )
-            records = build_records(payload, project_id, request)
+            records = build_records(payload, project_id, request, self._topics)
             return self._producer.send(records) if records else None

@@ -10,9 +10,9 @@ import asyncio
 import logging
 
 from capture_api.answers import Scope
-from capture_api.client_address import client_address
-from capture_api.client_software import client_software
 from capture_api.refusal import Refused
+from capture_api.wire.client_address import client_address
+from capture_api.wire.client_software import client_software
 
 LINES_PER_WINDOW = 10
 WINDOW_SECONDS = 1.0

@@ -11,13 +11,13 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from capture_api.answers import Answer, as_response, json_answer, refusal_answer, text_answer
-from capture_api.body import Budget, Charge, read_body
-from capture_api.decoding import decode_payload
-from capture_api.payload import valid_token
+from capture_api.events.uuids import mint_uuid
 from capture_api.projects import Projects
-from capture_api.query import parse_query
 from capture_api.refusal import Refused, bad_request
-from capture_api.uuids import mint_uuid
+from capture_api.wire.body import Budget, Charge, read_body
+from capture_api.wire.decoding import decode_payload
+from capture_api.wire.payload import valid_token
+from capture_api.wire.query import parse_query
 from orchestration.ledger.connection import now_us
 
 STUB_BODY_BYTES = 1 << 20

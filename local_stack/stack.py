@@ -1,6 +1,6 @@
 """The whole of Tidemark on one machine: which services there are, and how they start.
 
-    kafka, clickhouse ──ready──▶ topic, tables ──▶ capture API, Dagster webserver and daemon
+    kafka, clickhouse ──ready──▶ topics, tables ──▶ capture API, Dagster webserver and daemon
 
 A service that the settings say is elsewhere (TIDEMARK_KAFKA_BOOTSTRAP_SERVERS,
 TIDEMARK_CLICKHOUSE_URL) is not started here, only used.
@@ -105,14 +105,15 @@ def start_stack(
 
 
 def make_ready(settings: Settings) -> None:
-    """What the edges find in place: the topic, the tables and the ledger."""
-    ensure_topic(
-        settings.bootstrap_servers,
-        settings.topic,
-        settings.kafka_partitions,
-        replication_factor=settings.kafka_replication_factor,
-        client_settings=settings.kafka_options,
-    )
+    """What the edges find in place: the topics, the tables and the ledger."""
+    for topic in settings.topics:
+        ensure_topic(
+            settings.bootstrap_servers,
+            topic,
+            settings.kafka_partitions,
+            replication_factor=settings.kafka_replication_factor,
+            client_settings=settings.kafka_options,
+        )
     client = connect(
         settings.clickhouse_address, settings.clickhouse_user, settings.clickhouse_password
     )

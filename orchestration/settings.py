@@ -160,7 +160,11 @@ class Settings(BaseSettings):
     kafka_replication_factor: int = Field(
         1, ge=1, description="Replicas of topics that Tidemark makes; 3 in production."
     )
-    topic: str = Field("events", description="Kafka topic that events go through.")
+    topic: str = Field(
+        "events",
+        description="Kafka topic that events go through; <topic>_historical and <topic>_overflow "
+        "stand beside it.",
+    )
 
     clickhouse_url: str = Field(
         "",
@@ -286,6 +290,21 @@ class Settings(BaseSettings):
     def bootstrap_servers(self) -> str:
         """Kafka's bootstrap servers, local or configured."""
         return self.kafka_bootstrap_servers or f"127.0.0.1:{self.kafka_port}"
+
+    @cached_property
+    def historical_topic(self) -> str:
+        """Where historical migrations go, so that they hold up no fresh events."""
+        return f"{self.topic}_historical"
+
+    @cached_property
+    def overflow_topic(self) -> str:
+        """Where the events of keys that are too hot for one partition go."""
+        return f"{self.topic}_overflow"
+
+    @cached_property
+    def topics(self) -> tuple[str, str, str]:
+        """Every topic that the capture API writes and micro-batches read."""
+        return self.topic, self.historical_topic, self.overflow_topic
 
     @cached_property
     def kafka_client(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from uuid import UUID
 from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from capture_api.record import VERSION_HEADERS, RecordHead, encode_value
+from capture_api.events.record import VERSION_HEADERS, RecordHead, encode_value
 
 RECEIVED_AT = 1_763_800_000_000_000
 """A moment, in µs since 1970, that records are received at unless a test says otherwise."""

@@ -1,7 +1,7 @@
 """The columns: what a record, a staged event and a dead letter look like in Arrow, each once.
 
     RAW          what a read gives: where the record stands in Kafka, and its bytes
-    HEAD         the record's head as parsed (see capture_api.record)
+    HEAD         the record's head as parsed (see capture_api.events.record)
     PROMOTED     properties that get a column of their own, by the name of that column
     EVENTS       a row of the staged Parquet file and, but for what ClickHouse adds at the
                  insert (`_run_id`, `_inserted_at`), of the table `events`

@@ -29,7 +29,7 @@ import pyarrow.json as pj
 
 from assets.pipeline.columns import HEAD, PROMOTED
 from assets.pipeline.reasons import Reason, Rejection
-from capture_api.record import PROPERTIES_MARK
+from capture_api.events.record import PROPERTIES_MARK
 
 PARSED = pa.schema(
     [

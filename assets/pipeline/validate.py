@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from assets.pipeline.columns import REQUIRED_HEAD
 from assets.pipeline.parse import PARSED, parse_values
 from assets.pipeline.reasons import Reason, Rejection
-from capture_api.record import RECORD_VERSION
+from capture_api.events.record import RECORD_VERSION
 
 
 class Verdict(IntEnum):

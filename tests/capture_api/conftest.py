@@ -180,7 +180,8 @@ def new_capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     def make(kafka: str, *, make_topic: bool = True, **environment: str) -> Capture:
         topic = f"events-{os.getpid()}-{next(_numbers)}"
         if make_topic:
-            ensure_topic(kafka, topic, 3)
+            for name in (topic, f"{topic}_historical", f"{topic}_overflow"):
+                ensure_topic(kafka, name, 3)
         made.append(Capture(tmp_path_factory.mktemp("capture"), kafka, topic, **environment))
         return made[-1]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from capture_api import body
-from capture_api.body import Budget, Charge, read_body
 from capture_api.refusal import Refused
+from capture_api.wire import body
+from capture_api.wire.body import Budget, Charge, read_body
 
 LIMIT = 100
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture_api.decoding import GZIP_MEMBERS, decode_payload, inflate
-from capture_api.depth import DEPTH_LIMIT, too_deep
-from capture_api.query import Query, parse_query
 from capture_api.refusal import Refused
-from capture_api.surrogates import MAX_REPLACED, replace_lone_surrogates
+from capture_api.wire.decoding import GZIP_MEMBERS, decode_payload, inflate
+from capture_api.wire.depth import DEPTH_LIMIT, too_deep
+from capture_api.wire.query import Query, parse_query
+from capture_api.wire.surrogates import MAX_REPLACED, replace_lone_surrogates
 
 JSON = '{"event":"é","distinct_id":"d"}'.encode()
 LIMIT = 10_000

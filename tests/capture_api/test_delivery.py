@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from capture_api.record import PROPERTIES_MARK
+from capture_api.events.record import PROPERTIES_MARK
 
 
 def test_accepted_event_is_in_the_topic_with_its_bytes(capture: Any) -> None:

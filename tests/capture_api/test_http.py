@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from capture_api.http_protocol import MAX_HEAD_BYTES
 from capture_api.ingest import INGEST_PATHS
+from capture_api.wire.http_protocol import MAX_HEAD_BYTES
 from orchestration.ledger.projects import create_project, revoke_project
 
 EVENT = {"event": "e", "distinct_id": "d"}

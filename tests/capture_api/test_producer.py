@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from capture_api.kafka_health import PROBE_SECONDS, RECENT_SECONDS, KafkaHealth
-from capture_api.producer import RecordProducer
-from capture_api.record import VERSION_HEADERS
+from capture_api.events.record import VERSION_HEADERS
+from capture_api.events.records import Record
+from capture_api.kafka.health import PROBE_SECONDS, RECENT_SECONDS, KafkaHealth
+from capture_api.kafka.producer import RecordProducer
 from capture_api.refusal import Refused
 from local_stack.kafka.topics import ensure_topic
 from orchestration.settings import Settings
 
-RECORD = (b"t:d", b"{}")
 _numbers = itertools.count(1)
 
 
@@ -27,6 +27,11 @@ def topic(kafka: str) -> str:
     name = f"producer-{next(_numbers)}"
     ensure_topic(kafka, name, 1)
     return name
+
+
+def record_for(settings: Settings) -> Record:
+    """A small record for the topic of the settings."""
+    return settings.topic, b"{}", b"t:d"
 
 
 def run(settings: Settings, use: Callable[[RecordProducer], Coroutine[Any, Any, None]]) -> None:
@@ -50,12 +55,12 @@ def test_full_queue_is_refused_and_recovers(kafka: str, topic: str, settings: An
 
     async def use(producer: RecordProducer) -> None:
         with pytest.raises(Refused) as caught:
-            producer.send([RECORD] * 100)
+            producer.send([record_for(configured)] * 100)
         assert (caught.value.status, caught.value.code) == (503, "queue_full")
         assert caught.value.retry_after is not None
         while True:
             try:
-                delivered = await producer.send([RECORD])
+                delivered = await producer.send([record_for(configured)])
             except Refused as refused:
                 assert refused.code == "queue_full"  # noqa: PT017
                 await asyncio.sleep(0)
@@ -69,16 +74,18 @@ def test_full_queue_is_refused_and_recovers(kafka: str, topic: str, settings: An
 def test_producer_is_replaced_after_a_fatal_error(kafka: str, topic: str, settings: Any) -> None:
     """Records are acknowledged by the new producer, without a restart of the process."""
 
+    configured = settings(kafka_bootstrap_servers=kafka, topic=topic)
+
     async def use(producer: RecordProducer) -> None:
-        assert await producer.send([RECORD] * 3) is None
+        assert await producer.send([record_for(configured)] * 3) is None
         broken = producer._producer
         producer._fatal = True
         while producer._producer is broken:
             await asyncio.sleep(0)
-        assert await producer.send([RECORD] * 3) is None
+        assert await producer.send([record_for(configured)] * 3) is None
         assert VERSION_HEADERS == [("tidemark-record", b"1")]  # shared by all records: unchanged
 
-    run(settings(kafka_bootstrap_servers=kafka, topic=topic), use)
+    run(configured, use)
 
 
 def test_batches_fit_the_topic(kafka: str, settings: Any) -> None:
@@ -93,9 +100,9 @@ def test_batches_fit_the_topic(kafka: str, settings: Any) -> None:
         async with asyncio.timeout(30):
             while producer._producer is first:
                 await asyncio.sleep(0.001)
-        records = [(b"t:d", os.urandom(1000)) for _ in range(200)]
+        records = [(name, os.urandom(1000), b"t:d") for _ in range(200)]
         assert await producer.send(records) is None
-        error = await producer.send([(b"t:d", os.urandom(30_000))])
+        error = await producer.send([(name, os.urandom(30_000), b"t:d")])
         assert error is not None
         assert producer.refusal(error).status == 413
 
@@ -107,7 +114,7 @@ def test_unanswered_records_end_at_the_deadline(settings: Any) -> None:
     configured = settings(kafka_bootstrap_servers="127.0.0.1:1", capture_ack_timeout_ms=300)
 
     async def use(producer: RecordProducer) -> None:
-        error = await producer.send([RECORD])
+        error = await producer.send([record_for(configured)])
         assert error is not None
         refused = producer.refusal(error)
         assert (refused.status, refused.retry_after) == (503, 1)
@@ -121,7 +128,7 @@ def test_unanswered_records_end_at_the_deadline(settings: Any) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A clock that stands still until the test moves it."""
     now = {"now": 100.0}
-    monkeypatch.setattr("capture_api.kafka_health.time.monotonic", lambda: now["now"])
+    monkeypatch.setattr("capture_api.kafka.health.time.monotonic", lambda: now["now"])
     return now
 
 

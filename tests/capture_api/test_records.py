@@ -10,21 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture_api.payload import parse_payload
-from capture_api.record import (
+from capture_api.events.record import (
     FLAG_DISTINCT_ID_CUT,
     FLAG_HISTORICAL,
     FLAG_TIME_CLAMPED,
     PROPERTIES_MARK,
 )
-from capture_api.records import (
+from capture_api.events.records import (
     ODD_DISTINCT_ID_BYTES,
     RECORD_MAX_BYTES,
+    Record,
     Request,
+    Topics,
     build_records,
 )
+from capture_api.events.uuids import mint_uuids, normal_uuid
 from capture_api.refusal import Refused
-from capture_api.uuids import mint_uuids, normal_uuid
+from capture_api.wire.payload import parse_payload
 
 NOW = 1_772_625_600_000_000
 TOKEN = "phc_test"
@@ -33,21 +35,24 @@ REQUEST = Request(NOW, RECEIPT, "10.0.0.1", "agent", "", None, False)
 ENGAGE = Request(NOW, RECEIPT, "10.0.0.1", "agent", "", None, True)
 
 
+TOPICS = Topics("events", "events_historical", "events_overflow")
+
+
 def build(body: Any, request: Request = REQUEST) -> list[dict[str, Any]]:
     """The values of the records of a body (text, bytes or an object)."""
-    return [json.loads(value) for _, value in raw_records(body, request)]
+    return [json.loads(value) for _, value, _ in raw_records(body, request)]
 
 
-def raw_records(body: Any, request: Request = REQUEST) -> list[tuple[bytes, bytes]]:
+def raw_records(body: Any, request: Request = REQUEST) -> list[Record]:
     """The records of a body."""
     if not isinstance(body, bytes):
         body = (body if isinstance(body, str) else json.dumps(body)).encode()
-    return build_records(parse_payload(body), 7, request)
+    return build_records(parse_payload(body), 7, request, TOPICS)
 
 
 def properties_of(body: str) -> str:
     """The bytes of the one record's properties, as text."""
-    [(_, value)] = raw_records(body)
+    [(_, value, _)] = raw_records(body)
     return value.split(PROPERTIES_MARK, 1)[1][:-1].decode()
 
 
@@ -89,7 +94,7 @@ def refusal(body: Any, request: Request = REQUEST) -> Refused:
 )  # fmt: skip
 def test_token_and_distinct_id_are_found_where_clients_put_them(body: Any) -> None:
     """At the top, under their aliases, or in the properties."""
-    [(key, value)] = raw_records(body)
+    [(_, value, key)] = raw_records(body)
     assert key == b"phc_test:d"
     assert json.loads(value)["distinct_id"] == "d"
     assert json.loads(value)["project_id"] == 7
@@ -334,8 +339,8 @@ def test_oversized_properties_are_refused_before_any_work(
         raise AssertionError("nobody looks into properties that are too large")
 
     body = json.dumps(event(**{field: {"a": [[]] * (RECORD_MAX_BYTES // 2)}}))
-    monkeypatch.setattr("capture_api.records.too_deep", no_work)
-    monkeypatch.setattr("capture_api.person_properties.too_deep", no_work)
+    monkeypatch.setattr("capture_api.events.records.too_deep", no_work)
+    monkeypatch.setattr("capture_api.events.person_properties.too_deep", no_work)
     refused = refusal(body)
     assert (refused.status, refused.code) == (413, "too_large")
 

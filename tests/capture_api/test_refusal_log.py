@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from capture_api import refusal_log
-from capture_api.client_log import client_log
+from capture_api.kafka.client_log import client_log
 from capture_api.refusal import bad_request, try_later
 from capture_api.refusal_log import LINES_PER_WINDOW, RefusalLog
 

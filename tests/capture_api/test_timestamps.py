@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture_api.timestamps import (
+from capture_api.events.timestamps import (
     FUTURE_LIMIT_US,
     SKEW_QUANTUM_US,
     clock_skew,

@@ -7,12 +7,27 @@ whole of it, before any record has left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
 
-from capture_api.depth import DEPTH_LIMIT, too_deep
-from capture_api.payload import (
+from capture_api.events.person_properties import splice_person_properties
+from capture_api.events.record import (
+    DISTINCT_ID_LENGTH,
+    FLAG_DISTINCT_ID_CUT,
+    FLAG_HISTORICAL,
+    FLAG_TIME_CLAMPED,
+    RECORD_VERSION,
+    RecordHead,
+    encode_key,
+    encode_value,
+)
+from capture_api.events.timestamps import clock_skew, event_time
+from capture_api.events.uuids import NIL_UUID, mint_uuid, mint_uuids, normal_uuid
+from capture_api.refusal import Refused, bad_request, too_large
+from capture_api.wire.depth import DEPTH_LIMIT, too_deep
+from capture_api.wire.payload import (
     ABSENT,
     FALSE,
     NULL,
@@ -23,32 +38,26 @@ from capture_api.payload import (
     properties_head,
     text_of,
 )
-from capture_api.person_properties import splice_person_properties
-from capture_api.record import (
-    DISTINCT_ID_LENGTH,
-    FLAG_DISTINCT_ID_CUT,
-    FLAG_HISTORICAL,
-    FLAG_TIME_CLAMPED,
-    RECORD_VERSION,
-    RecordHead,
-    encode_key,
-    encode_value,
-)
-from capture_api.refusal import Refused, bad_request, too_large
-from capture_api.timestamps import clock_skew, event_time
-from capture_api.uuids import NIL_UUID, mint_uuid, mint_uuids, normal_uuid
 
 RECORD_MAX_BYTES = 999_000
 """Key and value of one record: Kafka's usual limit of 1,000,000 less its own framing."""
 
-Record = tuple[bytes, bytes]
-"""A key and a value."""
+Record = tuple[str, bytes, bytes | None]
+"""A topic, a value and a key, in the order that producing takes them."""
 
 ODD_DISTINCT_ID_BYTES = 4096
 """JSON of a distinct_id that is not a string; only its first characters are kept anyway."""
 
 _PERFORMANCE_EVENT = "$performance_event"
 _INT64_MS = (2**63 - 1) // 1000
+
+
+class Topics(NamedTuple):
+    """The topics that records go to."""
+
+    events: str
+    historical: str
+    overflow: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +73,19 @@ class Request:
     engage: bool  # events without a name are `$identify`
 
 
-def build_records(payload: Payload, project_id: int, request: Request) -> list[Record]:
+def build_records(
+    payload: Payload, project_id: int, request: Request, topics: Topics
+) -> list[Record]:
     """The records of the request, in the order of its events; empty if none are to be kept."""
     events = [event for event in payload.events if event.event != _PERFORMANCE_EVENT]
     sent_at = payload.sent_at if payload.sent_at is not None else request.sent_at
     skew = clock_skew(sent_at, request.received_at)
     common_flags = FLAG_HISTORICAL if payload.historical else 0
+    topic = topics.historical if payload.historical else topics.events
     received_at, token = request.received_at, payload.token
     without_uuid = sum(not event.uuid for event in events)
     minted = mint_uuids(received_at, without_uuid) if without_uuid else []
-    records = []
+    records: list[Record] = []
     for index, event in enumerate(events):
         try:
             properties = _properties(event)
@@ -97,8 +109,9 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
             )
             if clamped:
                 flags |= FLAG_TIME_CLAMPED
+            key = encode_key(token, distinct_id)
             record = (
-                encode_key(token, distinct_id),
+                topic,
                 encode_value(
                     RecordHead(
                         RECORD_VERSION,
@@ -119,13 +132,14 @@ def build_records(payload: Payload, project_id: int, request: Request) -> list[R
                     ),
                     properties,
                 ),
+                key,
             )
         except Refused as refused:
             if len(events) > 1:
                 detail = f"event {index}: {refused.detail}"
                 raise Refused(refused.status, refused.code, detail) from None
             raise
-        size = len(record[0]) + len(record[1])
+        size = len(key) + len(record[1])
         if size > RECORD_MAX_BYTES:
             raise too_large(
                 f"maximum event size exceeded: event {index} makes a record of {size} bytes, at "

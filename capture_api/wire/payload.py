@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw
 
+from capture_api.events.timestamps import sent_at_in_body
 from capture_api.refusal import Refused, bad_request, bad_token
-from capture_api.surrogates import has_surrogates, replace_lone_surrogates
-from capture_api.timestamps import sent_at_in_body
+from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
 MAX_EVENTS = 50_000
 """Events of one request: what lies within it fits into the producer's queue at once."""

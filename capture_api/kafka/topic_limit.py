@@ -10,7 +10,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
 )
 
-from capture_api.client_log import client_log
+from capture_api.kafka.client_log import client_log
 from orchestration.settings import Settings
 
 ASK_TIMEOUT_SECONDS = 5.0

@@ -19,14 +19,14 @@ from collections import deque
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from capture_api.client_log import client_log
-from capture_api.delivery import Delivery
-from capture_api.kafka_health import KafkaHealth
-from capture_api.payload import MAX_EVENTS
-from capture_api.record import VERSION_HEADERS
-from capture_api.records import Record
+from capture_api.events.record import VERSION_HEADERS
+from capture_api.events.records import Record
+from capture_api.kafka.client_log import client_log
+from capture_api.kafka.delivery import Delivery
+from capture_api.kafka.health import KafkaHealth
+from capture_api.kafka.topic_limit import topic_limit
 from capture_api.refusal import Refused, too_large, try_later
-from capture_api.topic_limit import topic_limit
+from capture_api.wire.payload import MAX_EVENTS
 from orchestration.settings import Settings
 
 QUEUE_MESSAGES = 4 * MAX_EVENTS
@@ -91,9 +91,9 @@ class RecordProducer:
         deadline = time.monotonic() + self._timeout + DEADLINE_GRACE_SECONDS
         future = self._loop.create_future()
         delivery = Delivery(len(records), future, deadline, self._finished.append)
-        produce, topic, on_record = self._producer.produce, self._topic, delivery.on_record
+        produce, on_record = self._producer.produce, delivery.on_record
         try:
-            for key, value in records:
+            for topic, value, key in records:
                 produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
         except BufferError:
             raise try_later(

@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 
 from isal import isal_zlib
 
-from capture_api.query import Query, known_compression
 from capture_api.refusal import Refused, bad_request, too_large
+from capture_api.wire.query import Query, known_compression
 
 LEGACY_PATHS = frozenset({"/e", "/capture", "/track", "/engage"})
 """Paths whose decoded text may be base64 once more."""

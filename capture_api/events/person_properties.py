@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from capture_api.depth import DEPTH_LIMIT, too_deep
 from capture_api.refusal import bad_request
+from capture_api.wire.depth import DEPTH_LIMIT, too_deep
 
 _object_decoder = msgspec.json.Decoder(dict[str, Raw])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from capture_api.timestamps import sent_at_in_query
+from capture_api.events.timestamps import sent_at_in_query
 
 GZIP_NAMES = frozenset({"gzip", "gzip-js"})
 LZ64_NAMES = frozenset({"lz64", "lz-string"})

@@ -1,0 +1,1 @@
+"""The wire: from the bytes of a connection to the shapes of a capture request."""
