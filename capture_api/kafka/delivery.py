@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError
 
+OnRecord = Callable[[KafkaError | None, Any], None]
+
 
 class Delivery:
-    """Counts a request's acknowledgements. `answered` and `error` belong to the poll thread."""
+    """Counts a request's acknowledgements. `answered` and `error` belong to the poll thread.
+
+    The future's result is None when Kafka has every record, else the first error.
+    """
 
     __slots__ = ("_expected", "_finish", "answered", "deadline", "error", "future")
 
     def __init__(
         self,
         expected: int,
-        future: asyncio.Future[KafkaError | None],
+        future: asyncio.Future[Any],
         deadline: float,
         finish: Callable[[Delivery], None],
     ) -> None:
@@ -44,3 +50,42 @@ class Delivery:
         """Tell the waiting request. Called on the event loop."""
         if not self.future.done():
             self.future.set_result(self.error)
+
+    def give_up(self, error: KafkaError) -> None:
+        """Tell the waiting request before Kafka has answered everything. On the event loop."""
+        if not self.future.done():
+            self.future.set_result(error)
+
+
+class DeliveryOfEach(Delivery):
+    """A delivery whose future tells of each record: a list of errors, None where there is none."""
+
+    __slots__ = ("errors",)
+
+    def __init__(
+        self,
+        expected: int,
+        future: asyncio.Future[Any],
+        deadline: float,
+        finish: Callable[[Delivery], None],
+    ) -> None:
+        super().__init__(expected, future, deadline, finish)
+        unanswered = KafkaError(KafkaError._TIMED_OUT)
+        self.errors: list[KafkaError | None] = [unanswered] * expected
+
+    def on_record_at(self, index: int) -> OnRecord:
+        """What Kafka's answer to the record at this place goes to."""
+        return partial(self._on_record_at, index)
+
+    def _on_record_at(self, index: int, error: KafkaError | None, message: Any) -> None:
+        self.errors[index] = error
+        self.on_record(error, message)
+
+    def settle(self) -> None:
+        """Tell the waiting request. Called on the event loop."""
+        if not self.future.done():
+            self.future.set_result(self.errors)
+
+    def give_up(self, error: KafkaError) -> None:
+        """Tell the waiting request which records are acknowledged so far. On the event loop."""
+        self.settle()

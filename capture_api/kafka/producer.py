@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from capture_api.events.record import VERSION_HEADERS
 from capture_api.events.records import Record
 from capture_api.kafka.client_log import client_log
-from capture_api.kafka.delivery import Delivery
+from capture_api.kafka.delivery import Delivery, DeliveryOfEach, OnRecord
 from capture_api.kafka.health import KafkaHealth
 from capture_api.kafka.topic_limit import topic_limit
 from capture_api.refusal import Refused, too_large, try_later
@@ -60,6 +60,7 @@ class RecordProducer:
         self._timeout = settings.capture_ack_timeout_ms / 1000
         self._configuration = _configuration(settings)
         self._finished: list[Delivery] = []  # poll thread only
+        self._refused_records: deque[tuple[OnRecord, KafkaError]] = deque()
         self._waiting: deque[Delivery] = deque()  # event loop only, in order of deadline
         self._stopping = threading.Event()
         self._fatal = False
@@ -102,6 +103,33 @@ class RecordProducer:
             ) from None
         except KafkaException as exception:
             raise self.refusal(exception.args[0]) from None
+        self._waiting.append(delivery)
+        return future
+
+    def send_each(self, records: list[Record]) -> asyncio.Future[list[KafkaError | None]]:
+        """Like `send`, and the future tells of each record by itself.
+
+        Refuses (503) only while Kafka is away and no probe is due; a record that found the queue
+        full has that as its error.
+        """
+        if not self.health.take_probe():
+            raise self._away()
+        deadline = time.monotonic() + self._timeout + DEADLINE_GRACE_SECONDS
+        future = self._loop.create_future()
+        delivery = DeliveryOfEach(len(records), future, deadline, self._finished.append)
+        produce = self._producer.produce
+        for index, (topic, value, key) in enumerate(records):
+            on_record = delivery.on_record_at(index)
+            try:
+                produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+            except BufferError:
+                error = KafkaError(KafkaError._QUEUE_FULL)
+            except KafkaException as exception:
+                error = exception.args[0]
+            else:
+                continue
+            # The poll thread may be counting this very delivery, so it is the one to be told.
+            self._refused_records.append((on_record, error))
         self._waiting.append(delivery)
         return future
 
@@ -159,8 +187,7 @@ class RecordProducer:
         waiting = self._waiting
         while waiting and (waiting[0].future.done() or waiting[0].deadline < now):
             delivery = waiting.popleft()
-            if not delivery.future.done():
-                delivery.future.set_result(KafkaError(KafkaError._TIMED_OUT))
+            delivery.give_up(KafkaError(KafkaError._TIMED_OUT))
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _poll(self) -> None:
@@ -175,6 +202,9 @@ class RecordProducer:
         self._hand_over()
 
     def _hand_over(self) -> None:
+        while self._refused_records:
+            on_record, error = self._refused_records.popleft()
+            on_record(error, None)
         if self._finished:
             finished = self._finished.copy()
             self._finished.clear()  # kept as an object: deliveries hold its `append`

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from capture_api.events.record import VERSION_HEADERS
 from capture_api.events.records import Record
@@ -67,6 +68,23 @@ def test_full_queue_is_refused_and_recovers(kafka: str, topic: str, settings: An
             else:
                 assert delivered is None
                 return
+
+    run(configured, use)
+
+
+def test_each_record_has_its_own_outcome(kafka: str, topic: str, settings: Any) -> None:
+    """Beside good records, one for a topic that is not there and those beyond the queue fail."""
+    options = {"queue.buffering.max.messages": "10"}
+    configured = settings(kafka_bootstrap_servers=kafka, topic=topic, kafka_options=options)
+
+    async def use(producer: RecordProducer) -> None:
+        good = record_for(configured)
+        errors = await producer.send_each([good, (f"{topic}-not-there", b"{}", None), good])
+        assert [error is None for error in errors] == [True, False, True]
+        errors = await producer.send_each([good] * 40)
+        codes = {error.code() for error in errors if error is not None}
+        assert errors[0] is None
+        assert codes == {KafkaError._QUEUE_FULL}
 
     run(configured, use)
 
