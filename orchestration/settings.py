@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -38,6 +39,21 @@ SETTINGS_FILE = "settings.env"
 
 DAGSTER_SENSOR_FLOOR_SECONDS = 5
 """Dagster's sensor daemon looks around every 5 s, so an interval is a multiple of that."""
+
+
+class Mode(StrEnum):
+    """What a protection of the capture API does when it would say no."""
+
+    ENFORCE = "enforce"
+    DRY_RUN = "dry_run"  # lets pass, counts and logs
+    OFF = "off"
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class Cadence:
@@ -228,6 +244,57 @@ class Settings(BaseSettings):
     )
     capture_linger_ms: int = Field(
         2, ge=0, description="Milliseconds the producer waits to fill a Kafka batch."
+    )
+    capture_workers: int = Field(
+        1, ge=1, le=256, description="Processes that serve the capture API's port; one a core."
+    )
+    capture_rate_limits: Mode = Field(
+        Mode.ENFORCE,
+        description="What the rate limits do: enforce (429), dry_run (count and log), off.",
+    )
+    capture_project_events_per_second: float = Field(
+        0, ge=0, description="Events a second that a project may send; 0: any number."
+    )
+    capture_project_burst_events: int = Field(
+        0, ge=0, description="Events that a project may send at once; 0: those of ten seconds."
+    )
+    capture_address_requests_per_second: float = Field(
+        0, ge=0, description="Requests a second that a client address may send; 0: any number."
+    )
+    capture_address_burst_requests: int = Field(
+        0, ge=0, description="Requests that an address may send at once; 0: those of ten seconds."
+    )
+    capture_quotas: Mode = Field(
+        Mode.ENFORCE, description="What daily quotas do: enforce, dry_run (count and log), off."
+    )
+    capture_daily_quota: int = Field(
+        0,
+        ge=0,
+        description="Events that a project may send a UTC day, unless it has its own; 0: any.",
+    )
+    capture_overflow: Mode = Field(
+        Mode.ENFORCE,
+        description="Whether hot keys go to <topic>_overflow: enforce, dry_run, off.",
+    )
+    capture_overflow_events_per_second: float = Field(
+        1_000,
+        gt=0,
+        description="Events a second, over ten seconds, that make a person's key too hot for its "
+        "partition.",
+    )
+    capture_overflow_keeps_key: bool = Field(
+        False,
+        description="Keep overflowing events of a person in one partition, and so in order.",
+    )
+    capture_redis_url: str = Field(
+        "",
+        description="Redis or Valkey in which replicas share their rate limits; empty: each worker "
+        "has its own.",
+        repr=False,
+    )
+    log_format: LogFormat = Field(
+        LogFormat.TEXT,
+        description="Log lines of the capture API: text, or json (an object a line).",
     )
     capture_project_refresh_seconds: float = Field(
         2.0, gt=0, description="Seconds between looks at the project list."
