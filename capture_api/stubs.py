@@ -1,8 +1,8 @@
 """Answers that keep PostHog's SDKs quiet where Tidemark has nothing to offer.
 
 SDKs ask the host they send events to for feature flags, remote configuration and surveys. They
-are told, each in the form it expects, that there are none. Session replay, the newer capture API
-and telemetry are refused in words.
+are told, each in the form its generation expects, that there are none. What SDKs would send
+elsewhere than to capture paths is refused (`not_served.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from capture_api.answers import Answer, as_response, json_answer, refusal_answer, text_answer
 from capture_api.events.uuids import mint_uuid
+from capture_api.not_served import not_served_routes
 from capture_api.projects import Projects
 from capture_api.refusal import Refused, bad_request
 from capture_api.wire.body import Budget, Charge, read_body
@@ -38,18 +39,29 @@ REMOTE_CONFIG: dict[str, object] = {
     "sessionRecording": False,
     "heatmaps": False,
     "surveys": False,
+    "productTours": False,
+    "conversations": False,
+    "logs": {"captureConsoleLogs": False},
 }
 """Remote configuration: compress, send events, and nothing else."""
 
+_DECIDE_CONFIG = REMOTE_CONFIG | {
+    # Generations before 2022 capture clicks only when told to.
+    "config": {"enable_collect_everything": True},
+    "editorParams": {},
+}
+
 NO_FLAG_DEFINITIONS: dict[str, object] = {"flags": [], "group_type_mapping": {}, "cohorts": {}}
 
-NOT_SERVED = {
-    "/s": "session replay is not taken in: switch session recording off",
-    "/i/v1/analytics/events": "capture v1 is not taken in yet: use the SDK's default capture mode",
-    "/i/v1/ai/events": "capture v1 is not taken in yet: use the SDK's default capture mode",
-    "/i/v1/logs": "logs are not taken in",
-    "/i/v1/traces": "traces are not taken in",
+NOTHING: dict[str, dict[str, object]] = {
+    "/flags/definitions": NO_FLAG_DEFINITIONS,
+    "/api/feature_flag/local_evaluation": NO_FLAG_DEFINITIONS,
+    "/api/surveys": {"surveys": []},
+    "/api/early_access_features": {"earlyAccessFeatures": []},
+    "/api/web_experiments": {"experiments": []},
+    "/api/product_tours": {"product_tours": []},
 }
+"""Lists that SDKs ask for, all empty; whose token it is does not matter."""
 
 
 class _TokenInBody(msgspec.Struct):
@@ -67,59 +79,51 @@ def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
             await projects.find(await _token(request, budget))
         except Refused as refused:
             return as_response(refusal_answer(refused))
-        answer = {
-            "flags": {},
-            "featureFlags": {},
-            "featureFlagPayloads": {},
-            "errorsWhileComputingFlags": False,
-            "requestId": mint_uuid(now_us()),
-        }
-        if "/decide" in request.url.path:
-            answer |= REMOTE_CONFIG
-        return as_response(json_answer(200, answer))
+        return as_response(json_answer(200, _no_flags(request)))
 
-    async def definitions() -> Response:
-        """No definitions of feature flags for local evaluation."""
-        return as_response(json_answer(200, NO_FLAG_DEFINITIONS))
-
-    async def surveys() -> Response:
-        """No surveys."""
-        return as_response(json_answer(200, {"surveys": []}))
-
-    async def early_access() -> Response:
-        """No early access features."""
-        return as_response(json_answer(200, {"earlyAccessFeatures": []}))
+    async def nothing(request: Request) -> Response:
+        """An empty list, in the form of what was asked for."""
+        return as_response(json_answer(200, NOTHING[request.url.path.rstrip("/")]))
 
     async def config(token: str) -> Response:
         """Remote configuration of a project."""
-        return as_response(await _config(projects, token) or json_answer(200, REMOTE_CONFIG))
+        return as_response(await _unknown(projects, token) or json_answer(200, REMOTE_CONFIG))
 
     async def config_script(token: str) -> Response:
         """Remote configuration of a project as a script."""
-        return as_response(await _config(projects, token) or _script_config(token))
-
-    async def not_served(request: Request) -> Response:
-        """What Tidemark does not take in, said in words."""
-        text = NOT_SERVED[request.url.path.rstrip("/")]
-        return as_response(refusal_answer(Refused(404, "not_served", text)))
+        refusal = await _unknown(projects, token)
+        return as_response(refusal or text_answer(_script(token), "application/javascript"))
 
     for paths, endpoint, methods in (
         (("/flags", "/decide"), flags, ["GET", "POST"]),
-        (
-            ("/flags/definitions", "/api/feature_flag/local_evaluation"),
-            definitions,
-            ["GET"],
-        ),
-        (("/api/surveys",), surveys, ["GET"]),
-        (("/api/early_access_features",), early_access, ["GET"]),
+        (tuple(NOTHING), nothing, ["GET"]),
         (("/array/{token}/config",), config, ["GET"]),
         (("/array/{token}/config.js",), config_script, ["GET"]),
-        (tuple(NOT_SERVED), not_served, ["GET", "POST"]),
     ):
         for path in paths:
             routes.add_api_route(path, endpoint, methods=methods)
             routes.add_api_route(f"{path}/", endpoint, methods=methods, include_in_schema=False)
+    routes.include_router(not_served_routes())
     return routes
+
+
+def _no_flags(request: Request) -> dict[str, object]:
+    """No flags. Versions differ only for /decide: its first has a list of keys where later ones
+    have objects, and all of its answers hold remote configuration, which /flags must be asked for.
+    """
+    parameters = request.query_params
+    decide = request.url.path.startswith("/decide")
+    keys_only = decide and parameters.get("v", "1") == "1"
+    answer: dict[str, object] = {
+        "flags": {},
+        "featureFlags": [] if keys_only else {},
+        "featureFlagPayloads": {},
+        "errorsWhileComputingFlags": False,
+        "requestId": mint_uuid(now_us()),
+    }
+    if decide:
+        return _DECIDE_CONFIG | answer
+    return REMOTE_CONFIG | answer if parameters.get("config") == "true" else answer
 
 
 async def _token(request: Request, budget: Budget) -> str:
@@ -141,7 +145,7 @@ async def _token(request: Request, budget: Budget) -> str:
     return valid_token(found.token or found.api_key or query.token)
 
 
-async def _config(projects: Projects, token: str) -> Answer | None:
+async def _unknown(projects: Projects, token: str) -> Answer | None:
     """The refusal for a token that is not good, or nothing."""
     try:
         await projects.find(token)
@@ -152,11 +156,11 @@ async def _config(projects: Projects, token: str) -> Answer | None:
     return None
 
 
-def _script_config(token: str) -> Answer:
+def _script(token: str) -> str:
+    """Remote configuration where posthog-js looks for it in a page."""
     name = msgspec.json.encode(token).decode()
     content = msgspec.json.encode({"config": REMOTE_CONFIG, "siteApps": []}).decode()
-    return text_answer(
+    return (
         "window._POSTHOG_REMOTE_CONFIG=window._POSTHOG_REMOTE_CONFIG||{};"
-        f"window._POSTHOG_REMOTE_CONFIG[{name}]={content};",
-        "application/javascript",
+        f"window._POSTHOG_REMOTE_CONFIG[{name}]={content};"
     )

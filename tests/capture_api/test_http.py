@@ -1,4 +1,4 @@
-"""The HTTP surface: refusals, CORS, receipts, health, and the stubs that SDKs ask for."""
+"""The HTTP surface: refusals, CORS, receipts and health."""
 
 from __future__ import annotations
 
@@ -157,54 +157,6 @@ def test_description_lists_the_capture_paths(capture: Any) -> None:
     """OpenAPI shows where to send events."""
     paths = capture.client.get("/openapi.json").json()["paths"]
     assert {"/batch", "/e", "/i/v0/e", "/capture", "/track", "/engage"} <= paths.keys()
-
-
-@pytest.mark.parametrize("path", ["/flags/?v=2", "/flags?v=2&config=true", "/decide/?v=3"])
-def test_flags_are_answered_with_none(capture: Any, path: str) -> None:
-    """SDKs are told that there are no flags; an unknown token is a 401."""
-    response = capture.client.post(path, json={"token": capture.token, "distinct_id": "d"})
-    assert response.status_code == 200
-    assert response.json()["featureFlags"] == {}
-    assert response.json()["errorsWhileComputingFlags"] is False
-    assert capture.client.post(path, json={"token": "phc_nobody"}).status_code == 401
-
-
-def test_remote_config(capture: Any) -> None:
-    """As JSON and as a script; an unknown token is a 404."""
-    config = capture.client.get(f"/array/{capture.token}/config").json()
-    assert config["supportedCompression"] == ["gzip", "gzip-js"]
-    script = capture.client.get(f"/array/{capture.token}/config.js")
-    assert f'_POSTHOG_REMOTE_CONFIG["{capture.token}"]=' in script.text
-    assert script.headers["Content-Type"] == "application/javascript"
-    assert capture.client.get("/array/phc_nobody/config").status_code == 404
-    assert capture.client.get("/array/phc_nobody/config.js").status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("path", "answer"),
-    [
-        ("/flags/definitions?token=x", {"flags": [], "group_type_mapping": {}, "cohorts": {}}),
-        (
-            "/api/feature_flag/local_evaluation/?token=x",
-            {"flags": [], "group_type_mapping": {}, "cohorts": {}},
-        ),
-        ("/api/surveys/?token=x", {"surveys": []}),
-        ("/api/early_access_features/?token=x", {"earlyAccessFeatures": []}),
-    ],
-)
-def test_other_stubs(capture: Any, path: str, answer: dict[str, Any]) -> None:
-    """Nothing there, in the form that SDKs expect."""
-    response = capture.client.get(path)
-    assert (response.status_code, response.json()) == (200, answer)
-
-
-@pytest.mark.parametrize("path", ["/s/", "/i/v1/analytics/events", "/i/v1/logs", "/nowhere"])
-def test_what_is_not_served_is_refused_in_words(capture: Any, path: str) -> None:
-    """A 404 in JSON, with CORS headers."""
-    response = capture.client.post(path, json={}, headers={"Origin": "https://shop.example"})
-    assert response.status_code == 404
-    assert response.json()["detail"]
-    assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
 
 
 def test_no_capture_path_falls_through_to_its_description(capture: Any) -> None:
