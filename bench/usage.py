@@ -35,6 +35,25 @@ def require_proc() -> None:
 
 def usage_of(pid: int) -> Usage:
     """What the process and its descendants have used up to now."""
+    cpu_s = _family_cpu_s(pid)
+    return Usage(cpu_s=sum(cpu_s.values()), peak_bytes=sum(map(peak_bytes, cpu_s)))
+
+
+def resident_bytes_of(pid: int) -> int:
+    """The memory that the largest of the process and its descendants holds now."""
+    return max(_status_bytes(each, "VmRSS:") for each in _family_cpu_s(pid))
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most memory one process ever held, in bytes.
+
+    Not `ru_maxrss`: that one begins with what the parent held when it forked.
+    """
+    return _status_bytes(pid, "VmHWM:")
+
+
+def _family_cpu_s(pid: int) -> dict[int, float]:
+    """The processor seconds of the process and each of its descendants, by pid."""
     parents: dict[int, list[int]] = defaultdict(list)
     cpu_s: dict[int, float] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -51,19 +70,12 @@ def usage_of(pid: int) -> Usage:
     while family:
         family = [child for each in family for child in parents[each]]
         found += family
-    return Usage(
-        cpu_s=sum(cpu_s[each] for each in found),
-        peak_bytes=sum(map(peak_bytes, found)),
-    )
+    return {each: cpu_s[each] for each in found}
 
 
-def peak_bytes(pid: int | str = "self") -> int:
-    """The most memory one process ever held, in bytes.
-
-    Not `ru_maxrss`: that one begins with what the parent held when it forked.
-    """
+def _status_bytes(pid: int | str, name: str) -> int:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
