@@ -53,6 +53,7 @@ check: lint types test  ## all three
 bench: $(VENV)/.dev  ## what it costs, beside other ways (docs/performance.md); minutes
 	@$(BIN)/python -m bench.micro_batch
 	@$(BIN)/python -m bench.latency
+	@echo "the capture API beside a peer of yours: $(BIN)/python -m bench.capture --help (needs wrk)"
 
 lock: $(VENV)/.dev  ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet pyproject.toml -o requirements.lock
