@@ -16,8 +16,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from capture_api.refusal import bad_token, try_later
+from orchestration.ledger.access import read_access
 from orchestration.ledger.connection import open_ledger
-from orchestration.ledger.projects import known_tokens
 from orchestration.settings import Settings
 
 LOOK_AGAIN_SECONDS = 0.2
@@ -112,7 +112,7 @@ class Projects:
         try:
             if self._engine is None:
                 self._engine = open_ledger(self._ledger_url)
-            self._tokens = known_tokens(self._engine)
+            self._tokens = read_access(self._engine).tokens
         except (SQLAlchemyError, OSError) as error:
             if not self._error:
                 log.warning("the projects cannot be read, going on with those known: %s", error)

@@ -21,7 +21,7 @@ from assets.pipeline.errors import BatchError
 from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
-from orchestration.ledger.projects import UnknownProject
+from orchestration.ledger.errors import LedgerRefused
 from orchestration.webserver import WebserverSilent
 
 EXIT_FAILED = 1
@@ -32,7 +32,7 @@ _USER_ERRORS = (
     LocalKafkaError,
     KafkaNotReady,
     TopicMismatch,
-    UnknownProject,
+    LedgerRefused,
     WebserverSilent,
     KafkaException,
     SettingsError,

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from orchestration.ledger.tables import metadata
 
 _READS = "tidemark_reads"
+
+_POSTGRESQL_PATIENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # s, ms
+"""After how long a server that does not answer counts as away, unless the URL says otherwise."""
 
 
 def open_ledger(url: str) -> Engine:
@@ -24,8 +28,11 @@ def open_ledger(url: str) -> Engine:
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        engine = create_engine(parsed, pool_pre_ping=True)
-        metadata.create_all(engine)
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=_patience(parsed))
+        try:
+            metadata.create_all(engine)
+        except (IntegrityError, ProgrammingError):
+            metadata.create_all(engine)  # another process was making them at the same moment
         return engine
 
     if parsed.database:
@@ -49,10 +56,22 @@ def open_ledger(url: str) -> Engine:
 
 
 @contextmanager
-def reading(ledger: Engine) -> Iterator[Connection]:
-    """A transaction that only reads: it waits for no writer, and no writer waits for it."""
+def reading(ledger: Engine, *, snapshot: bool = False) -> Iterator[Connection]:
+    """A transaction that only reads: it waits for no writer, and no writer waits for it.
+
+    With `snapshot`, all that is read in it is of one moment; on SQLite it always is.
+    """
     with ledger.connect() as connection:
-        yield connection.execution_options(**{_READS: True})
+        options: dict[str, object] = {_READS: True}
+        if snapshot and ledger.dialect.name != "sqlite":
+            options["isolation_level"] = "REPEATABLE READ"
+        yield connection.execution_options(**options)
+
+
+def _patience(url: URL) -> dict[str, int]:
+    if url.get_driver_name() not in ("psycopg2", "psycopg"):
+        return {}
+    return {name: v for name, v in _POSTGRESQL_PATIENCE.items() if name not in url.query}
 
 
 def now_us() -> int:

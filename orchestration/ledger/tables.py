@@ -1,6 +1,10 @@
 """The ledger's tables, each defined once. Works alike on SQLite and PostgreSQL.
 
     projects   who may send, and with which token
+    retired_tokens  the tokens that projects had before, and until when they are good
+    project_limits  the limits that a project has of its own
+    rules      what the capture API does with some events instead of the usual
+    daily_usage  events taken in per UTC day and project, over all capture APIs
     leases     who may work on a topic now, with a fencing number that only grows
     lanes      per topic incarnation and partition: how far planning has come
     batches    one row a batch: its state and when it reached each
@@ -18,8 +22,10 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Date,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -40,6 +46,48 @@ projects = Table(
     Column("token", String(64), nullable=False, unique=True),
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+)
+
+retired_tokens = Table(
+    "retired_tokens",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("project_id", Integer, ForeignKey("projects.project_id"), nullable=False),
+    Column("good_until", BigInteger, nullable=False),
+)
+
+project_limits = Table(
+    "project_limits",
+    metadata,
+    Column("project_id", Integer, ForeignKey("projects.project_id"), primary_key=True),
+    # Empty: the deployment's setting applies. 0: no limit.
+    Column("events_per_second", Float),
+    Column("burst", Integer),
+    Column("daily_quota", BigInteger),
+)
+
+rules = Table(
+    "rules",
+    metadata,
+    Column("rule_id", Integer, primary_key=True, autoincrement=True),
+    Column("action", String(16), nullable=False),  # drop | overflow | historical | topic
+    Column("topic", String(249)),  # where to, when the action is topic
+    # What an event must have; empty: whatever it has.
+    Column("project_id", Integer, ForeignKey("projects.project_id")),
+    Column("distinct_id", Text),
+    Column("event", Text),
+    Column("dry_run", Boolean, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+daily_usage = Table(
+    "daily_usage",
+    metadata,
+    Column("day", Date, primary_key=True),  # UTC
+    # No foreign key: events of tokens that no project has are counted under 0.
+    Column("project_id", Integer, primary_key=True, autoincrement=False),
+    Column("events", BigInteger, nullable=False),
 )
 
 leases = Table(

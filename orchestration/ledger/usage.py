@@ -1,0 +1,53 @@
+"""Daily usage: how many events each project sent on a UTC day, over all capture APIs.
+
+Each capture API adds what it has taken in since it last did, and reads what all have together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestration.ledger.connection import reading
+from orchestration.ledger.tables import daily_usage
+
+_INSERTS: Mapping[str, Callable[..., Any]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
+"""The insert that can add to a row that is there, in each database's own words."""
+
+
+def add_usage(ledger: Engine, day: date, counts: Mapping[int, int]) -> dict[int, int]:
+    """Add to the projects' events of the day; what these projects have now in all.
+
+    All are added or none. When the ledger goes away during the commit nobody can tell which, and
+    adding again may count these events twice.
+    """
+    insert = _INSERTS[ledger.dialect.name]
+    totals: dict[int, int] = {}
+    with ledger.begin() as connection:
+        for project_id in sorted(counts):  # in one order everywhere: no two can wait for each other
+            adding = insert(daily_usage).values(
+                day=day, project_id=project_id, events=counts[project_id]
+            )
+            totals[project_id] = connection.execute(
+                adding.on_conflict_do_update(
+                    index_elements=[daily_usage.c.day, daily_usage.c.project_id],
+                    set_={"events": daily_usage.c.events + adding.excluded.events},
+                ).returning(daily_usage.c.events)
+            ).scalar_one()
+    return totals
+
+
+def usage_of(ledger: Engine, day: date) -> dict[int, int]:
+    """What every project has sent on that day, over all capture APIs."""
+    with reading(ledger) as connection:
+        rows = connection.execute(
+            select(daily_usage.c.project_id, daily_usage.c.events).where(daily_usage.c.day == day)
+        ).all()
+    return dict(rows)

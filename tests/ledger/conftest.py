@@ -1,0 +1,76 @@
+"""Ledgers for tests: SQLite, and a real PostgreSQL where the machine has one and a driver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestration.ledger.connection import open_ledger
+
+DRIVERS = ("psycopg2", "psycopg")
+FOLDERS = [str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
+NOT_ROOT = {"user": "nobody"} if os.getuid() == 0 else {}  # PostgreSQL refuses to run as root
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Callable[[], str]]:
+    """Gives the URLs of new databases of a PostgreSQL of its own, on a socket of its own."""
+    driver = next((name for name in DRIVERS if find_spec(name)), None)
+    path = os.pathsep.join([os.environ["PATH"], *FOLDERS])
+    initdb, control = shutil.which("initdb", path=path), shutil.which("pg_ctl", path=path)
+    if not (driver and initdb and control):
+        pytest.skip("needs PostgreSQL's programs and psycopg2 or psycopg")
+    home = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has 107 bytes at most
+    if NOT_ROOT:
+        shutil.chown(home, **NOT_ROOT)
+
+    def run(*command: str) -> None:
+        subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL, **NOT_ROOT)  # type: ignore[call-overload]
+
+    run(initdb, "-D", f"{home}/data", "-U", "tests", "-A", "trust", "-N")
+    options = f"-k {home} -c listen_addresses='' -c fsync=off"
+    run(control, "-D", f"{home}/data", "-w", "-l", f"{home}/log", "-o", options, "start")
+    try:
+
+        def new_database() -> str:
+            name = f"t{uuid4().hex[:12]}"
+            run(
+                shutil.which("createdb", path=path) or "createdb",
+                "-h",
+                f"{home}",
+                "-U",
+                "tests",
+                name,
+            )
+            return f"postgresql+{driver}://tests@/{name}?host={home}"
+
+        yield new_database
+    finally:
+        run(control, "-D", f"{home}/data", "-m", "immediate", "stop")
+        shutil.rmtree(home)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty ledger, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    url: str = request.getfixturevalue("postgresql")()
+    return url
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Engine]:
+    """An empty ledger, of either kind."""
+    engine = open_ledger(ledger_url)
+    yield engine
+    engine.dispose()
