@@ -31,7 +31,7 @@ from capture_api.projects import Projects
 from capture_api.refusal import Refused
 from capture_api.refusal_log import RefusalLog
 from capture_api.wire.body import Budget, Charge, read_body
-from capture_api.wire.client_address import client_address
+from capture_api.wire.client_address import Sender, Senders
 from capture_api.wire.client_software import client_software
 from capture_api.wire.decoding import decode_payload
 from capture_api.wire.payload import parse_payload
@@ -52,15 +52,17 @@ class Ingest:
         self._projects = projects
         self._producer = producer
         self._topics = Topics(*settings.topics)
+        self._senders = Senders(settings.trusted_proxies)
         self._refusals = RefusalLog()
         self.budget = Budget(settings.capture_max_inflight_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
         received_at = time.time_ns() // 1000
-        receipt = mint_uuid(received_at)
         headers = dict(scope["headers"])
-        answer = await self._answer(scope, headers, receive, received_at, receipt)
+        sender = self._senders.of(scope, headers)
+        receipt = sender.request_id or mint_uuid(received_at)
+        answer = await self._answer(scope, headers, receive, received_at, receipt, sender)
         extra = [(RECEIPT_HEADER, receipt.encode())]
         if b"origin" in headers:
             extra += cors_headers(headers)
@@ -73,6 +75,7 @@ class Ingest:
         receive: Receive,
         received_at: int,
         receipt: str,
+        sender: Sender,
     ) -> Answer:
         """The answer to one request; 200 only when Kafka has every event of it."""
         method = scope["method"]
@@ -82,7 +85,9 @@ class Ingest:
             if method not in ("POST", "GET"):
                 raise Refused(405, "wrong_method", "send events with POST")
             query = parse_query(scope["query_string"])
-            delivery = await self._send(scope, headers, query, receive, received_at, receipt)
+            delivery = await self._send(
+                scope, headers, query, receive, received_at, receipt, sender
+            )
             if delivery is not None:
                 error = await delivery
                 if error is not None:
@@ -105,6 +110,7 @@ class Ingest:
         receive: Receive,
         received_at: int,
         receipt: str,
+        sender: Sender,
     ) -> asyncio.Future[KafkaError | None] | None:
         """Everything up to producing; nothing if no event is to be kept."""
         self._producer.check()
@@ -124,11 +130,12 @@ class Ingest:
             request = Request(
                 received_at=received_at,
                 request_id=receipt,
-                ip=client_address(scope),
+                ip=sender.address,
                 user_agent=user_agent,
                 sdk=sdk,
                 sent_at=query.sent_at,
                 engage=path == "/engage",
+                mint_seed=sender.mint_seed,
             )
             records = build_records(payload, project_id, request, self._topics)
             return self._producer.send(records) if records else None

@@ -24,7 +24,7 @@ from capture_api.events.record import (
     encode_value,
 )
 from capture_api.events.timestamps import clock_skew, event_time
-from capture_api.events.uuids import NIL_UUID, mint_uuid, mint_uuids, normal_uuid
+from capture_api.events.uuids import NIL_UUID, MintSeed, mint_uuids, normal_uuid
 from capture_api.refusal import Refused, bad_request, too_large
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
 from capture_api.wire.payload import (
@@ -71,6 +71,7 @@ class Request:
     sdk: str
     sent_at: int | None  # of the query; a batch's own goes first
     engage: bool  # events without a name are `$identify`
+    mint_seed: MintSeed | None = None  # of a request that a gateway may send twice
 
 
 def build_records(
@@ -83,8 +84,7 @@ def build_records(
     common_flags = FLAG_HISTORICAL if payload.historical else 0
     topic = topics.historical if payload.historical else topics.events
     received_at, token = request.received_at, payload.token
-    without_uuid = sum(not event.uuid for event in events)
-    minted = mint_uuids(received_at, without_uuid) if without_uuid else []
+    minted: list[str] = []  # by position, once an event needs one
     records: list[Record] = []
     for index, event in enumerate(events):
         try:
@@ -109,13 +109,18 @@ def build_records(
             )
             if clamped:
                 flags |= FLAG_TIME_CLAMPED
+            uuid = _uuid(event)
+            if uuid is None:
+                if not minted:
+                    minted = mint_uuids(received_at, len(events), request.mint_seed)
+                uuid = minted[index]
             key = encode_key(token, distinct_id)
             record = (
                 topic,
                 encode_value(
                     RecordHead(
                         RECORD_VERSION,
-                        _uuid(event) or (minted.pop() if minted else mint_uuid(received_at)),
+                        uuid,
                         project_id,
                         _name(event, request.engage),
                         distinct_id,
