@@ -1,21 +1,25 @@
 """`python -m capture_api`: serve the capture API until SIGTERM or SIGINT.
 
-On a signal it stops accepting, finishes the requests it has, and flushes the producer.
+On a signal it stops accepting, finishes the requests it has, and flushes the producer. With
+several workers (TIDEMARK_CAPTURE_WORKERS) a supervisor holds the port and starts them anew when
+they die; SIGHUP restarts them one by one.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
+from pathlib import Path
 
 import uvicorn
 from confluent_kafka import KafkaException
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from capture_api.app import create_app
+from capture_api.app import CaptureApp, create_app
+from capture_api.exposition import new_folder
+from capture_api.logs import start_logging
 from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
 
@@ -30,19 +34,21 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = Settings()  # type: ignore[call-arg]
-        app = create_app(settings)
+        app = create_app(settings) if settings.capture_workers == 1 else None
     except (ValidationError, SettingsError, KafkaException) as error:
         print(f"capture_api: {_in_one_line(error)}", file=sys.stderr)
         return 1
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_logging(settings.log_format)
     # uvicorn finishes its work and then raises the signal again: that is a good end, not a death.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    if app is None:
+        new_folder(workers_folder(settings))
     uvicorn.run(
-        app,
+        app or "capture_api.__main__:worker_app",
+        factory=app is None,
+        workers=settings.capture_workers,
         host=arguments.host,
         port=settings.capture_port if arguments.port is None else arguments.port,
         loop="uvloop",
@@ -58,6 +64,18 @@ def main() -> int:
         timeout_graceful_shutdown=settings.capture_ack_timeout_ms // 1000 + GRACE_SECONDS,
     )
     return 0
+
+
+def worker_app() -> CaptureApp:
+    """The application of one of several workers. Called in its process."""
+    settings = Settings()  # type: ignore[call-arg]
+    start_logging(settings.log_format)
+    return create_app(settings, workers_folder(settings))
+
+
+def workers_folder(settings: Settings) -> Path:
+    """Where the workers of one port leave their numbers for each other."""
+    return settings.home / "capture" / "workers"
 
 
 def _in_one_line(error: ValidationError | SettingsError | KafkaException) -> str:

@@ -54,6 +54,17 @@ def json_answer(status: int, content: object, headers: HeaderList | None = None)
     return Answer(status, [_JSON, length, *(headers or [])], body)
 
 
+OVER_QUOTA = json_answer(
+    200,
+    {
+        "status": "Ok",
+        "quota_limited": ["events"],
+        "detail": "the project has sent its events of today (UTC): these are not kept",
+    },
+)
+"""As PostHog answers, so that SDKs go on without sending again; browsers pause for a minute."""
+
+
 def text_answer(content: str, media_type: str = "text/plain; charset=utf-8") -> Answer:
     """A 200 that is not JSON: a script or a line for people."""
     body = content.encode()

@@ -7,8 +7,11 @@ reaches. Everything else is FastAPI's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -24,10 +27,14 @@ from capture_api.answers import (
     send_answer,
     with_headers,
 )
+from capture_api.exposition import CONTENT_TYPE, Exposition
 from capture_api.health import health_routes
 from capture_api.ingest import INGEST_PATHS, Ingest
 from capture_api.kafka.producer import RecordProducer
+from capture_api.metrics import Metrics
 from capture_api.projects import Projects
+from capture_api.protection.guard import Guard
+from capture_api.readings import Worker
 from capture_api.refusal import Refused
 from capture_api.stubs import stub_routes
 from orchestration.settings import Settings
@@ -44,6 +51,7 @@ class CaptureApp(FastAPI):
     """FastAPI, with capture paths and CORS before it."""
 
     ingest: Ingest
+    metrics: Metrics
     _ingest_paths: frozenset[str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,22 +64,48 @@ class CaptureApp(FastAPI):
             if scope["method"] == "OPTIONS":
                 await send_answer(send, ACCEPTED, cors)
             else:
-                await super().__call__(scope, receive, with_headers(send, cors))
+                await self._answer_slowly(scope, receive, with_headers(send, cors))
+
+    async def _answer_slowly(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let FastAPI answer, and count it under its route."""
+        started = time.perf_counter()
+        status = 500
+
+        async def noting(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        await super().__call__(scope, receive, noting)
+        route = getattr(scope.get("route"), "path", "other").rstrip("/") or "/"
+        self.metrics.answered(route, status, time.perf_counter() - started)
 
 
-def create_app(settings: Settings) -> CaptureApp:
-    """The application. Threads and connections start and end with its lifespan."""
+def create_app(settings: Settings, workers_folder: Path | None = None) -> CaptureApp:
+    """The application. Threads and connections start and end with its lifespan.
+
+    `workers_folder` is where workers that share a port leave their numbers for each other.
+    """
     projects = Projects(settings)
     producer = RecordProducer(settings)
-    ingest = Ingest(settings, projects, producer)
+    guard = Guard(settings, projects)
+    metrics = Metrics()
+    ingest = Ingest(settings, projects, producer, guard, metrics)
+    worker = Worker(metrics, projects, guard, producer, ingest.budget)
+    exposition = Exposition(worker.read, workers_folder)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         projects.start()
         producer.start()
+        guard.start()
+        exposition.start()
         yield
         await producer.close()
+        await guard.close()
         await projects.close()
+        await exposition.close()
 
     app = CaptureApp(
         title="Tidemark capture API",
@@ -80,14 +114,27 @@ def create_app(settings: Settings) -> CaptureApp:
         redirect_slashes=False,  # SDKs do not follow redirects of a POST
     )
     app.ingest = ingest
+    app.metrics = metrics
     app._ingest_paths = frozenset(
         spelling for path in INGEST_PATHS for spelling in (path, f"{path}/")
     )
     app.include_router(_described_routes())
     app.include_router(stub_routes(projects, ingest.budget))
-    app.include_router(health_routes(projects, producer))
+    app.include_router(health_routes(worker))
+    app.include_router(metrics_route(exposition))
     app.add_exception_handler(HTTPException, _http_error)
     return app
+
+
+def metrics_route(exposition: Exposition) -> APIRouter:
+    """Where Prometheus looks."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/metrics", summary="Numbers for Prometheus, over all workers of this port.")
+    async def metrics() -> Response:
+        return Response(exposition.text(), media_type=CONTENT_TYPE)
+
+    return routes
 
 
 def _described_routes() -> APIRouter:

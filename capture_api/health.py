@@ -5,11 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from capture_api.answers import as_response, json_answer, text_answer
-from capture_api.kafka.producer import RecordProducer
-from capture_api.projects import Projects
+from capture_api.readings import Worker
 
 
-def health_routes(projects: Projects, producer: RecordProducer) -> APIRouter:
+def health_routes(worker: Worker) -> APIRouter:
     """The routes."""
     routes = APIRouter(tags=["health"])
 
@@ -19,7 +18,7 @@ def health_routes(projects: Projects, producer: RecordProducer) -> APIRouter:
 
     @routes.get("/_readiness", summary="Events can be taken in: 200, or 503 with the reasons.")
     async def readiness() -> Response:
-        problems = [text for text in (projects.problem(), producer.problem()) if text]
+        problems = worker.problems()
         if problems:
             return as_response(json_answer(503, {"status": "not ready", "problems": problems}))
         return as_response(json_answer(200, {"status": "Ok"}))

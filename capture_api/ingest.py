@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 from confluent_kafka import KafkaError
 
 from capture_api.answers import (
     ACCEPTED,
     ACCEPTED_BEACON,
+    OVER_QUOTA,
     RECEIPT_HEADER,
     Answer,
     Receive,
@@ -24,14 +26,16 @@ from capture_api.answers import (
     refusal_answer,
     send_answer,
 )
-from capture_api.events.records import Request, Topics, build_records
+from capture_api.events.records import Request, build_records
 from capture_api.events.uuids import mint_uuid
 from capture_api.kafka.producer import RecordProducer
+from capture_api.metrics import Metrics
 from capture_api.projects import Projects
+from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused
 from capture_api.refusal_log import RefusalLog
 from capture_api.wire.body import Budget, Charge, read_body
-from capture_api.wire.client_address import Sender, Senders
+from capture_api.wire.client_address import client_address
 from capture_api.wire.client_software import client_software
 from capture_api.wire.decoding import decode_payload
 from capture_api.wire.payload import parse_payload
@@ -47,26 +51,36 @@ log = logging.getLogger("tidemark.capture")
 class Ingest:
     """Takes events in. One a process."""
 
-    def __init__(self, settings: Settings, projects: Projects, producer: RecordProducer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        projects: Projects,
+        producer: RecordProducer,
+        guard: Guard,
+        metrics: Metrics,
+    ) -> None:
         self._max_body = settings.capture_max_body_bytes
         self._projects = projects
         self._producer = producer
-        self._topics = Topics(*settings.topics)
-        self._senders = Senders(settings.trusted_proxies)
+        self._guard = guard
+        self._metrics = metrics
         self._refusals = RefusalLog()
         self.budget = Budget(settings.capture_max_inflight_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
         received_at = time.time_ns() // 1000
+        started = time.perf_counter()
+        receipt = mint_uuid(received_at)
         headers = dict(scope["headers"])
-        sender = self._senders.of(scope, headers)
-        receipt = sender.request_id or mint_uuid(received_at)
-        answer = await self._answer(scope, headers, receive, received_at, receipt, sender)
+        answer = await self._answer(scope, headers, receive, received_at, receipt)
         extra = [(RECEIPT_HEADER, receipt.encode())]
         if b"origin" in headers:
             extra += cors_headers(headers)
         await send_answer(send, answer, extra)
+        self._metrics.answered(
+            scope["path"].rstrip("/"), answer.status, time.perf_counter() - started
+        )
 
     async def _answer(
         self,
@@ -75,7 +89,6 @@ class Ingest:
         receive: Receive,
         received_at: int,
         receipt: str,
-        sender: Sender,
     ) -> Answer:
         """The answer to one request; 200 only when Kafka has every event of it."""
         method = scope["method"]
@@ -85,15 +98,14 @@ class Ingest:
             if method not in ("POST", "GET"):
                 raise Refused(405, "wrong_method", "send events with POST")
             query = parse_query(scope["query_string"])
-            delivery = await self._send(
-                scope, headers, query, receive, received_at, receipt, sender
-            )
-            if delivery is not None:
-                error = await delivery
-                if error is not None:
-                    raise self._producer.refusal(error)
+            sent = await self._send(scope, headers, query, receive, received_at, receipt)
+            if sent.acknowledged is not None:
+                await self._acknowledged(sent)
             return ACCEPTED_BEACON if query.beacon else ACCEPTED
+        except OverQuota:
+            return OVER_QUOTA
         except Refused as refused:
+            self._metrics.refused[refused.code] += 1
             self._refusals.tell(scope, headers, receipt, refused)
             return refusal_answer(refused)
         except Exception:  # the edge of the process: one request's bug must stay its own
@@ -110,10 +122,11 @@ class Ingest:
         receive: Receive,
         received_at: int,
         receipt: str,
-        sender: Sender,
-    ) -> asyncio.Future[KafkaError | None] | None:
-        """Everything up to producing; nothing if no event is to be kept."""
+    ) -> Sent:
+        """Everything up to producing."""
         self._producer.check()
+        ip = client_address(scope)
+        self._guard.admit_request(ip)
         with Charge(self.budget) as charge:
             body = await read_body(receive, headers.get(b"content-length"), self._max_body, charge)
             path = scope["path"].rstrip("/")
@@ -126,16 +139,49 @@ class Ingest:
             project_id = self._projects.known(payload.token)
             if project_id is None:
                 project_id = await self._projects.find(payload.token)
+            count = len(payload.events)
+            self._metrics.received += count
+            try:
+                self._guard.admit_events(project_id, count)
+            except OverQuota:
+                self._metrics.dropped["quota"] += count
+                raise
             user_agent, sdk = client_software(headers.get(b"user-agent"))
             request = Request(
                 received_at=received_at,
                 request_id=receipt,
-                ip=sender.address,
+                ip=ip,
                 user_agent=user_agent,
                 sdk=sdk,
                 sent_at=query.sent_at,
                 engage=path == "/engage",
-                mint_seed=sender.mint_seed,
             )
-            records = build_records(payload, project_id, request, self._topics)
-            return self._producer.send(records) if records else None
+            route = self._guard.route(project_id, payload.historical)
+            records = build_records(payload, project_id, request, route)
+            if not records:
+                return _NOTHING_SENT
+            self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])
+            return Sent(project_id, len(records), self._producer.send(records))
+
+    async def _acknowledged(self, sent: Sent) -> None:
+        """Wait for Kafka. Refuses when it does not acknowledge everything."""
+        started = time.perf_counter()
+        assert sent.acknowledged is not None
+        error = await sent.acknowledged
+        self._metrics.ack.observe(time.perf_counter() - started)
+        if error is not None:
+            self._metrics.produce_errors[error.name()] += 1
+            raise self._producer.refusal(error)
+        self._metrics.ingested += sent.events
+        self._projects.count(sent.project_id, sent.events)
+
+
+class Sent(NamedTuple):
+    """What of a request is on its way to Kafka, and the future that tells whether it arrived."""
+
+    project_id: int
+    events: int
+    acknowledged: asyncio.Future[KafkaError | None] | None
+
+
+_NOTHING_SENT = Sent(0, 0, None)

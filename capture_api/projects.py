@@ -11,12 +11,14 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
+from datetime import UTC, date, datetime
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from capture_api.refusal import bad_token, try_later
-from orchestration.ledger.access import read_access
+from orchestration.ledger.access import NO_ACCESS, read_access
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 
@@ -36,7 +38,8 @@ class Projects:
         self._ledger_url = settings.ledger
         self._refresh_seconds = settings.capture_project_refresh_seconds
         self._engine: Engine | None = None
-        self._tokens: dict[str, int] = {}
+        self.access = NO_ACCESS
+        self._used: Counter[tuple[date, int]] = Counter()
         self._loaded = False
         self._error = "the projects were not read yet"
         self._lock = threading.Lock()
@@ -59,15 +62,23 @@ class Projects:
 
     def known(self, token: str) -> int | None:
         """The project_id of a good token, as far as is known now."""
-        return self._tokens.get(token)
+        return self.access.tokens.get(token)
+
+    def count(self, project_id: int, events: int) -> None:
+        """The project has sent so many events more."""
+        self._used[datetime.now(UTC).date(), project_id] += events
+
+    def used_today(self, project_id: int) -> int:
+        """The events that the project has sent on this UTC day."""
+        return self._used[datetime.now(UTC).date(), project_id]
 
     async def find(self, token: str) -> int:
         """The project_id of the token. Refuses with 401, or 503 while nobody can tell."""
-        project_id = self._tokens.get(token)
+        project_id = self.access.tokens.get(token)
         if project_id is not None:
             return project_id
         if await self._look_again():
-            project_id = self._tokens.get(token)
+            project_id = self.access.tokens.get(token)
             if project_id is not None:
                 return project_id
             raise bad_token(
@@ -112,7 +123,7 @@ class Projects:
         try:
             if self._engine is None:
                 self._engine = open_ledger(self._ledger_url)
-            self._tokens = read_access(self._engine).tokens
+            self.access = read_access(self._engine)
         except (SQLAlchemyError, OSError) as error:
             if not self._error:
                 log.warning("the projects cannot be read, going on with those known: %s", error)

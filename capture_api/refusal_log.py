@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from capture_api.answers import Scope
+from capture_api.logs import FIELDS, network_of, software_of
 from capture_api.refusal import Refused
 from capture_api.wire.client_address import client_address
 from capture_api.wire.client_software import client_software
@@ -37,16 +38,29 @@ class RefusalLog:
         self._refusals += 1
         if self._refusals > LINES_PER_WINDOW:
             return
+        network = network_of(client_address(scope))
+        software = software_of(*client_software(headers.get(b"user-agent")))
         log.info(
-            "refused %s %.200r with %d %s: %.500r (receipt %s, ip %s, user agent %.200r)",
+            "refused %s %.200r with %d %s: %.500r (receipt %s, network %s, software %r)",
             scope["method"],
             scope["path"],
             refused.status,
             refused.code,
             refused.detail,
             receipt,
-            client_address(scope),
-            client_software(headers.get(b"user-agent"))[0],
+            network,
+            software,
+            extra={
+                FIELDS: {
+                    "method": scope["method"],
+                    "path": scope["path"][:200],
+                    "status": refused.status,
+                    "code": refused.code,
+                    "receipt": receipt,
+                    "network": network,
+                    "software": software,
+                }
+            },
         )
 
     def _end_window(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from local_stack.kafka.topics import wait_until_ready
@@ -18,6 +20,14 @@ from tests.stack import ClickHouseServer, Stack
 
 BROKER_START_SECONDS = 120.0
 
+# A machine that is busy is no fault of the code.
+hypothesis.settings.register_profile(
+    "tidemark",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tidemark")
+
 
 def unused_port() -> int:
     """A port of loopback that nobody listens on."""
@@ -25,6 +35,20 @@ def unused_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def require_program(name: str, package: str) -> str:
+    """The path of a program that is no Python package; the test is skipped when it is missing.
+
+    With TIDEMARK_TESTS_REQUIRE_ALL=1, as in CI, it fails instead.
+    """
+    found = shutil.which(name)
+    if found is None:
+        text = f"{name} is not here: install Debian's package {package} (apt-get install {package})"
+        if os.environ.get("TIDEMARK_TESTS_REQUIRE_ALL") == "1":
+            pytest.fail(text)
+        pytest.skip(text)
+    return found
 
 
 class Broker:

@@ -7,7 +7,6 @@ whole of it, before any record has left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -24,7 +23,8 @@ from capture_api.events.record import (
     encode_value,
 )
 from capture_api.events.timestamps import clock_skew, event_time
-from capture_api.events.uuids import NIL_UUID, MintSeed, mint_uuids, normal_uuid
+from capture_api.events.uuids import NIL_UUID, mint_uuid, mint_uuids, normal_uuid
+from capture_api.protection.routing import Route
 from capture_api.refusal import Refused, bad_request, too_large
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
 from capture_api.wire.payload import (
@@ -52,14 +52,6 @@ _PERFORMANCE_EVENT = "$performance_event"
 _INT64_MS = (2**63 - 1) // 1000
 
 
-class Topics(NamedTuple):
-    """The topics that records go to."""
-
-    events: str
-    historical: str
-    overflow: str
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the request itself says about every event in it. Times in µs."""
@@ -71,20 +63,23 @@ class Request:
     sdk: str
     sent_at: int | None  # of the query; a batch's own goes first
     engage: bool  # events without a name are `$identify`
-    mint_seed: MintSeed | None = None  # of a request that a gateway may send twice
 
 
 def build_records(
-    payload: Payload, project_id: int, request: Request, topics: Topics
+    payload: Payload, project_id: int, request: Request, route: Route
 ) -> list[Record]:
-    """The records of the request, in the order of its events; empty if none are to be kept."""
+    """The records of the request, in the order of its events; empty if none are to be kept.
+
+    `route` says where each goes, or that it is dropped.
+    """
     events = [event for event in payload.events if event.event != _PERFORMANCE_EVENT]
     sent_at = payload.sent_at if payload.sent_at is not None else request.sent_at
     skew = clock_skew(sent_at, request.received_at)
     common_flags = FLAG_HISTORICAL if payload.historical else 0
-    topic = topics.historical if payload.historical else topics.events
+    rules, hot_keys = route.rules, route.hot_keys
     received_at, token = request.received_at, payload.token
-    minted: list[str] = []  # by position, once an event needs one
+    without_uuid = sum(not event.uuid for event in events)
+    minted = mint_uuids(received_at, without_uuid) if without_uuid else []
     records: list[Record] = []
     for index, event in enumerate(events):
         try:
@@ -109,20 +104,25 @@ def build_records(
             )
             if clamped:
                 flags |= FLAG_TIME_CLAMPED
-            uuid = _uuid(event)
-            if uuid is None:
-                if not minted:
-                    minted = mint_uuids(received_at, len(events), request.mint_seed)
-                uuid = minted[index]
             key = encode_key(token, distinct_id)
+            name = _name(event, request.engage)
+            topic: str = route.topic
+            record_key: bytes | None = key
+            if rules:
+                place = route.place(key, name, distinct_id)
+                if place.topic is None:
+                    continue
+                topic, record_key = place.topic, place.key
+            elif hot_keys is not None and hot_keys.is_hot(key):
+                topic, record_key = route.hot(key)
             record = (
                 topic,
                 encode_value(
                     RecordHead(
                         RECORD_VERSION,
-                        uuid,
+                        _uuid(event) or (minted.pop() if minted else mint_uuid(received_at)),
                         project_id,
-                        _name(event, request.engage),
+                        name,
                         distinct_id,
                         timestamp,
                         text,
@@ -137,7 +137,7 @@ def build_records(
                     ),
                     properties,
                 ),
-                key,
+                record_key,
             )
         except Refused as refused:
             if len(events) > 1:

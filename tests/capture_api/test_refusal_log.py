@@ -35,6 +35,7 @@ def test_flood_is_counted(
 
     asyncio.run(main())
     assert all(len(message.splitlines()) == 1 for message in caplog.messages)
+    assert not any("10.0.0.1" in message for message in caplog.messages)
     assert all(len(message) < 1_500 for message in caplog.messages)
 
 

@@ -1,0 +1,78 @@
+"""Token buckets: how much each key may still do now.
+
+A bucket holds at most `burst` and fills at `rate` a second. It is taken from while there is
+something in it, however much is taken: a batch larger than the burst passes once and is paid off
+by waiting, rather than never passing at all. Other replicas' takings arrive by `drain`
+(`shared.py`).
+
+Invariant: a key that is not here has a full bucket, so memory is bounded by forgetting full ones.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+MAX_KEYS = 100_000
+"""Buckets after which full ones are forgotten, and then, if need be, all."""
+
+LONG_SECONDS = 2.0
+
+
+class Buckets:
+    """Buckets of one kind, a key each. `name` tells them from other kinds in a shared store."""
+
+    def __init__(
+        self, name: str, shared: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = name
+        self.taken: dict[str, float] | None = {} if shared else None
+        """What was taken since somebody last looked, where replicas share."""
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float, float, float]] = {}  # level, at, rate, burst
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: str, amount: float, rate: float, burst: float) -> float:
+        """Take the amount, and give 0; or take nothing, and give the seconds until it can be."""
+        now = self._clock()
+        bucket = self._buckets.get(key)
+        level = burst if bucket is None else min(burst, bucket[0] + (now - bucket[1]) * rate)
+        if level <= 0:
+            # The least that lets the next one pass; the clock of HTTP counts whole seconds.
+            return max(-level / rate, 1e-3)
+        self._buckets[key] = (level - amount, now, rate, burst)
+        if len(self._buckets) > MAX_KEYS:
+            self._forget(now)
+        if self.taken is not None:
+            self.taken[key] = self.taken.get(key, 0) + amount
+        return 0.0
+
+    def drain(self, key: str, amount: float, seconds: float) -> None:
+        """Other replicas have taken so much from this key's bucket over these seconds.
+
+        Over a long while, what fills the bucket anyway is theirs to take: else a replica that has
+        not met a key for a minute would lock it out for another.
+        """
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            level, at, rate, burst = bucket
+            if seconds > LONG_SECONDS:
+                amount = max(0.0, amount - rate * seconds)
+            self._buckets[key] = (level - amount, at, rate, burst)
+
+    def _forget(self, now: float) -> None:
+        self._buckets = {
+            key: bucket
+            for key, bucket in self._buckets.items()
+            if bucket[0] + (now - bucket[1]) * bucket[2] < bucket[3]
+        }
+        if len(self._buckets) > MAX_KEYS:
+            self._buckets.clear()
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds for a Retry-After header: at least one."""
+    return max(1, math.ceil(seconds))

@@ -1,0 +1,105 @@
+"""One worker's numbers at one moment, gathered from its parts for /metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capture_api.exposition import Reading, Sample, process_samples
+from capture_api.kafka.producer import RecordProducer
+from capture_api.metrics import Metrics
+from capture_api.projects import Projects
+from capture_api.protection.guard import Guard
+from capture_api.protection.routing import Why
+from capture_api.wire.body import Budget
+
+_DROPS = frozenset({Why.RULE_DROP})
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The parts of a worker that know numbers."""
+
+    metrics: Metrics
+    projects: Projects
+    guard: Guard
+    producer: RecordProducer
+    budget: Budget
+
+    def read(self) -> Reading:
+        """All its samples."""
+        return [
+            *self._of_requests(),
+            *self._of_events(),
+            *self._of_protection(),
+            *self._of_kafka(),
+            *process_samples(),
+        ]
+
+    def problems(self) -> list[str]:
+        """Why the worker is not ready for events; empty when it is."""
+        return [text for text in (self.projects.problem(), self.producer.problem()) if text]
+
+    def _of_requests(self) -> Reading:
+        metrics = self.metrics
+        return [
+            *(
+                Sample("http_requests", [path, str(status)], count)
+                for (path, status), count in metrics.answers.items()
+            ),
+            *(
+                Sample("http_request_duration_seconds", [path], timing.sum, list(timing.counts))
+                for path, timing in metrics.durations.items()
+            ),
+            *(Sample("capture_requests_refused", [code], n) for code, n in metrics.refused.items()),
+            Sample("capture_in_flight_bytes", [], self.budget.held),
+            Sample("capture_in_flight_bytes_limit", [], self.budget.limit),
+            Sample("capture_ready", [], float(not self.problems())),
+        ]
+
+    def _of_events(self) -> Reading:
+        metrics, seen = self.metrics, self.guard.router.seen
+        dropped = metrics.dropped.copy()
+        rerouted = []
+        for (why, dry_run), count in seen.items():
+            if dry_run:
+                continue
+            if why in _DROPS:
+                dropped[why] += count
+            else:
+                rerouted.append(Sample("capture_events_rerouted", [why], count))
+        return [
+            Sample("capture_events_received", [], metrics.received),
+            Sample("capture_events_ingested", [], metrics.ingested),
+            *(Sample("capture_events_dropped", [cause], n) for cause, n in dropped.items()),
+            *rerouted,
+        ]
+
+    def _of_protection(self) -> Reading:
+        return [
+            *(
+                Sample("capture_event_restrictions_applied", [why, _said(dry_run)], count)
+                for (why, dry_run), count in self.guard.router.seen.items()
+            ),
+            *(
+                Sample("capture_limits_reached", [limit, _said(dry_run)], count)
+                for (limit, dry_run), count in self.guard.reached.items()
+            ),
+            Sample("capture_limits_unshared", [], float(self.guard.sharing_fails)),
+        ]
+
+    def _of_kafka(self) -> Reading:
+        metrics, producer = self.metrics, self.producer
+        ack = metrics.ack
+        return [
+            Sample("capture_kafka_produce_ack_duration_seconds", [], ack.sum, list(ack.counts)),
+            *(
+                Sample("capture_kafka_produce_errors", [code], count)
+                for code, count in metrics.produce_errors.items()
+            ),
+            Sample("capture_kafka_produce_bytes", [], metrics.produce_bytes),
+            Sample("capture_kafka_away", [], float(producer.health.problem() is not None)),
+        ]
+
+
+def _said(dry_run: bool) -> str:
+    return "true" if dry_run else "false"
