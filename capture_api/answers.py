@@ -27,10 +27,13 @@ _JSON = (b"content-type", b"application/json")
 _OK_BODY = b'{"status":"Ok"}'
 _OK_HEADERS: HeaderList = [_JSON, (b"content-length", str(len(_OK_BODY)).encode())]
 
-_METHODS = (b"access-control-allow-methods", b"GET, POST, OPTIONS")
+_METHODS = b"GET, POST, OPTIONS"
 _MAX_AGE = (b"access-control-max-age", b"86400")
 _CREDENTIALS = (b"access-control-allow-credentials", b"true")
-_EXPOSED = (b"access-control-expose-headers", b"X-Request-Id, Retry-After, Date")
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b"X-Request-Id, PostHog-Request-Id, Retry-After, Date",
+)
 _VARY = (b"vary", b"Origin")
 
 
@@ -93,14 +96,14 @@ def as_response(answer: Answer) -> Response:
     return Response(answer.body, answer.status, names)
 
 
-def cors_headers(request_headers: dict[bytes, bytes]) -> HeaderList:
+def cors_headers(request_headers: dict[bytes, bytes], methods: bytes = _METHODS) -> HeaderList:
     """The CORS headers for an answer to a request with these headers; none outside a browser."""
     origin = request_headers.get(b"origin")
     if origin is None:
         return []
     headers = [(b"access-control-allow-origin", origin), _CREDENTIALS, _EXPOSED, _VARY]
     if b"access-control-request-method" in request_headers:
-        headers += (_METHODS, _MAX_AGE)
+        headers += ((b"access-control-allow-methods", methods), _MAX_AGE)
         wanted = request_headers.get(b"access-control-request-headers")
         if wanted:
             headers.append((b"access-control-allow-headers", wanted))

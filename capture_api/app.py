@@ -37,6 +37,7 @@ from capture_api.protection.guard import Guard
 from capture_api.readings import Worker
 from capture_api.refusal import Refused
 from capture_api.stubs import stub_routes
+from capture_api.v1.endpoint import V1_PATHS, V1Endpoint
 from orchestration.settings import Settings
 
 _EVENT_EXAMPLE = {
@@ -51,6 +52,8 @@ class CaptureApp(FastAPI):
     """FastAPI, with capture paths and CORS before it."""
 
     ingest: Ingest
+    v1: V1Endpoint
+    _v1_paths: frozenset[str]
     metrics: Metrics
     _ingest_paths: frozenset[str]
 
@@ -59,6 +62,8 @@ class CaptureApp(FastAPI):
             await super().__call__(scope, receive, send)
         elif scope["path"] in self._ingest_paths:
             await self.ingest(scope, receive, send)
+        elif scope["path"] in self._v1_paths:
+            await self.v1(scope, receive, send)
         else:
             cors = cors_headers(dict(scope["headers"]))
             if scope["method"] == "OPTIONS":
@@ -115,15 +120,20 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     )
     app.ingest = ingest
     app.metrics = metrics
-    app._ingest_paths = frozenset(
-        spelling for path in INGEST_PATHS for spelling in (path, f"{path}/")
-    )
+    app._ingest_paths = _spellings(INGEST_PATHS)
+    app.v1 = V1Endpoint(settings, projects, producer, guard, metrics, ingest.budget)
+    app._v1_paths = _spellings(V1_PATHS)
     app.include_router(_described_routes())
     app.include_router(stub_routes(projects, ingest.budget))
     app.include_router(health_routes(worker))
     app.include_router(metrics_route(exposition))
     app.add_exception_handler(HTTPException, _http_error)
     return app
+
+
+def _spellings(paths: tuple[str, ...]) -> frozenset[str]:
+    """The paths with and without a slash at their end."""
+    return frozenset(spelling for path in paths for spelling in (path, f"{path}/"))
 
 
 def metrics_route(exposition: Exposition) -> APIRouter:

@@ -14,9 +14,8 @@ from fastapi import APIRouter, Response
 
 from capture_api.answers import Answer, as_response, json_answer
 
-_V1 = "capture v1 is not taken in yet: use the SDK's default capture mode"
 _TELEMETRY = "are not taken in: send them to a telemetry backend of their own"
-_AI = "is not taken in: send $ai_… events to /batch or /i/v0/ai/batch"
+_AI = "is not taken in: send $ai_… events to /batch, /i/v0/ai/batch or /i/v1/ai/events"
 _SCRIPTS = (
     "PostHog's scripts are not served here: bundle posthog-js from npm, or serve its dist folder "
     "and name that host as asset_host"
@@ -24,8 +23,6 @@ _SCRIPTS = (
 
 NOT_SERVED = {
     "/s": "session replay is not taken in: switch session recording off",
-    "/i/v1/analytics/events": _V1,
-    "/i/v1/ai/events": _V1,
     "/i/v0/ai": f"the multipart form of AI events {_AI}",
     "/i/v0/ai/otel": f"OpenTelemetry about AI {_AI}",
     "/i/v0/ai/otel/v1/traces": f"OpenTelemetry about AI {_AI}",

@@ -239,6 +239,16 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest request body, before and after decompression.",
     )
+    capture_v1_max_compressed_bytes: int = Field(
+        10 << 20,
+        ge=1024,
+        description="Largest body of a v1 request as it is sent, compressed or not.",
+    )
+    capture_v1_max_decompressed_bytes: int = Field(
+        50 << 20,
+        ge=1024,
+        description="Largest body of a v1 request after decompression.",
+    )
     capture_max_inflight_bytes: int = Field(
         256 << 20, ge=1 << 20, description="Request bytes held at once; beyond it: 503."
     )

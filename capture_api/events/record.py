@@ -26,6 +26,10 @@ FLAG_DISTINCT_ID_CUT = 2
 """The client's distinct_id was longer than DISTINCT_ID_LENGTH characters."""
 FLAG_TIME_CLAMPED = 4
 """The client's time lay too far in the future and was replaced by the time of receipt."""
+FLAG_COOKIELESS = 8
+"""Sent in cookieless mode: the distinct_id stands for nobody, and the key is `token:ip`."""
+FLAG_PERSONLESS = 16
+"""No person is to be made of this event, or changed by it: the distinct_id stands for many."""
 
 DISTINCT_ID_LENGTH = 200
 """Characters of a distinct_id that are kept."""

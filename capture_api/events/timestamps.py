@@ -72,6 +72,11 @@ def event_time(
         if parsed is None:
             return received_at, False
         time = parsed - skew
+    return bounded_time(time, received_at)
+
+
+def bounded_time(time: int, received_at: int) -> tuple[int, bool]:
+    """The time within the invariant, and whether it was clamped to the time of receipt."""
     if time > received_at + FUTURE_LIMIT_US:
         return received_at, True
     if time < _FIRST_US or time > _LAST_US:

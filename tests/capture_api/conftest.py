@@ -121,14 +121,14 @@ class Capture:
         """A batch body with the project's token."""
         return {"api_key": self.token, "batch": list(events), **more}
 
-    def records(self) -> list[StoredRecord]:
-        """Everything in the topic now, partition by partition."""
-        return read_topic(self.kafka, self.topic)
+    def records(self, suffix: str = "") -> list[StoredRecord]:
+        """Everything in the topic, or in the one beside it, now; partition by partition."""
+        return read_topic(self.kafka, f"{self.topic}{suffix}")
 
-    def records_of(self, response: httpx.Response) -> list[StoredRecord]:
+    def records_of(self, response: httpx.Response, suffix: str = "") -> list[StoredRecord]:
         """The records of one request, found by its receipt."""
         receipt = response.headers["X-Request-Id"]
-        return [record for record in self.records() if record.value["request_id"] == receipt]
+        return [r for r in self.records(suffix) if r.value["request_id"] == receipt]
 
 
 def read_topic(kafka: str, topic: str) -> list[StoredRecord]:

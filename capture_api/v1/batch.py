@@ -1,0 +1,109 @@
+"""The body of a v1 request: `{created_at, batch: [event, …]}` from JSON text, and its own rules.
+
+What breaks a rule here refuses the whole request (400): without a shape, or without a uuid that
+is the event's own, no result could be given for an event. Rules about single events are in
+`events.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from capture_api.events.rfc3339 import parse_rfc3339
+from capture_api.events.uuids import normal_uuid
+from capture_api.refusal import bad_request, too_large
+from capture_api.wire.payload import ABSENT, MAX_EVENTS
+from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
+
+_NO_PROPERTIES = Raw(b"{}")
+_SHOWN_CHARACTERS = 100
+
+
+class Event(msgspec.Struct, gc=False):
+    """One event as the client wrote it; what may be anything stays raw."""
+
+    event: str
+    uuid: str
+    distinct_id: str
+    timestamp: str
+    session_id: str | None = None
+    window_id: str | None = None
+    options: Raw = ABSENT
+    properties: Raw = _NO_PROPERTIES
+
+
+class Batch(msgspec.Struct, gc=False):
+    """A request's body. What it may not say is None."""
+
+    created_at: str
+    batch: list[Event]
+    historical_migration: bool | None = None
+    capture_internal: bool | None = None
+
+
+_decoder = msgspec.json.Decoder(Batch)
+
+
+def parse_batch(text: bytes) -> Batch:
+    """The batch of JSON text. Refuses (400, 413) what is none, is empty or has no created_at."""
+    try:
+        batch = _decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(
+            f"failed to parse the request: {error}", "request_parsing_error"
+        ) from None
+    except RecursionError:
+        raise bad_request(
+            "failed to parse the request: nested too deeply", "request_parsing_error"
+        ) from None
+    if not batch.batch:
+        raise bad_request("the request's `batch` is empty", "empty_batch")
+    if len(batch.batch) > MAX_EVENTS:
+        raise too_large(
+            f"{len(batch.batch)} events in one request, at most {MAX_EVENTS}; send smaller batches"
+        )
+    if parse_rfc3339(batch.created_at) is None:
+        shown = batch.created_at[:_SHOWN_CHARACTERS]
+        raise bad_request(
+            f"invalid batch: `created_at` must be an RFC 3339 time, not {shown!r}", "invalid_batch"
+        )
+    return batch
+
+
+def event_uuids(events: list[Event]) -> list[str]:
+    """The uuid of each event in its usual spelling. Refuses (400) if one lacks its own."""
+    uuids = []
+    for index, event in enumerate(events):
+        uuid = normal_uuid(event.uuid)
+        if uuid is None:
+            if event.uuid.strip():
+                shown = event.uuid[:_SHOWN_CHARACTERS]
+                raise bad_request(
+                    f"event {index}: `uuid` is not a UUID: {shown!r}", "invalid_event_uuid"
+                )
+            raise bad_request(f"event {index}: submitted without a uuid", "missing_event_uuid")
+        uuids.append(uuid)
+    if len(set(uuids)) < len(uuids):
+        seen: set[str] = set()
+        for index, uuid in enumerate(uuids):
+            if uuid in seen:
+                raise bad_request(
+                    f"event {index}: the uuid {uuid} stands twice in the batch",
+                    "duplicate_event_uuid",
+                )
+            seen.add(uuid)
+    return uuids
+
+
+def _decode(text: bytes) -> Batch:
+    if not text.isascii():
+        text.decode()  # the reader leaves strings in raw parts unchecked
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if not has_surrogates(text):
+            raise
+        return _decoder.decode(replace_lone_surrogates(text))

@@ -1,0 +1,231 @@
+"""Events of protocol v1 become records: each by itself, so that one bad event costs no other.
+
+    event, uuid ──checks──▶ drop with its details
+                └─route──▶ drop by a rule, or topic and key ──▶ record
+
+The route is where protection decides about an event, before its record is built. Invariant: every
+event of the batch has a Result, and for those that are kept it holds if Kafka takes the record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from capture_api.events.record import (
+    FLAG_COOKIELESS,
+    FLAG_HISTORICAL,
+    FLAG_PERSONLESS,
+    FLAG_TIME_CLAMPED,
+    RECORD_VERSION,
+    RecordHead,
+    encode_key,
+    encode_value,
+)
+from capture_api.events.records import RECORD_MAX_BYTES, Record
+from capture_api.events.rfc3339 import parse_rfc3339
+from capture_api.events.timestamps import bounded_time, clock_skew
+from capture_api.events.uuids import NIL_UUID, mint_uuid
+from capture_api.protection.routing import Route, Why
+from capture_api.v1.batch import Batch, Event
+from capture_api.v1.options import NO_OPTIONS, Options, read_options
+from capture_api.wire.depth import too_deep
+
+EVENT_NAME_BYTES = 200
+DISTINCT_ID_BYTES = 200
+
+INTERNAL_ADDRESS = "127.0.0.1"
+"""The client's address for batches with `capture_internal`."""
+
+ILLEGAL_DISTINCT_IDS = frozenset(
+    {
+        *("0", NIL_UUID, "[object object]", "nan", "none", "null", "undefined", "true", "false"),
+        *("id", "distinct_id", "distinctid", "email", "user", "guest", "anonymous"),
+        *("anonymous-user", "not_authenticated", "backend", "system"),
+    }
+)
+"""Lower case. Sent by mistake for many people at once, so no person is made of them."""
+
+_PERFORMANCE_EVENT = "$performance_event"
+_SPREAD = frozenset({Why.HOT_KEY, Why.RULE_OVERFLOW})
+_LONGEST_ILLEGAL = max(map(len, ILLEGAL_DISTINCT_IDS))
+_encode = msgspec.json.encode
+
+
+class Result(NamedTuple):
+    """What the client is told about one event."""
+
+    result: str  # ok, warning, drop or retry
+    details: str = ""
+
+
+OK = Result("ok")
+PERSONLESS = Result("warning", "person_processing_disabled")
+RULED_OUT = Result("drop", "event_restriction_drop")
+OVER_QUOTA = Result("drop", "billing_limit_exceeded")
+TOO_BIG = Result("drop", "event_too_big")
+NOT_PERSISTED = Result("retry", "not_persisted")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the request itself says about every event in it. Times in µs."""
+
+    token: str
+    received_at: int
+    request_id: str
+    request_time: int
+    ip: str
+    user_agent: str
+    sdk: str
+    library: bytes
+
+
+class Built(NamedTuple):
+    """The records, the event that each is of, and the results if Kafka takes every record."""
+
+    records: list[Record]
+    indices: list[int]
+    results: list[Result]
+
+
+def build_records(
+    batch: Batch, uuids: list[str], project_id: int, request: Request, route: Route
+) -> Built:
+    """The records of the batch, in the order of its events; dropped ones have their result.
+
+    `route` says where each goes, or that it is dropped.
+    """
+    built = Built([], [], [])
+    skew = clock_skew(request.request_time, request.received_at)
+    batch_flags = FLAG_HISTORICAL if batch.historical_migration else 0
+    rules, hot_keys = route.rules, route.hot_keys
+    ip = INTERNAL_ADDRESS if batch.capture_internal else request.ip
+    for index, (event, uuid) in enumerate(zip(batch.batch, uuids, strict=True)):
+        distinct_id = event.distinct_id.strip()
+        properties = bytes(event.properties)
+        written = parse_rfc3339(event.timestamp)
+        fault = _fault(event, distinct_id, written, properties)
+        options = None if fault else read_options(event.options)
+        if options is None or written is None:
+            built.results.append(Result("drop", fault or "invalid_options"))
+            continue
+
+        flags, result = batch_flags, OK
+        if "\0" in distinct_id:
+            distinct_id = distinct_id.replace("\0", "\ufffd")
+        if len(distinct_id) <= _LONGEST_ILLEGAL and distinct_id.lower() in ILLEGAL_DISTINCT_IDS:
+            result = PERSONLESS
+        if options.cookieless_mode:
+            flags |= FLAG_COOKIELESS
+        key = encode_key(request.token, ip if options.cookieless_mode else distinct_id)
+        topic: str = route.topic
+        record_key: bytes | None = key
+        if rules:
+            place = route.place(key, event.event, distinct_id)
+            if place.topic is None:
+                built.results.append(RULED_OUT)
+                continue
+            topic, record_key = place.topic, place.key
+            if place.why in _SPREAD:
+                result = PERSONLESS
+        elif hot_keys is not None and hot_keys.is_hot(key):
+            topic, record_key = route.hot(key)
+            if topic != route.topic:
+                result = PERSONLESS
+        if result is PERSONLESS:
+            flags |= FLAG_PERSONLESS
+
+        timestamp, clamped = bounded_time(
+            written if options.disable_skew_correction else written - skew, request.received_at
+        )
+        if clamped:
+            flags |= FLAG_TIME_CLAMPED
+        value = encode_value(
+            RecordHead(
+                RECORD_VERSION,
+                # The nil UUID stands for "none"; kept, it would make duplicates of its events.
+                uuid if uuid != NIL_UUID else mint_uuid(request.received_at),
+                project_id,
+                event.event,
+                distinct_id,
+                timestamp,
+                event.timestamp,
+                None,
+                request.request_time,
+                request.received_at,
+                ip,
+                request.user_agent,
+                request.sdk,
+                request.request_id,
+                flags,
+            ),
+            _with_members(properties, _injected(event, options, request.library)),
+        )
+        if len(value) + len(key) > RECORD_MAX_BYTES:
+            built.results.append(TOO_BIG)
+            continue
+        built.records.append((topic, value, record_key))
+        built.indices.append(index)
+        built.results.append(result)
+    return built
+
+
+def _fault(event: Event, distinct_id: str, written: int | None, properties: bytes) -> str:
+    """The details to drop the event with, or nothing. The order is the protocol's."""
+    if event.event == _PERFORMANCE_EVENT:
+        return "dropped_performance_event"
+    if not event.event:
+        return "missing_event_name"
+    if _longer(event.event, EVENT_NAME_BYTES):
+        return "event_name_too_long"
+    if not distinct_id:
+        return "missing_distinct_id"
+    if _longer(distinct_id, DISTINCT_ID_BYTES):
+        return "distinct_id_too_large"
+    if written is None:
+        return "invalid_event_timestamp"
+    if not properties.startswith(b"{"):
+        return "malformed_event_properties"
+    if len(properties) > RECORD_MAX_BYTES:
+        return "event_too_big"
+    if too_deep(properties):
+        return "malformed_event_properties"
+    return ""
+
+
+def _longer(text: str, limit: int) -> bool:
+    """Whether the text has more bytes of UTF-8 than the limit."""
+    return len(text) > limit or (not text.isascii() and len(text.encode()) > limit)
+
+
+def _injected(event: Event, options: Options, library: bytes) -> bytes:
+    """What the protocol keeps beside the properties, as further members of their object."""
+    if event.session_id is None and event.window_id is None and options is NO_OPTIONS:
+        return library  # nearly always, from servers
+    members = []
+    if event.session_id is not None:
+        members.append(b'"$session_id":' + _encode(event.session_id))
+    if event.window_id is not None:
+        members.append(b'"$window_id":' + _encode(event.window_id))
+    if options.cookieless_mode is not None:
+        members.append(b'"$cookieless_mode":' + _encode(options.cookieless_mode))
+    if options.disable_skew_correction is not None:
+        members.append(b'"$ignore_sent_at":' + _encode(options.disable_skew_correction))
+    if options.product_tour_id is not None:
+        members.append(b'"$product_tour_id":' + _encode(options.product_tour_id))
+    if options.process_person_profile is not None:
+        members.append(b'"$process_person_profile":' + _encode(options.process_person_profile))
+    if library:
+        members.append(library)
+    return b",".join(members)
+
+
+def _with_members(properties: bytes, members: bytes) -> bytes:
+    """The JSON object with these members at its end, where they win over earlier ones."""
+    if not members:
+        return properties
+    empty = properties[1:2] != b'"' and properties[1:].lstrip()[:1] == b"}"
+    return b"".join((properties[:-1], b"" if empty else b",", members, b"}"))
