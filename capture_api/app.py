@@ -28,6 +28,7 @@ from capture_api.answers import (
     with_headers,
 )
 from capture_api.exposition import CONTENT_TYPE, Exposition
+from capture_api.garbage import search_rarely
 from capture_api.health import health_routes
 from capture_api.ingest import INGEST_PATHS, Ingest
 from capture_api.kafka.producer import RecordProducer
@@ -106,6 +107,7 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
         producer.start()
         guard.start()
         exposition.start()
+        search_rarely()
         yield
         await producer.close()
         await guard.close()
