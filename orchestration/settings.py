@@ -237,7 +237,13 @@ class Settings(BaseSettings):
     capture_max_body_bytes: int = Field(
         20 << 20,
         ge=1024,
-        description="Largest request body, before and after decompression.",
+        description="Largest request body, as it comes over the wire.",
+    )
+    capture_max_decompressed_bytes: int = Field(
+        100 << 20,
+        ge=1024,
+        description="Largest content of a compressed request body; the bytes in flight bound it, "
+        "too.",
     )
     capture_v1_max_compressed_bytes: int = Field(
         10 << 20,

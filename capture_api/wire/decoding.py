@@ -1,9 +1,12 @@
 """From the bytes of a request to JSON text in valid UTF-8, whatever the client wrapped it in.
 
-    data= of the query or body → base64 → form field → gzip (hinted or sniffed) → base64 → UTF-8
+    data= of the query or body → base64 → form field → gzip (hinted or sniffed) or lz64
+      → base64 once more (old paths) → UTF-8
 
-The order is PostHog's. Browsers send gzip without saying so, hence the sniffing. Invariant: what
-is returned is at most `limit` bytes of UTF-8; a wrapping that cannot be undone is refused.
+The order is PostHog's, for clients rely on its oddities: base64 of the whole payload is undone
+wherever it shows, that of a form's field on old paths only. Browsers send gzip without saying so,
+hence the sniffing. Invariant: what is returned is at most `limit` bytes of UTF-8; a wrapping that
+cannot be undone is refused.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from urllib.parse import parse_qsl
 from isal import isal_zlib
 
 from capture_api.refusal import Refused, bad_request, too_large
+from capture_api.wire.lz64 import decode_lz64
 from capture_api.wire.query import Query, known_compression
 
-LEGACY_PATHS = frozenset({"/e", "/capture", "/track", "/engage"})
-"""Paths whose decoded text may be base64 once more."""
+LEGACY_PATHS = frozenset({"/e", "/capture", "/track", "/engage", "/flags"})
+"""Paths whose decoded text may be base64 once more: those that clients send old forms to."""
 
 GZIP_MEMBERS = 16
 """Streams that may stand one after the other: each costs a copy of all that follows it."""
@@ -27,7 +31,10 @@ _GZIP_MAGIC = b"\x1f\x8b\x08"
 _GZIP_WINDOW = 31  # zlib's number for: 32 KiB window, gzip wrapping
 _FORM_TYPE = b"application/x-www-form-urlencoded"
 _FORM_START = (b"data=", b"ver=", b"_=", b"ip=", b"compression=")
+_FORM_WITHIN = re.compile(rb"&(?:data|ver|_|ip|compression)=")
+_FORM_SAMPLE = 128
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+_BASE64_OR_BLANKS = re.compile(rb"[A-Za-z0-9+/ ]+={0,3}")
 _BASE64_SAMPLE = 128
 
 
@@ -40,27 +47,36 @@ def decode_payload(
         raise bad_request("request missing data payload: put JSON into the body", "empty_payload")
 
     hint = query.compression
-    first = payload[:1]
-    if first not in (b"{", b"["):  # nearly all of the rest is gzip
-        if not payload.startswith(_FORM_START):
-            payload = _unwrap_base64(payload)
-        elif headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == _FORM_TYPE:
-            payload, form_compression = _form_data(payload)
+    unwrapped = payload
+    if payload[:1] not in (b"{", b"["):  # nearly all of the rest is gzip
+        unwrapped = _unwrap_base64(payload)
+    content_type = headers.get(b"content-type")
+    if content_type is not None and content_type.startswith(_FORM_TYPE):
+        if _is_form(unwrapped):
+            payload, form_compression = _form_data(unwrapped)
+            unwrapped = payload
             hint = hint or form_compression
-    hint = hint or known_compression(headers.get(b"content-encoding", b"").decode("latin-1"))
+        elif content_type == _FORM_TYPE:
+            raise bad_request(
+                "expected form data in POST request payload: the Content-Type says form; send "
+                "JSON as application/json",
+                "bad_form",
+            )
+    if not hint and b"content-encoding" in headers:
+        hint = known_compression(headers[b"content-encoding"].decode("latin-1"))
 
-    if payload.startswith(_GZIP_MAGIC) or hint == "gzip":
-        payload = inflate(payload, limit)
+    if unwrapped.startswith(_GZIP_MAGIC) or hint == "gzip":
+        text = inflate(unwrapped, limit)
     elif hint == "lz64":
-        raise bad_request(
-            "lz64 compression is not supported: send gzip or plain JSON", "unsupported_compression"
-        )
-    if len(payload) > limit:
+        text = _lz64(unwrapped, payload, path, limit)
+    else:
+        text = unwrapped
+    if len(text) > limit:
         raise too_large(f"maximum event size exceeded: more than {limit} bytes")
-    if path in LEGACY_PATHS and payload[:1] not in (b"{", b"["):
-        payload = _unwrap_base64(payload)
-    _check_utf8(payload)
-    return payload
+    if path in LEGACY_PATHS and text[:1] not in (b"{", b"["):
+        text = _unwrap_base64(text)
+    _check_utf8(text)
+    return text
 
 
 def inflate(payload: bytes, limit: int) -> bytes:
@@ -91,18 +107,39 @@ def inflate(payload: bytes, limit: int) -> bytes:
 
 
 def _unwrap_base64(payload: bytes) -> bytes:
-    """The decoded payload if it looks like base64 all through, else the payload."""
+    """The decoded payload if it is base64 all through, else the payload."""
     sample = payload[:_BASE64_SAMPLE]
     if len(payload) % 4 or not _BASE64.fullmatch(sample):
         return payload
     try:
-        return binascii.a2b_base64(payload, strict_mode=True)
+        decoded = binascii.a2b_base64(payload, strict_mode=True)
     except binascii.Error:
         return payload
+    # Bits that its last digit should not have: other things that look like base64 have some.
+    if payload.endswith(b"=") and not payload.endswith(
+        binascii.b2a_base64(decoded[len(decoded) // 3 * 3 :], newline=False)
+    ):
+        return payload
+    return decoded
+
+
+def _lz64(unwrapped: bytes, payload: bytes, path: str, limit: int) -> bytes:
+    """The content of lz64, whose text may have been taken for base64 and undone as that."""
+    try:
+        return decode_lz64(unwrapped, limit)
+    except Refused as refused:
+        # PostHog takes only text that is not valid base64 by chance; /engage is told of that.
+        if payload is unwrapped or refused.status != 400 or path == "/engage":
+            raise
+        return decode_lz64(payload, limit)
+
+
+def _is_form(payload: bytes) -> bool:
+    return payload.startswith(_FORM_START) or bool(_FORM_WITHIN.search(payload[:_FORM_SAMPLE]))
 
 
 def _form_data(payload: bytes) -> tuple[bytes, str]:
-    """The `data` field of a form, base64 undone, and the `compression` it names."""
+    """The `data` field of a form, and the `compression` it names."""
     try:
         fields = dict(parse_qsl(payload.decode(), keep_blank_values=True, max_num_fields=16))
     except ValueError:  # UnicodeDecodeError is one
@@ -110,10 +147,9 @@ def _form_data(payload: bytes) -> tuple[bytes, str]:
     data = fields.get("data", "").encode()
     if not data:
         raise bad_request("expected form data in POST request payload: field `data`", "bad_form")
-    # An unescaped + of base64 reads as a blank in a form.
-    return _unwrap_base64(data.replace(b" ", b"+") if data[:1] not in b"{[" else data), (
-        known_compression(fields.get("compression", ""))
-    )
+    if _BASE64_OR_BLANKS.fullmatch(data[:_BASE64_SAMPLE]):
+        data = data.replace(b" ", b"+")  # an unescaped + reads as a blank in a form
+    return data, known_compression(fields.get("compression", ""))
 
 
 def _check_utf8(payload: bytes) -> None:

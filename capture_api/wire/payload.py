@@ -12,18 +12,23 @@ import msgspec
 from msgspec import Raw
 
 from capture_api.events.timestamps import sent_at_in_body
-from capture_api.refusal import Refused, bad_request, bad_token
+from capture_api.refusal import Refused, bad_request, bad_token, too_large
 from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
 MAX_EVENTS = 50_000
 """Events of one request: what lies within it fits into the producer's queue at once."""
+MAX_OBJECTS = 1_000_000
+"""JSON objects of one request, events and what is in them: each event parsed takes some memory,
+and a large body could otherwise hold tens of millions of `{}`."""
 TOKEN_BYTES = 64
 
 ABSENT = Raw()
 NULL = Raw(b"null")
 TRUE = Raw(b"true")
 FALSE = Raw(b"false")
-_PECULIAR = (b'"$cookieless_mode"', b'"$ignore_sent_at"')
+_PECULIAR = (b'"$cookieless_mode"', b'"$ignore_sent_at"', b'"capture_internal"')
+PERFORMANCE_EVENT = "$performance_event"
+"""The name of events that nobody wants any more: PostHog passes over them, and so does Tidemark."""
 _NO_PROPERTIES = Raw(b"{}")
 
 
@@ -62,6 +67,7 @@ class PropertiesHead(msgspec.Struct, gc=False):
     distinct_id: Raw = ABSENT
     cookieless_mode: Raw = msgspec.field(default=ABSENT, name="$cookieless_mode")
     ignore_sent_at: Raw = msgspec.field(default=ABSENT, name="$ignore_sent_at")
+    capture_internal: Raw = ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,12 @@ _head_decoder = msgspec.json.Decoder(PropertiesHead)
 
 
 def parse_payload(text: bytes) -> Payload:
-    """The payload of JSON text. Refuses (400, 401) what has no shape, no events or no token."""
+    """The payload of JSON text. Refuses (400, 401) what has no shape, no events or no token.
+
+    One that holds nothing but events to be passed over needs no token, and has no events.
+    """
+    if len(text) > 2 * MAX_OBJECTS and text.count(b"{") > MAX_OBJECTS:
+        raise _too_many(f"more than {MAX_OBJECTS} objects")
     try:
         decoded = _decode(text)
     except msgspec.ValidationError as error:
@@ -109,14 +120,14 @@ def parse_payload(text: bytes) -> Payload:
     if not events:
         raise bad_request("request holds no event", "no_events")
     if len(events) > MAX_EVENTS:
-        raise Refused(
-            413,
-            "too_large",
-            f"maximum event size exceeded: {len(events)} events in one request, at most "
-            f"{MAX_EVENTS}; send smaller batches",
-        )
+        raise _too_many(f"{len(events)} events")
+    wanted = events
+    if b"$performance_event" in text:
+        wanted = [event for event in events if event.event != PERFORMANCE_EVENT]
+        if not wanted:
+            return Payload("", [], None, historical, False)
     if token is None:
-        token = _token_of_events(events)
+        token = _token_of_events(wanted)
     peculiar = any(mark in text for mark in _PECULIAR)
     return Payload(valid_token(token), events, sent_at, historical, peculiar)
 
@@ -167,6 +178,13 @@ def _decode(text: bytes) -> list[Event] | Envelope:
         if not has_surrogates(text):
             raise
         return decoder.decode(replace_lone_surrogates(text))
+
+
+def _too_many(what: str) -> Refused:
+    return too_large(
+        f"maximum event size exceeded: {what} in one request, at most {MAX_EVENTS} events; send "
+        "smaller batches"
+    )
 
 
 def _own_token(source: Event) -> str | None:

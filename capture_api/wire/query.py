@@ -7,19 +7,28 @@ from urllib.parse import parse_qsl
 
 from capture_api.events.timestamps import sent_at_in_query
 
-GZIP_NAMES = frozenset({"gzip", "gzip-js"})
-LZ64_NAMES = frozenset({"lz64", "lz-string"})
+COMPRESSIONS = {
+    "gzip": "gzip",
+    "gzip-js": "gzip",
+    "lz64": "lz64",
+    "lz-string": "lz64",
+    "base64": "base64",
+    "b64": "base64",
+}
+"""What clients call a compression, and what it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the query says. `data` is the payload where it travels in the query."""
+    """What the query says. `data` is the payload where it travels in the query, `retried` that
+    the client has sent this request before."""
 
     compression: str = ""
     sent_at: int | None = None
     beacon: bool = False
     data: str = ""
     token: str = ""
+    retried: bool = False
 
 
 _NOTHING = Query()
@@ -30,18 +39,17 @@ def parse_query(query_string: bytes) -> Query:
     if not query_string:
         return _NOTHING
     given = dict(parse_qsl(query_string.decode("latin-1"), encoding="utf-8", errors="replace"))
+    retries = given.get("retry_count", "").strip()
     return Query(
         compression=known_compression(given.get("compression", "")),
         sent_at=sent_at_in_query(given.get("_") or given.get("sent_at") or ""),
         beacon=given.get("beacon", "").strip() == "1",
         data=given.get("data", ""),
         token=given.get("token", "") or given.get("api_key", ""),
+        retried=retries.isdigit() and retries.strip("0") != "",
     )
 
 
 def known_compression(name: str) -> str:
-    """`gzip` or `lz64` under any of their names, or nothing: base64 shows by itself."""
-    name = name.strip().lower()
-    if name in GZIP_NAMES:
-        return "gzip"
-    return "lz64" if name in LZ64_NAMES else ""
+    """`gzip`, `lz64` or `base64` under any of their names, or nothing."""
+    return COMPRESSIONS.get(name.strip().lower(), "")
