@@ -7,13 +7,14 @@ and the API only takes data in, so there is nothing a foreign page could steal.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
+from capture_api.events.refused import RefusedEvent
 from capture_api.refusal import Refused
 
 Scope = MutableMapping[str, Any]
@@ -88,6 +89,11 @@ def refusal_answer(refused: Refused) -> Answer:
     if refused.status == 405:
         headers.append((b"allow", b"GET, POST, OPTIONS"))
     return json_answer(refused.status, {"code": refused.code, "detail": refused.detail}, headers)
+
+
+def left_out_answer(left_out: Sequence[RefusedEvent]) -> Answer:
+    """An acceptance of all events but these."""
+    return json_answer(200, {"status": "Ok", "rejected": left_out})
 
 
 def as_response(answer: Answer) -> Response:

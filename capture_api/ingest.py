@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError
@@ -23,16 +24,18 @@ from capture_api.answers import (
     Scope,
     Send,
     cors_headers,
+    left_out_answer,
     refusal_answer,
     send_answer,
 )
 from capture_api.events.records import Request, build_records
+from capture_api.events.refused import RefusedEvent
 from capture_api.events.uuids import mint_uuid
 from capture_api.kafka.producer import RecordProducer
 from capture_api.metrics import Metrics
 from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
-from capture_api.refusal import Refused
+from capture_api.refusal import Refused, too_large
 from capture_api.refusal_log import RefusalLog
 from capture_api.wire.body import Budget, Charge, read_body
 from capture_api.wire.client_address import client_address
@@ -60,6 +63,10 @@ class Ingest:
         metrics: Metrics,
     ) -> None:
         self._max_body = settings.capture_max_body_bytes
+        self._max_text = min(
+            max(settings.capture_max_decompressed_bytes, settings.capture_max_body_bytes),
+            settings.capture_max_inflight_bytes,
+        )
         self._projects = projects
         self._producer = producer
         self._guard = guard
@@ -101,6 +108,9 @@ class Ingest:
             sent = await self._send(scope, headers, query, receive, received_at, receipt)
             if sent.acknowledged is not None:
                 await self._acknowledged(sent)
+            if sent.left_out:
+                self._tell_left_out(scope, headers, receipt, sent.left_out)
+                return ACCEPTED_BEACON if query.beacon else left_out_answer(sent.left_out)
             return ACCEPTED_BEACON if query.beacon else ACCEPTED
         except OverQuota:
             return OVER_QUOTA
@@ -131,11 +141,13 @@ class Ingest:
             body = await read_body(receive, headers.get(b"content-length"), self._max_body, charge)
             path = scope["path"].rstrip("/")
             text = decode_payload(
-                body, path=path, query=query, headers=headers, limit=self._max_body
+                body, path=path, query=query, headers=headers, limit=self._max_text
             )
             if text is not body:
                 charge.add(len(text))
             payload = parse_payload(text)
+            if not payload.events:
+                return _NOTHING_SENT
             project_id = self._projects.known(payload.token)
             if project_id is None:
                 project_id = await self._projects.find(payload.token)
@@ -155,13 +167,20 @@ class Ingest:
                 sdk=sdk,
                 sent_at=query.sent_at,
                 engage=path == "/engage",
+                retried=query.retried,
             )
             route = self._guard.route(project_id, payload.historical)
-            records = build_records(payload, project_id, request, route)
+            left_out: list[RefusedEvent] = []
+            records = build_records(payload, project_id, request, route, left_out)
             if not records:
                 return _NOTHING_SENT
             self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])
-            return Sent(project_id, len(records), self._producer.send(records))
+            acknowledged = self._producer.send(records)
+            kept = len(records) - len(left_out)
+            if not kept:
+                # What was sent is evidence; the client is told the same whether it arrives or not.
+                raise too_large(left_out[0].detail)
+            return Sent(project_id, kept, acknowledged, left_out)
 
     async def _acknowledged(self, sent: Sent) -> None:
         """Wait for Kafka. Refuses when it does not acknowledge everything."""
@@ -175,6 +194,17 @@ class Ingest:
         self._metrics.ingested += sent.events
         self._projects.count(sent.project_id, sent.events)
 
+    def _tell_left_out(
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receipt: str,
+        left_out: Sequence[RefusedEvent],
+    ) -> None:
+        self._metrics.dropped["too_large"] += len(left_out)
+        detail = f"{len(left_out)} events left out; the first: {left_out[0].detail}"
+        self._refusals.tell(scope, headers, receipt, too_large(detail))
+
 
 class Sent(NamedTuple):
     """What of a request is on its way to Kafka, and the future that tells whether it arrived."""
@@ -182,6 +212,7 @@ class Sent(NamedTuple):
     project_id: int
     events: int
     acknowledged: asyncio.Future[KafkaError | None] | None
+    left_out: Sequence[RefusedEvent] = ()
 
 
 _NOTHING_SENT = Sent(0, 0, None)

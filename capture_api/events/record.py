@@ -1,7 +1,8 @@
 """The record: what the capture API writes to Kafka and the batch pipeline reads.
 
     topic   `events`
-    key     `token:distinct_id`, UTF-8: all events of one person keep their order
+    key     `token:distinct_id`, UTF-8: all events of one person keep their order; of visitors
+            without cookies, who all share one distinct_id, `token:ip`
     header  `tidemark-record: 1`, the version of this layout
     value   one JSON object on one line: the flat head below, then `properties`, always last
 
@@ -71,7 +72,7 @@ def encode_value(head: RecordHead, properties: bytes) -> bytes:
 
 
 def encode_key(token: str, distinct_id: str) -> bytes:
-    """The record's key."""
+    """The record's key; for a visitor without cookies, of the address instead of the id."""
     return f"{token}:{distinct_id}".encode()
 
 

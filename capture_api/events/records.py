@@ -1,7 +1,8 @@
 """Events become records: every rule about a single event is applied here, or the request refused.
 
 Nothing is produced here. A request is one unit: the first event that breaks a rule refuses the
-whole of it, before any record has left.
+whole of it, before any record has left. Only an event that is too large is left out on its own,
+and a record that tells of it takes its place.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from msgspec import Raw
 from capture_api.events.person_properties import splice_person_properties
 from capture_api.events.record import (
     DISTINCT_ID_LENGTH,
+    FLAG_COOKIELESS,
     FLAG_DISTINCT_ID_CUT,
     FLAG_HISTORICAL,
     FLAG_TIME_CLAMPED,
@@ -22,8 +24,9 @@ from capture_api.events.record import (
     encode_key,
     encode_value,
 )
+from capture_api.events.refused import RefusedEvent, evidence_value
 from capture_api.events.timestamps import clock_skew, event_time
-from capture_api.events.uuids import NIL_UUID, mint_uuid, mint_uuids, normal_uuid
+from capture_api.events.uuids import NIL_UUID, mint_uuids, normal_uuid, uuid_time
 from capture_api.protection.routing import Route
 from capture_api.refusal import Refused, bad_request, too_large
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
@@ -31,6 +34,7 @@ from capture_api.wire.payload import (
     ABSENT,
     FALSE,
     NULL,
+    PERFORMANCE_EVENT,
     TRUE,
     Event,
     Payload,
@@ -48,7 +52,9 @@ Record = tuple[str, bytes, bytes | None]
 ODD_DISTINCT_ID_BYTES = 4096
 """JSON of a distinct_id that is not a string; only its first characters are kept anyway."""
 
-_PERFORMANCE_EVENT = "$performance_event"
+INTERNAL_ADDRESS = "127.0.0.1"
+"""What stands for the address of events that say a service of the operator's own sent them."""
+
 _INT64_MS = (2**63 - 1) // 1000
 
 
@@ -63,26 +69,38 @@ class Request:
     sdk: str
     sent_at: int | None  # of the query; a batch's own goes first
     engage: bool  # events without a name are `$identify`
+    retried: bool = False  # the client has sent it before
 
 
 def build_records(
-    payload: Payload, project_id: int, request: Request, route: Route
+    payload: Payload,
+    project_id: int,
+    request: Request,
+    route: Route,
+    left_out: list[RefusedEvent],
 ) -> list[Record]:
     """The records of the request, in the order of its events; empty if none are to be kept.
 
-    `route` says where each goes, or that it is dropped.
+    `route` says where each goes, or that it is dropped. `left_out` gets the events that are too
+    large, each of which has a record as evidence instead.
     """
-    events = [event for event in payload.events if event.event != _PERFORMANCE_EVENT]
+    events = payload.events
     sent_at = payload.sent_at if payload.sent_at is not None else request.sent_at
     skew = clock_skew(sent_at, request.received_at)
     common_flags = FLAG_HISTORICAL if payload.historical else 0
     rules, hot_keys = route.rules, route.hot_keys
     received_at, token = request.received_at, payload.token
-    without_uuid = sum(not event.uuid for event in events)
-    minted = mint_uuids(received_at, without_uuid) if without_uuid else []
+    minted: list[str] = []  # by position, once an event needs one
     records: list[Record] = []
     for index, event in enumerate(events):
+        if event.event == PERFORMANCE_EVENT:
+            continue
         try:
+            uuid = _uuid(event)
+            if uuid is None:
+                if not minted:
+                    minted = mint_uuids(received_at, len(events))
+                uuid = minted[index]
             properties = _properties(event)
             head = _head(event, properties, payload.peculiar)
             flags = common_flags
@@ -95,16 +113,33 @@ def build_records(
             text = event.timestamp
             if text is not None and not isinstance(text, str):
                 text = msgspec.json.encode(text).decode()
-            offset = None if event.offset is None else _offset(event.offset)
+            ignore_sent_at = head is not None and head.ignore_sent_at == TRUE
+            offset = made_at = sent = None
+            if event.offset is not None:
+                offset = _offset(event.offset)
+                made_at = uuid_time(uuid) if event.uuid else None
+                sent = None if ignore_sent_at else sent_at
+                if sent is None and request.retried:
+                    sent = received_at  # the best that is known
             timestamp, clamped = event_time(
                 text=text,
                 offset_ms=offset,
-                skew=0 if head is not None and head.ignore_sent_at == TRUE else skew,
+                skew=0 if ignore_sent_at else skew,
                 received_at=received_at,
+                made_at=made_at,
+                sent_at=sent,
             )
             if clamped:
                 flags |= FLAG_TIME_CLAMPED
-            key = encode_key(token, distinct_id)
+            ip = request.ip
+            person = distinct_id
+            if head is not None:
+                if head.capture_internal is not ABSENT:
+                    ip = INTERNAL_ADDRESS
+                if head.cookieless_mode == TRUE:
+                    flags |= FLAG_COOKIELESS
+                    person = ip
+            key = encode_key(token, person)
             name = _name(event, request.engage)
             topic: str = route.topic
             record_key: bytes | None = key
@@ -115,58 +150,93 @@ def build_records(
                 topic, record_key = place.topic, place.key
             elif hot_keys is not None and hot_keys.is_hot(key):
                 topic, record_key = route.hot(key)
-            record = (
-                topic,
-                encode_value(
-                    RecordHead(
-                        RECORD_VERSION,
-                        _uuid(event) or (minted.pop() if minted else mint_uuid(received_at)),
-                        project_id,
-                        name,
-                        distinct_id,
-                        timestamp,
-                        text,
-                        offset,
-                        sent_at,
-                        received_at,
-                        request.ip,
-                        request.user_agent,
-                        request.sdk,
-                        request.request_id,
-                        flags,
-                    ),
-                    properties,
+            value = encode_value(
+                RecordHead(
+                    RECORD_VERSION,
+                    uuid,
+                    project_id,
+                    name,
+                    distinct_id,
+                    timestamp,
+                    text,
+                    offset,
+                    sent_at,
+                    received_at,
+                    ip,
+                    request.user_agent,
+                    request.sdk,
+                    request.request_id,
+                    flags,
                 ),
-                record_key,
+                properties,
             )
+            size = len(key) + len(value)
+            if size > RECORD_MAX_BYTES:
+                raise _too_large(f"it makes a record of {size} bytes")
+            records.append((topic, value, record_key))
         except Refused as refused:
+            error = refused
+            if error.status == 413:
+                assert uuid is not None  # only what comes after it raises 413
+                try:
+                    record = _evidence(event, uuid, payload, project_id, request, route)
+                except Refused as worse:
+                    error = worse
+                else:
+                    records.append(record)
+                    left_out.append(RefusedEvent(index, uuid, error.code, error.detail))
+                    continue
             if len(events) > 1:
-                detail = f"event {index}: {refused.detail}"
-                raise Refused(refused.status, refused.code, detail) from None
-            raise
-        size = len(key) + len(record[1])
-        if size > RECORD_MAX_BYTES:
-            raise too_large(
-                f"maximum event size exceeded: event {index} makes a record of {size} bytes, at "
-                f"most {RECORD_MAX_BYTES}; leave it out or make it smaller"
-            )
-        records.append(record)
+                detail = f"event {index}: {error.detail}"
+                raise Refused(error.status, error.code, detail) from None
+            raise error from None
     return records
+
+
+def _evidence(
+    event: Event,
+    uuid: str,
+    payload: Payload,
+    project_id: int,
+    request: Request,
+    route: Route,
+) -> Record:
+    """The record that tells of an event too large for one; the other rules hold for it, too."""
+    properties = bytes(event.properties)
+    head = _head(event, properties, payload.peculiar)
+    distinct_id = _distinct_id(event, head)[:DISTINCT_ID_LENGTH]
+    person = distinct_id
+    if head is not None and head.cookieless_mode == TRUE:
+        person = request.ip if head.capture_internal is ABSENT else INTERNAL_ADDRESS
+    value = evidence_value(
+        uuid=uuid,
+        project_id=project_id,
+        event=_name(event, request.engage),
+        distinct_id=distinct_id,
+        received_at=request.received_at,
+        request_id=request.request_id,
+        properties=properties,
+    )
+    return route.router.topics.events, value, encode_key(payload.token, person)
+
+
+def _too_large(what: str) -> Refused:
+    return too_large(
+        f"maximum event size exceeded: {what}, and a record has at most {RECORD_MAX_BYTES}; leave "
+        "it out or make it smaller"
+    )
 
 
 def _properties(event: Event) -> bytes:
     """The properties, of a size and depth that further steps may work on."""
     size = len(event.properties) + len(event.set) + len(event.set_once)
-    if size > RECORD_MAX_BYTES:
-        raise too_large(
-            f"maximum event size exceeded: its properties have {size} bytes, and a record at most "
-            f"{RECORD_MAX_BYTES}; leave it out or make it smaller"
-        )
     properties = bytes(event.properties)
     if not properties.startswith(b"{"):
-        if properties == b"null":
-            return b"{}"
-        raise bad_request("`properties` is not an object", "bad_properties")
+        if properties != b"null":
+            raise bad_request("`properties` is not an object", "bad_properties")
+        properties = b"{}"
+    if size > RECORD_MAX_BYTES:
+        raise _too_large(f"its properties have {size} bytes")
     if too_deep(properties):
         raise bad_request(f"`properties` nest deeper than {DEPTH_LIMIT} levels", "too_deep")
     return properties
@@ -177,7 +247,8 @@ def _head(event: Event, properties: bytes, peculiar: bool) -> PropertiesHead | N
     if not peculiar and (_given(event.distinct_id) or _given(event.dollar_distinct_id)):
         return None
     head = properties_head(properties)
-    if _given(head.cookieless_mode) and head.cookieless_mode not in (TRUE, FALSE):
+    cookieless = head.cookieless_mode
+    if cookieless is not ABSENT and cookieless not in (TRUE, FALSE):
         raise bad_request("invalid cookieless mode: `$cookieless_mode` must be true or false")
     return head
 
@@ -205,7 +276,7 @@ def _distinct_id(event: Event, head: PropertiesHead | None) -> str:
     text = text_of(value)
     if text is None:
         text = _json_text(value) if _given(value) else ""
-    if not text:
+    if not text or text.isspace():
         raise bad_request("event submitted without a distinct_id", "missing_distinct_id")
     return text.replace("\0", "\ufffd") if "\0" in text else text
 
@@ -215,13 +286,13 @@ def _given(value: Raw) -> bool:
 
 
 def _json_text(value: Raw) -> str:
-    """What is not a string, as compact JSON."""
+    """What is not a string, as compact JSON with its keys in order."""
     if len(value) > ODD_DISTINCT_ID_BYTES:
         raise bad_request(
             f"`distinct_id` is no string, and longer than {ODD_DISTINCT_ID_BYTES} bytes"
         )
     try:
-        return msgspec.json.encode(msgspec.json.decode(value)).decode()
+        return msgspec.json.encode(msgspec.json.decode(value), order="sorted").decode()
     except msgspec.DecodeError as error:
         raise bad_request(f"failed to parse `distinct_id`: {error}", "bad_json") from None
     except (RecursionError, OverflowError):

@@ -4,9 +4,14 @@ Times are whole microseconds since 1970-01-01 UTC. The inputs are the event's ow
 its `offset` (its age in ms when it was sent), the time of sending by the client's clock, and the
 time of receipt by ours. The rules, in order:
 
-    offset given          received_at - offset
+    offset given          received_at - offset, unless the offset is stale (below)
     timestamp readable    timestamp - skew, where skew = sent_at - received_at in whole quanta
     otherwise             received_at
+
+posthog-js measures `offset` once, when it first sends an event, and sends the same event again
+after a failure: then the offset is too small by the time that passed since. The event's own UUID
+of version 7 says by the same clock when it was made, so that its age is sent_at - made. Both
+attempts then give one time, and a later attempt does not move an event into another day.
 
 Invariant: the result lies in the years 1 to 9999 and at most FUTURE_LIMIT_US after receipt.
 """
@@ -21,6 +26,11 @@ SKEW_QUANTUM_US = 300_000_000
 """The client's clock is corrected in steps of this: what is smaller is the network's delay."""
 FUTURE_LIMIT_US = 23 * 3_600_000_000
 """An event may claim to happen this long after its receipt, not longer."""
+
+STALE_OFFSET_US = 1_000_000
+"""A first attempt is sent within this after the offset was measured."""
+LONGEST_RETRY_US = 24 * 3_600_000_000
+"""Clients do not try for longer; a UUID that is older yet was made for something else."""
 
 TIME_LENGTH = 64
 """Characters that a time may have: the patterns and parsers here are not made for long texts."""
@@ -60,13 +70,16 @@ def event_time(
     offset_ms: int | None,
     skew: int,
     received_at: int,
+    made_at: int | None = None,
+    sent_at: int | None = None,
 ) -> tuple[int, bool]:
     """When the event happened, and whether its claim was clamped to the time of receipt.
 
     `skew` is the `clock_skew` of the request, or 0 where the event asks not to be corrected.
+    `made_at` and `sent_at`, by the client's clock, matter only where there is an offset.
     """
     if offset_ms is not None:
-        time = received_at - offset_ms * 1000
+        time = received_at - _age(offset_ms * 1000, made_at, sent_at)
     else:
         parsed = parse_time(text) if text else None
         if parsed is None:
@@ -82,6 +95,14 @@ def bounded_time(time: int, received_at: int) -> tuple[int, bool]:
     if time < _FIRST_US or time > _LAST_US:
         return 0, False
     return time, False
+
+
+def _age(offset: int, made_at: int | None, sent_at: int | None) -> int:
+    """How old the event was when it was sent."""
+    if made_at is None or sent_at is None:
+        return offset
+    age = sent_at - made_at
+    return age if STALE_OFFSET_US < age - offset <= LONGEST_RETRY_US else offset
 
 
 def clock_skew(sent_at: int | None, received_at: int) -> int:

@@ -25,6 +25,11 @@ def normal_uuid(text: str) -> str | None:
     return "-".join(other.groups()) if other else None
 
 
+def uuid_time(uuid: str) -> int | None:
+    """The time in a UUID of version 7 (36 characters), in µs; None for other versions."""
+    return int(uuid[:8] + uuid[9:13], 16) * 1000 if uuid[14] == "7" else None
+
+
 def mint_uuids(now_us: int, count: int) -> list[str]:
     """So many new UUIDs of version 7 for this time. Their order within one call is random."""
     milliseconds = f"{now_us // 1000:012x}"

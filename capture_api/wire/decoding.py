@@ -54,8 +54,10 @@ def decode_payload(
     if content_type is not None and content_type.startswith(_FORM_TYPE):
         if _is_form(unwrapped):
             payload, form_compression = _form_data(unwrapped)
-            unwrapped = payload
             hint = hint or form_compression
+            if hint == "gzip":  # a field holds no such bytes: it is base64 of them, or not gzip
+                payload, hint = _unwrap_base64(payload), "none"
+            unwrapped = payload
         elif content_type == _FORM_TYPE:
             raise bad_request(
                 "expected form data in POST request payload: the Content-Type says form; send "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -11,22 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture_api.events.record import (
+    FLAG_COOKIELESS,
     FLAG_DISTINCT_ID_CUT,
     FLAG_HISTORICAL,
     FLAG_TIME_CLAMPED,
     PROPERTIES_MARK,
 )
 from capture_api.events.records import (
+    INTERNAL_ADDRESS,
     ODD_DISTINCT_ID_BYTES,
     RECORD_MAX_BYTES,
     Record,
     Request,
     build_records,
 )
+from capture_api.events.refused import NAME_LENGTH, RAW_BYTES, RefusedEvent
 from capture_api.events.uuids import mint_uuids, normal_uuid
 from capture_api.protection.routing import Router, Topics
 from capture_api.refusal import Refused
-from capture_api.wire.payload import parse_payload
+from capture_api.wire.payload import MAX_OBJECTS, parse_payload
 
 NOW = 1_772_625_600_000_000
 TOKEN = "phc_test"
@@ -43,12 +49,15 @@ def build(body: Any, request: Request = REQUEST) -> list[dict[str, Any]]:
     return [json.loads(value) for _, value, _ in raw_records(body, request)]
 
 
-def raw_records(body: Any, request: Request = REQUEST) -> list[Record]:
+def raw_records(
+    body: Any, request: Request = REQUEST, left_out: list[RefusedEvent] | None = None
+) -> list[Record]:
     """The records of a body."""
     if not isinstance(body, bytes):
         body = (body if isinstance(body, str) else json.dumps(body)).encode()
     payload = parse_payload(body)
-    return build_records(payload, 7, request, Router(TOPICS, None).route(7, payload.historical))
+    route = Router(TOPICS, None).route(7, payload.historical)
+    return build_records(payload, 7, request, route, [] if left_out is None else left_out)
 
 
 def properties_of(body: str) -> str:
@@ -122,6 +131,7 @@ def test_token_and_distinct_id_are_found_where_clients_put_them(body: Any) -> No
         ({"api_key": TOKEN, "batch": [event(), event(uuid=5)]}, 400, "`$.batch[1].uuid`"),
         (event(distinct_id=""), 400, "event submitted without a distinct_id"),
         (event(distinct_id=None), 400, "event submitted without a distinct_id"),
+        (event(distinct_id=" \t\n"), 400, "event submitted without a distinct_id"),
         (event(distinct_id=None, properties={"distinct_id": ""}), 400, "without a distinct_id"),
         (event(uuid="not-a-uuid"), 400, "`uuid` is not a UUID: 'not-a-uuid'"),
         (event(uuid="018f3b5c_0000_7000_8000_0123456789ab"), 400, "`uuid` is not a UUID"),
@@ -129,6 +139,7 @@ def test_token_and_distinct_id_are_found_where_clients_put_them(body: Any) -> No
         (event(properties="{}"), 400, "`properties` is not an object"),
         (event(properties=1), 400, "`properties` is not an object"),
         (event(properties={"$cookieless_mode": 1}), 400, "invalid cookieless mode"),
+        (event(properties={"$cookieless_mode": None}), 400, "invalid cookieless mode"),
         ({**event(), "$set": 1}, 400, "`$set` is not an object"),
         ([event(), event(distinct_id="")], 400, "event 1: event submitted without a distinct_id"),
         ("nonsense", 400, "failed to parse the request"),
@@ -153,6 +164,8 @@ def test_what_breaks_a_rule_is_refused_in_words(body: Any, status: int, text: st
         (True, "true"),
         ([1, "a"], '[1,"a"]'),
         ({"a": {"b": None}}, '{"a":{"b":null}}'),
+        ({"b": 1, "a": 2}, '{"a":2,"b":1}'),
+        (" a ", " a "),
         ("a\0b", "a\ufffdb"),
         ("é", "é"),
         (12345678901234567890123, "12345678901234567890123"),
@@ -298,15 +311,23 @@ def test_engage_makes_identify() -> None:
 
 
 def test_performance_events_are_dropped() -> None:
-    """They vanish without a word, alone or among others."""
+    """They vanish without a word, alone or among others, and need no token of their own."""
     performance = event(event="$performance_event", distinct_id="")
     assert build([performance]) == []
-    assert [value["event"] for value in build([performance, event()])] == ["e"]
+    assert build({"event": "$performance_event"}) == []
+    others = [{**performance, "token": "other"}, event()]
+    assert [value["event"] for value in build(others)] == ["e"]
 
 
 def test_too_many_events_are_refused() -> None:
     """A request has an upper number of events, told with 413 so that clients split it."""
     body = b'{"api_key":"t","batch":[' + b",".join([b"{}"] * 50_001) + b"]}"
+    assert refusal(body).status == 413
+
+
+def test_too_many_objects_are_refused_unparsed() -> None:
+    """A body of millions of empty events would fill the memory before they could be counted."""
+    body = b"[" + b"{}," * MAX_OBJECTS + b"{}]"
     assert refusal(body).status == 413
 
 
@@ -331,10 +352,10 @@ def test_any_shape_is_refused_or_makes_readable_records(fields: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("field", ["properties", "$set", "$set_once"])
-def test_oversized_properties_are_refused_before_any_work(
+def test_oversized_properties_are_left_out_before_any_work(
     monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
-    """413 by their length alone, however many brackets they hold."""
+    """Their length alone decides, however many brackets they hold."""
 
     def no_work(_: bytes) -> bool:
         raise AssertionError("nobody looks into properties that are too large")
@@ -342,8 +363,121 @@ def test_oversized_properties_are_refused_before_any_work(
     body = json.dumps(event(**{field: {"a": [[]] * (RECORD_MAX_BYTES // 2)}}))
     monkeypatch.setattr("capture_api.events.records.too_deep", no_work)
     monkeypatch.setattr("capture_api.events.person_properties.too_deep", no_work)
-    refused = refusal(body)
-    assert (refused.status, refused.code) == (413, "too_large")
+    left_out: list[RefusedEvent] = []
+    [_] = raw_records(body, left_out=left_out)
+    assert [(event.index, event.code) for event in left_out] == [(0, "too_large")]
+
+
+def test_evidence_of_an_event_that_is_too_large() -> None:
+    """The others are kept; it is told by its place, and a small record says what it was."""
+    uuid = "018f3b5c-0000-7000-8000-0123456789ab"
+    name = "é" * (NAME_LENGTH + 1)
+    properties = {"big": "x" * RECORD_MAX_BYTES, "$cookieless_mode": True}
+    body = {
+        "api_key": TOKEN,
+        "historical_migration": True,
+        "batch": [
+            event(),
+            event(event="$performance_event"),
+            event(event=name, distinct_id="i" * 300, uuid=uuid, properties=properties),
+            event(distinct_id="last"),
+        ],
+    }
+    left_out: list[RefusedEvent] = []
+    first, evidence, last = raw_records(body, left_out=left_out)
+    [told] = left_out
+    assert (told.index, told.uuid, told.code) == (2, uuid, "too_large")
+    assert str(RECORD_MAX_BYTES) in told.detail
+    assert (first[0], last[0], last[2]) == (TOPICS.historical, TOPICS.historical, b"phc_test:last")
+    topic, value, key = evidence
+    assert (topic, key) == (TOPICS.events, b"phc_test:10.0.0.1")
+    raw = json.dumps(properties).encode()
+    assert json.loads(value) == {
+        "v": 1,
+        "refused": "too_large",
+        "uuid": uuid,
+        "project_id": 7,
+        "event": name[:NAME_LENGTH],
+        "distinct_id": "i" * 200,
+        "received_at": NOW,
+        "request_id": RECEIPT,
+        "bytes": len(raw),
+        "sha256": sha256(raw).hexdigest(),
+        "raw": b64encode(raw[:RAW_BYTES]).decode(),
+    }
+
+
+def test_event_that_is_too_large_by_other_fields() -> None:
+    """Whatever fills the record, it is left out; what little there is of properties is kept."""
+    left_out: list[RefusedEvent] = []
+    [(_, value, _)] = raw_records(event(event="e" * RECORD_MAX_BYTES), left_out=left_out)
+    assert (len(left_out), json.loads(value)["bytes"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"distinct_id": None},
+        {"event": ""},
+        {"uuid": "x"},
+        {"properties": ["x" * RECORD_MAX_BYTES]},
+        {"properties": {"$cookieless_mode": 1, "big": "x" * RECORD_MAX_BYTES}},
+    ],
+)
+def test_size_does_not_excuse_an_event_that_breaks_another_rule(fields: dict[str, Any]) -> None:
+    """Then the request is refused as a whole, and the place of the event is named."""
+    large = event(**{"properties": {"big": "x" * RECORD_MAX_BYTES}, **fields})
+    refused = refusal([event(), large])
+    assert (refused.status, refused.detail[:8]) == (400, "event 1:")
+
+
+@pytest.mark.parametrize(
+    ("properties", "key", "flags", "ip"),
+    [
+        ({}, b"phc_test:d", 0, "10.0.0.1"),
+        ({"$cookieless_mode": False}, b"phc_test:d", 0, "10.0.0.1"),
+        ({"$cookieless_mode": True}, b"phc_test:10.0.0.1", FLAG_COOKIELESS, "10.0.0.1"),
+        ({"capture_internal": None}, b"phc_test:d", 0, INTERNAL_ADDRESS),
+        ({"capture_internal": True, "$cookieless_mode": True}, b"phc_test:127.0.0.1",
+         FLAG_COOKIELESS, INTERNAL_ADDRESS),
+        ({"x": "capture_internal", "y": {"$cookieless_mode": 5}}, b"phc_test:d", 0, "10.0.0.1"),
+    ],
+)  # fmt: skip
+def test_peculiar_properties(properties: Any, key: bytes, flags: int, ip: str) -> None:
+    """Visitors without cookies are kept apart by address; a service's own address is not kept."""
+    [(_, value, found)] = raw_records(event(properties=properties))
+    head = json.loads(value)
+    assert (found, head["flags"], head["ip"]) == (key, flags, ip)
+    assert head["distinct_id"] == "d"
+
+
+UUID_OF_NOON = f"{(NOW - 5_000_000) // 1000:012x}"  # made 5 s before NOW
+MADE_5_S_AGO = f"{UUID_OF_NOON[:8]}-{UUID_OF_NOON[8:]}-7000-8000-0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("fields", "request_fields", "age_ms"),
+    [
+        # A first attempt: the offset is the age, up to what sending took.
+        ({"offset": 4990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW}, 4990),
+        # The same event sent again: its UUID knows better.
+        ({"offset": 990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW}, 5000),
+        ({"offset": 990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW + 30_000_000}, 35000),
+        ({"offset": 990, "uuid": MADE_5_S_AGO}, {"retried": True}, 5000),
+        ({"offset": 990, "uuid": MADE_5_S_AGO}, {}, 990),
+        ({"offset": 990}, {"sent_at": NOW, "retried": True}, 990),
+        ({"offset": 990, "uuid": MADE_5_S_AGO.replace("-7000-", "-4000-")}, {"sent_at": NOW}, 990),
+        ({"offset": 990, "uuid": MADE_5_S_AGO, "properties": {"$ignore_sent_at": True}},
+         {"sent_at": NOW + 30_000_000}, 990),
+        ({"offset": 990, "uuid": MADE_5_S_AGO, "timestamp": "2020-01-01T00:00:00Z"},
+         {"sent_at": NOW}, 5000),
+    ],
+)  # fmt: skip
+def test_stale_offset(fields: Any, request_fields: Any, age_ms: int) -> None:
+    """An event that is sent again keeps its time, though its offset is of the first attempt."""
+    [value] = build(event(**fields), replace(REQUEST, **request_fields))
+    assert value["timestamp"] == NOW - age_ms * 1000
+    assert value["offset_ms"] == fields["offset"]
 
 
 @pytest.mark.parametrize("where", ["distinct_id", "$distinct_id", "properties"])
