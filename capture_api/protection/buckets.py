@@ -1,8 +1,8 @@
 """Token buckets: how much each key may still do now.
 
-A bucket holds at most `burst` and fills at `rate` a second. It is taken from while there is
-something in it, however much is taken: a batch larger than the burst passes once and is paid off
-by waiting, rather than never passing at all. Other replicas' takings arrive by `drain`
+A bucket holds at most `burst` and fills at `rate` a second. It is taken from while there is one
+whole token in it, however much is taken: a batch larger than the burst passes once and is paid
+off by waiting, rather than never passing at all. Other replicas' takings arrive by `drain`
 (`shared.py`).
 
 Invariant: a key that is not here has a full bucket, so memory is bounded by forgetting full ones.
@@ -40,9 +40,9 @@ class Buckets:
         now = self._clock()
         bucket = self._buckets.get(key)
         level = burst if bucket is None else min(burst, bucket[0] + (now - bucket[1]) * rate)
-        if level <= 0:
-            # The least that lets the next one pass; the clock of HTTP counts whole seconds.
-            return max(-level / rate, 1e-3)
+        least = min(1.0, burst)
+        if level < least:
+            return max((least - level) / rate, 1e-3)
         self._buckets[key] = (level - amount, now, rate, burst)
         if len(self._buckets) > MAX_KEYS:
             self._forget(now)

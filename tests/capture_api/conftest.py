@@ -49,7 +49,7 @@ def unused_port() -> int:
 class StoredRecord:
     """One record as Kafka holds it."""
 
-    key: str
+    key: str | None
     raw: bytes
     value: dict[str, Any]
     headers: list[Any]
@@ -157,12 +157,16 @@ def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
             assert message.error() is None, message.error()
             key, raw, partition = message.key(), message.value(), message.partition()
             offset = message.offset()
-            assert key is not None
             assert raw is not None
             assert partition is not None
             assert offset is not None
             found[partition].append(
-                StoredRecord(key.decode(), raw, json.loads(raw), list(message.headers() or []))
+                StoredRecord(
+                    key.decode() if key is not None else None,
+                    raw,
+                    json.loads(raw),
+                    list(message.headers() or []),
+                )
             )
             if offset + 1 >= ends[partition]:
                 consumer.incremental_unassign([TopicPartition(topic, partition)])
