@@ -29,7 +29,6 @@ NOT_SERVED = {
     "/i/v1/logs": f"logs {_TELEMETRY}",
     "/i/v1/traces": f"traces {_TELEMETRY}",
     "/i/v1/metrics": f"metrics {_TELEMETRY}",
-    "/api/projects/@current/feature_flags/{key}/remote_config": "there are no feature flags here",
     "/api/push_subscriptions": "push notifications are not sent from here",
     "/array/{token}/array.js": _SCRIPTS,
     "/static/{script:path}": _SCRIPTS,

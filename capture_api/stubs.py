@@ -85,6 +85,10 @@ def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
         """An empty list, in the form of what was asked for."""
         return as_response(json_answer(200, NOTHING[request.url.path.rstrip("/")]))
 
+    async def flag_payload() -> Response:
+        """The payload of a flag that is not there. posthog-node would take a refusal for it."""
+        return as_response(json_answer(200, None))
+
     async def config(token: str) -> Response:
         """Remote configuration of a project."""
         return as_response(await _unknown(projects, token) or json_answer(200, REMOTE_CONFIG))
@@ -97,6 +101,7 @@ def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
     for paths, endpoint, methods in (
         (("/flags", "/decide"), flags, ["GET", "POST"]),
         (tuple(NOTHING), nothing, ["GET"]),
+        (("/api/projects/@current/feature_flags/{key}/remote_config",), flag_payload, ["GET"]),
         (("/array/{token}/config",), config, ["GET"]),
         (("/array/{token}/config.js",), config_script, ["GET"]),
     ):
