@@ -8,8 +8,11 @@ is bounded) or it is refused.
 from __future__ import annotations
 
 import asyncio
+import types
+from collections.abc import Awaitable, Generator
+from typing import Any
 
-from capture_api.answers import Receive
+from capture_api.answers import Message, Receive
 from capture_api.refusal import Refused, bad_request, too_large, try_later
 
 STALL_SECONDS = 30.0
@@ -65,33 +68,72 @@ async def read_body(
     """The whole body. Refuses (413) what is longer than the limit, and never holds more of it."""
     if declared_length and declared_length.isdigit() and int(declared_length[:18]) > limit:
         raise _over(limit)
-    now = asyncio.get_running_loop().time()
-    chunks: list[bytes] = []
-    size = 0
+    # Nearly always the body is here whole already, and a timeout costs as much as parsing it: so
+    # one is set only when the first message has to be waited for, or others follow.
+    first = receive().__await__()
     try:
-        async with asyncio.timeout_at(now + STALL_SECONDS) as patience:
+        waits_for = next(first)
+    except StopIteration as arrived:
+        message: Message = arrived.value
+        chunk = _chunk(message, 0, limit, charge)
+        if not message.get("more_body"):
+            return chunk
+        return await _read_slowly(receive, receive(), chunk, limit, charge)
+    return await _read_slowly(receive, _resumed(first, waits_for), b"", limit, charge)
+
+
+async def _read_slowly(
+    receive: Receive, coming: Awaitable[Message], chunk: bytes, limit: int, charge: Charge
+) -> bytes:
+    """The body that begins with `chunk` and goes on with the message that is `coming`."""
+    now = asyncio.get_running_loop().time()
+    chunks = [chunk]
+    size = len(chunk)
+    try:
+        async with asyncio.timeout_at(_deadline(now, size)) as patience:
             while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    # Nobody is left to read this answer, but the log tells.
-                    raise bad_request(
-                        "the client hung up before the body was complete", "client_gone"
-                    )
-                chunk: bytes = message.get("body", b"")
-                size += len(chunk)
-                if size > limit:
-                    raise _over(limit)
-                charge.add(len(chunk))
+                message = await coming
+                chunk = _chunk(message, size, limit, charge)
                 chunks.append(chunk)
+                size += len(chunk)
                 if not message.get("more_body"):
-                    return chunk if len(chunks) == 1 else b"".join(chunks)
-                patience.reschedule(now + STALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND)
+                    return b"".join(chunks)
+                patience.reschedule(_deadline(now, size))
+                coming = receive()
     except TimeoutError:
         raise Refused(
             408,
             "body_stalled",
             f"the body came too slowly ({size} bytes so far): send the request again",
         ) from None
+
+
+@types.coroutine
+def _resumed(
+    started: Generator[Any, None, Message], waits_for: object
+) -> Generator[Any, None, Message]:
+    """What an awaitable gives that has been started by hand, and waits for something."""
+    try:
+        yield waits_for
+        return (yield from started)
+    finally:
+        started.close()
+
+
+def _chunk(message: Message, size: int, limit: int, charge: Charge) -> bytes:
+    """The message's part of the body, which has `size` bytes before it."""
+    if message["type"] == "http.disconnect":
+        # Nobody is left to read this answer, but the log tells.
+        raise bad_request("the client hung up before the body was complete", "client_gone")
+    chunk: bytes = message.get("body", b"")
+    if size + len(chunk) > limit:
+        raise _over(limit)
+    charge.add(len(chunk))
+    return chunk
+
+
+def _deadline(began: float, size: int) -> float:
+    return began + STALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND
 
 
 def _over(limit: int) -> Refused:
