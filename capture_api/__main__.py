@@ -20,7 +20,8 @@ from pydantic_settings import SettingsError
 from capture_api.app import CaptureApp, create_app
 from capture_api.exposition import new_folder
 from capture_api.logs import start_logging
-from capture_api.wire.http_protocol import BoundedHttpProtocol
+from capture_api.wire.connections import connection_limits
+from capture_api.wire.http_protocol import http_protocol
 from orchestration.settings import Settings
 
 GRACE_SECONDS = 2
@@ -52,7 +53,7 @@ def main() -> int:
         host=arguments.host,
         port=settings.capture_port if arguments.port is None else arguments.port,
         loop="uvloop",
-        http=BoundedHttpProtocol,
+        http=http_protocol(connection_limits(settings)),
         ws="none",
         lifespan="on",
         access_log=False,

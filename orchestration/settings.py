@@ -316,6 +316,25 @@ class Settings(BaseSettings):
         2.0, gt=0, description="Seconds between looks at the project list."
     )
 
+    capture_max_connections: int = Field(
+        10_000, ge=1, description="Connections a worker keeps; beyond it: 503."
+    )
+    capture_head_timeout_seconds: float = Field(
+        10.0, gt=0, description="Seconds a client has to send a request's headers."
+    )
+    capture_keep_alive_seconds: float = Field(
+        75.0,
+        gt=0,
+        description="Seconds a connection may be idle between requests; longer than a gateway "
+        "keeps it (60 in deploy/gateway).",
+    )
+    capture_stall_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds a client may leave answers unread, or take over the rest of a "
+        "refused body.",
+    )
+
     @field_validator("cadence")
     @classmethod
     def _cadence_makes_sense(cls, text: str) -> str:
