@@ -38,7 +38,7 @@ from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused, too_large
 from capture_api.refusal_log import RefusalLog
 from capture_api.wire.body import Budget, Charge, read_body
-from capture_api.wire.client_address import client_address
+from capture_api.wire.client_address import Sender, Senders
 from capture_api.wire.client_software import client_software
 from capture_api.wire.decoding import decode_payload
 from capture_api.wire.payload import parse_payload
@@ -71,6 +71,7 @@ class Ingest:
         self._producer = producer
         self._guard = guard
         self._metrics = metrics
+        self.senders = Senders(settings.trusted_proxies)
         self._refusals = RefusalLog()
         self.budget = Budget(settings.capture_max_inflight_bytes)
 
@@ -78,9 +79,10 @@ class Ingest:
         """Serve one HTTP request."""
         received_at = time.time_ns() // 1000
         started = time.perf_counter()
-        receipt = mint_uuid(received_at)
         headers = dict(scope["headers"])
-        answer = await self._answer(scope, headers, receive, received_at, receipt)
+        sender = self.senders.of(scope, headers)
+        receipt = sender.request_id or mint_uuid(received_at)
+        answer = await self._answer(scope, headers, receive, received_at, receipt, sender)
         extra = [(RECEIPT_HEADER, receipt.encode())]
         if b"origin" in headers:
             extra += cors_headers(headers)
@@ -96,6 +98,7 @@ class Ingest:
         receive: Receive,
         received_at: int,
         receipt: str,
+        sender: Sender,
     ) -> Answer:
         """The answer to one request; 200 only when Kafka has every event of it."""
         method = scope["method"]
@@ -105,7 +108,7 @@ class Ingest:
             if method not in ("POST", "GET"):
                 raise Refused(405, "wrong_method", "send events with POST")
             query = parse_query(scope["query_string"])
-            sent = await self._send(scope, headers, query, receive, received_at, receipt)
+            sent = await self._send(scope, headers, query, receive, received_at, receipt, sender)
             if sent.acknowledged is not None:
                 await self._acknowledged(sent)
             if sent.left_out:
@@ -132,11 +135,11 @@ class Ingest:
         receive: Receive,
         received_at: int,
         receipt: str,
+        sender: Sender,
     ) -> Sent:
         """Everything up to producing."""
         self._producer.check()
-        ip = client_address(scope)
-        self._guard.admit_request(ip)
+        self._guard.admit_request(sender.address)
         with Charge(self.budget) as charge:
             body = await read_body(receive, headers.get(b"content-length"), self._max_body, charge)
             path = scope["path"].rstrip("/")
@@ -162,12 +165,13 @@ class Ingest:
             request = Request(
                 received_at=received_at,
                 request_id=receipt,
-                ip=ip,
+                ip=sender.address,
                 user_agent=user_agent,
                 sdk=sdk,
                 sent_at=query.sent_at,
                 engage=path == "/engage",
                 retried=query.retried,
+                mint_seed=sender.mint_seed,
             )
             route = self._guard.route(project_id, payload.historical)
             left_out: list[RefusedEvent] = []

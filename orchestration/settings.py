@@ -16,6 +16,7 @@ import re
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from cronsim import CronSim, CronSimError
@@ -113,6 +114,17 @@ def _cron_of_interval(text: str, seconds: int) -> str:
         f"cadence {text!r} does not divide an hour or a day evenly; "
         "write it as a cron expression instead"
     )
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Networks from a text, separated by commas or spaces; raises ValueError for anything else."""
+    try:
+        return tuple(ip_network(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: write addresses or networks, separated by commas, such as "
+            "10.0.0.0/8, 2001:db8::/32"
+        ) from None
 
 
 def _absolute_folder(folder: Path) -> Path:
@@ -334,6 +346,17 @@ class Settings(BaseSettings):
         description="Seconds a client may leave answers unread, or take over the rest of a "
         "refused body.",
     )
+    capture_trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks (10.0.0.0/8, …) of the gateways whose X-Forwarded-For "
+        "and X-Request-Id the capture API believes; empty: nobody's.",
+    )
+
+    @field_validator("capture_trusted_proxies")
+    @classmethod
+    def _trusted_proxies_are_networks(cls, text: str) -> str:
+        _networks(text)
+        return text
 
     @field_validator("cadence")
     @classmethod
@@ -407,6 +430,11 @@ class Settings(BaseSettings):
     def topics(self) -> tuple[str, str, str]:
         """Every topic that the capture API writes and micro-batches read."""
         return self.topic, self.historical_topic, self.overflow_topic
+
+    @cached_property
+    def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the gateways that the capture API believes."""
+        return _networks(self.capture_trusted_proxies)
 
     @cached_property
     def kafka_client(self) -> dict[str, str]:

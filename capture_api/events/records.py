@@ -26,7 +26,7 @@ from capture_api.events.record import (
 )
 from capture_api.events.refused import RefusedEvent, evidence_value
 from capture_api.events.timestamps import clock_skew, event_time
-from capture_api.events.uuids import NIL_UUID, mint_uuids, normal_uuid, uuid_time
+from capture_api.events.uuids import NIL_UUID, MintSeed, mint_uuids, normal_uuid, uuid_time
 from capture_api.protection.routing import Route
 from capture_api.refusal import Refused, bad_request, too_large
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
@@ -70,6 +70,7 @@ class Request:
     sent_at: int | None  # of the query; a batch's own goes first
     engage: bool  # events without a name are `$identify`
     retried: bool = False  # the client has sent it before
+    mint_seed: MintSeed | None = None  # of a request that a gateway may send twice
 
 
 def build_records(
@@ -99,7 +100,7 @@ def build_records(
             uuid = _uuid(event)
             if uuid is None:
                 if not minted:
-                    minted = mint_uuids(received_at, len(events))
+                    minted = mint_uuids(received_at, len(events), request.mint_seed)
                 uuid = minted[index]
             properties = _properties(event)
             head = _head(event, properties, payload.peculiar)

@@ -1,9 +1,15 @@
-"""UUIDs of events and requests: checked where the client gives one, else minted (version 7)."""
+"""UUIDs of events and requests: checked where the client gives one, else minted (version 7).
+
+A gateway may send one request twice, to two servers. Events without a UUID are then the same
+events both times because both servers mint from the same seed: position n gets UUID n.
+"""
 
 from __future__ import annotations
 
 import re
+from hashlib import shake_128
 from os import urandom
+from typing import NamedTuple
 
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -12,6 +18,13 @@ _OTHER_SPELLINGS = re.compile(
     r"(?:urn:uuid:)?\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?"
 )
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+class MintSeed(NamedTuple):
+    """What makes the minted UUIDs of a request the same on every server."""
+
+    at_us: int
+    key: bytes
 
 
 def normal_uuid(text: str) -> str | None:
@@ -30,11 +43,16 @@ def uuid_time(uuid: str) -> int | None:
     return int(uuid[:8] + uuid[9:13], 16) * 1000 if uuid[14] == "7" else None
 
 
-def mint_uuids(now_us: int, count: int) -> list[str]:
-    """So many new UUIDs of version 7 for this time. Their order within one call is random."""
+def mint_uuids(now_us: int, count: int, seed: MintSeed | None = None) -> list[str]:
+    """So many UUIDs of version 7: new ones for this time, or those of the seed.
+
+    Their order within one call is random. A seed's n-th UUID does not depend on their count.
+    """
+    if seed is not None:
+        now_us = seed.at_us
     milliseconds = f"{now_us // 1000:012x}"
     prefix = f"{milliseconds[:8]}-{milliseconds[8:]}-7"
-    noise = urandom(10 * count).hex()
+    noise = (urandom(10 * count) if seed is None else _noise(seed, 10 * count)).hex()
     return [
         f"{prefix}{noise[at : at + 3]}-{_VARIANT[noise[at + 3]]}{noise[at + 4 : at + 7]}"
         f"-{noise[at + 8 : at + 20]}"
@@ -45,3 +63,7 @@ def mint_uuids(now_us: int, count: int) -> list[str]:
 def mint_uuid(now_us: int) -> str:
     """One new UUID of version 7."""
     return mint_uuids(now_us, 1)[0]
+
+
+def _noise(seed: MintSeed, count: int) -> bytes:
+    return shake_128(b"%d:%b" % seed).digest(count)

@@ -29,7 +29,7 @@ from capture_api.events.records import (
     build_records,
 )
 from capture_api.events.refused import NAME_LENGTH, RAW_BYTES, RefusedEvent
-from capture_api.events.uuids import mint_uuids, normal_uuid
+from capture_api.events.uuids import MintSeed, mint_uuids, normal_uuid
 from capture_api.protection.routing import Router, Topics
 from capture_api.refusal import Refused
 from capture_api.wire.payload import MAX_OBJECTS, parse_payload
@@ -208,6 +208,23 @@ def test_absent_uuid_is_minted(absent: str | None) -> None:
         assert int(uuid.replace("-", "")[:12], 16) == NOW // 1000
         assert uuid[14] == "7"
         assert uuid[19] in "89ab"
+
+
+def test_request_sent_twice_by_a_gateway_mints_the_same_uuids() -> None:
+    """On two servers, at two times, each event without a UUID gets that of its position."""
+    nil, given = "00000000-0000-0000-0000-000000000000", "0192c3d4-e5f6-7718-893a-4b5c6d7e8f90"
+    batch = [event(), event(uuid=given), event(uuid=nil), event(uuid=""), event()]
+    seed = MintSeed(NOW - 5_000_000, b"one request")
+    tries = [
+        [value["uuid"] for value in build(batch, replace(REQUEST, mint_seed=seed, received_at=at))]
+        for at in (NOW, NOW + 3_000_000)
+    ]
+    assert tries[0] == tries[1]
+    assert len(set(tries[0])) == 5
+    assert tries[0][1] == given
+    assert {int(uuid.replace("-", "")[:12], 16) for uuid in tries[0] if uuid != given} == {
+        seed.at_us // 1000
+    }
 
 
 def test_minted_uuids_differ() -> None:
