@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -20,8 +21,8 @@ from pydantic_settings import SettingsError
 from capture_api.app import CaptureApp, create_app
 from capture_api.exposition import new_folder
 from capture_api.logs import start_logging
-from capture_api.wire.connections import connection_limits
-from capture_api.wire.http_protocol import http_protocol
+from capture_api.wire.connections import Sweep, connection_limits
+from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
 
 GRACE_SECONDS = 2
@@ -53,7 +54,8 @@ def main() -> int:
         host=arguments.host,
         port=settings.capture_port if arguments.port is None else arguments.port,
         loop="uvloop",
-        http=http_protocol(connection_limits(settings)),
+        # Workers are given a copy, so it must be one that can be pickled.
+        http=partial(BoundedHttpProtocol, sweep=Sweep(connection_limits(settings))),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         access_log=False,

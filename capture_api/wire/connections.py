@@ -72,6 +72,7 @@ class Sweep:
     """Looks at every connection of a process now and then, as long as there are any."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
         shortest = min(limits.head_seconds, limits.idle_seconds, limits.stall_seconds)
         self._interval = min(1.0, shortest / 4)
         self._running = False

@@ -30,7 +30,7 @@ from capture_api.answers import (
     send_answer,
 )
 from capture_api.refusal import Refused, bad_request, try_later
-from capture_api.wire.connections import SURPLUS_CONNECTIONS, ConnectionLimits, Sweep
+from capture_api.wire.connections import SURPLUS_CONNECTIONS, Sweep
 
 MAX_HEAD_BYTES = 64 << 10
 """Request line and headers, or trailers, that a client may send without completing them."""
@@ -60,20 +60,22 @@ class At(NamedTuple):
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    limits: ConnectionLimits
-    sweeper: Sweep
-
     _without_progress = 0
     _drained = 0
     _leaving = False
     _was_at: At | None = None
     _since = 0.0
 
+    def __init__(self, *uvicorns: Any, sweep: Sweep, **and_named: Any) -> None:
+        super().__init__(*uvicorns, **and_named)
+        self._sweep = sweep
+        self._limits = sweep.limits
+
     def connection_made(self, transport: Any) -> None:
         """A client has connected; one that is too many is told so, or cut off."""
         super().connection_made(transport)
-        self.sweeper.watch(self.loop, self.connections)
-        surplus = len(self.connections) - self.limits.connections
+        self._sweep.watch(self.loop, self.connections)
+        surplus = len(self.connections) - self._limits.connections
         if surplus > 0:
             self.app = _no_room
             if surplus > SURPLUS_CONNECTIONS:
@@ -116,7 +118,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.expect_100_continue = False  # it does not wait
         if self.cycle.response_complete:
             self._drained += len(body)
-            if self._drained > self.limits.drain_bytes:
+            if self._drained > self._limits.drain_bytes:
                 self.transport.close()
         else:
             super().on_body(body)
@@ -175,9 +177,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         what = at.what
         if what in (_SILENT, _HEAD):
-            patience = self.limits.head_seconds
+            patience = self._limits.head_seconds
         else:
-            patience = self.limits.idle_seconds if what is _IDLE else self.limits.stall_seconds
+            patience = self._limits.idle_seconds if what is _IDLE else self._limits.stall_seconds
         if now - self._since < patience:
             return
         if what is not _IDLE:
@@ -242,13 +244,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             headers.append(_CLOSE)
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[answer.status] + lines + b"\r\n" + answer.body
-
-
-def http_protocol(limits: ConnectionLimits) -> type[BoundedHttpProtocol]:
-    """The protocol with these limits, for a server of one process."""
-    return type(
-        "HttpProtocol", (BoundedHttpProtocol,), {"limits": limits, "sweeper": Sweep(limits)}
-    )
 
 
 async def _refuse(refused: Refused, scope: Scope, _: Receive, send: Send) -> None:
