@@ -7,8 +7,6 @@ and a record that tells of it takes its place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 from msgspec import Raw
 
@@ -58,8 +56,7 @@ INTERNAL_ADDRESS = "127.0.0.1"
 _INT64_MS = (2**63 - 1) // 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What the request itself says about every event in it. Times in µs."""
 
     received_at: int

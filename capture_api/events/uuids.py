@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from hashlib import shake_128
 from os import urandom
+from random import getrandbits  # seeded anew in a process that is forked
 from typing import NamedTuple
 
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
@@ -61,8 +62,15 @@ def mint_uuids(now_us: int, count: int, seed: MintSeed | None = None) -> list[st
 
 
 def mint_uuid(now_us: int) -> str:
-    """One new UUID of version 7."""
-    return mint_uuids(now_us, 1)[0]
+    """One new UUID of version 7, unique but not secret: a receipt's."""
+    milliseconds, bits = now_us // 1000, getrandbits(74)
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  # half the time of an f-string
+        milliseconds >> 16,
+        milliseconds & 0xFFFF,
+        bits >> 62,
+        0x8000 | bits >> 48 & 0x3FFF,
+        bits & 0xFFFF_FFFF_FFFF,
+    )
 
 
 def _noise(seed: MintSeed, count: int) -> bytes:

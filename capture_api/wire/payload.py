@@ -6,8 +6,6 @@ single event. One pass decodes each, leaving `properties` as the client's own by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 from msgspec import Raw
 
@@ -70,8 +68,7 @@ class PropertiesHead(msgspec.Struct, gc=False):
     capture_internal: Raw = ABSENT
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True):
     """A request's events and what it says about all of them. `sent_at` is in µs.
 
     `peculiar` is whether the text names a property that the edge itself obeys, so that for nearly

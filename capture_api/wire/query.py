@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from capture_api.events.timestamps import sent_at_in_query
 
@@ -18,8 +19,7 @@ COMPRESSIONS = {
 """What clients call a compression, and what it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """What the query says. `data` is the payload where it travels in the query, `retried` that
     the client has sent this request before."""
 
