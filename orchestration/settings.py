@@ -324,6 +324,11 @@ class Settings(BaseSettings):
         LogFormat.TEXT,
         description="Log lines of the capture API: text, or json (an object a line).",
     )
+    capture_unknown_tokens: Mode = Field(
+        Mode.ENFORCE,
+        description="Events whose token no project has: enforce (401), dry_run (taken in, counted "
+        "and logged), off (taken in); those taken in become dead letters.",
+    )
     capture_project_refresh_seconds: float = Field(
         2.0, gt=0, description="Seconds between looks at the project list."
     )

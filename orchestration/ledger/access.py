@@ -45,8 +45,10 @@ def read_access(ledger: Engine) -> Access:
             .join(projects, retired_tokens.c.project_id == projects.c.project_id)
             .where(good, retired_tokens.c.good_until > read_at)
         ).all()
-        tokens |= {token: project_id for token, project_id, _ in retired}
-        good_until = {token: until for token, _, until in retired}
+        # One that has ended since this transaction began is not good either.
+        retired = [row for row in retired if row.good_until > now_us()]
+        tokens |= {row.token: row.project_id for row in retired}
+        good_until = {row.token: row.good_until for row in retired}
         return Access(tokens, limits_in(connection), rules_in(connection), read_at, good_until)
 
 

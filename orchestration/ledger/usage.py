@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestration.ledger.connection import reading
@@ -21,6 +21,10 @@ _INSERTS: Mapping[str, Callable[..., Any]] = {
 }
 """The insert that can add to a row that is there, in each database's own words."""
 
+_OF_DAY = select(daily_usage.c.project_id, daily_usage.c.events).where(
+    daily_usage.c.day == bindparam("of_day")
+)
+
 
 def add_usage(ledger: Engine, day: date, counts: Mapping[int, int]) -> dict[int, int]:
     """Add to the projects' events of the day; what these projects have now in all.
@@ -28,26 +32,24 @@ def add_usage(ledger: Engine, day: date, counts: Mapping[int, int]) -> dict[int,
     All are added or none. When the ledger goes away during the commit nobody can tell which, and
     adding again may count these events twice.
     """
-    insert = _INSERTS[ledger.dialect.name]
-    totals: dict[int, int] = {}
+    if not counts:
+        return {}
+    adding = _INSERTS[ledger.dialect.name](daily_usage)
+    adding = adding.on_conflict_do_update(
+        index_elements=[daily_usage.c.day, daily_usage.c.project_id],
+        set_={"events": daily_usage.c.events + adding.excluded.events},
+    )
+    rows = [
+        {"day": day, "project_id": project_id, "events": counts[project_id]}
+        for project_id in sorted(counts)  # in one order everywhere: no two can wait for each other
+    ]
     with ledger.begin() as connection:
-        for project_id in sorted(counts):  # in one order everywhere: no two can wait for each other
-            adding = insert(daily_usage).values(
-                day=day, project_id=project_id, events=counts[project_id]
-            )
-            totals[project_id] = connection.execute(
-                adding.on_conflict_do_update(
-                    index_elements=[daily_usage.c.day, daily_usage.c.project_id],
-                    set_={"events": daily_usage.c.events + adding.excluded.events},
-                ).returning(daily_usage.c.events)
-            ).scalar_one()
-    return totals
+        connection.execute(adding, rows)
+        totals = connection.execute(_OF_DAY, {"of_day": day}).all()
+    return {project_id: events for project_id, events in totals if project_id in counts}
 
 
 def usage_of(ledger: Engine, day: date) -> dict[int, int]:
     """What every project has sent on that day, over all capture APIs."""
     with reading(ledger) as connection:
-        rows = connection.execute(
-            select(daily_usage.c.project_id, daily_usage.c.events).where(daily_usage.c.day == day)
-        ).all()
-    return dict(rows)
+        return dict(connection.execute(_OF_DAY, {"of_day": day}).all())

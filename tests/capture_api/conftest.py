@@ -94,8 +94,18 @@ class Capture:
         return self
 
     def stop(self) -> int:
-        """End the process as an operator does; its exit code."""
+        """End the process for good; its exit code."""
         self.client.close()
+        return self.stop_process()
+
+    def restart(self) -> int:
+        """End the process and start another one, on the same port; the first one's exit code."""
+        code = self.stop_process()
+        self.start()
+        return code
+
+    def stop_process(self) -> int:
+        """End the process as an operator does; its exit code."""
         if self.process is None:
             return 0
         self.process.send_signal(signal.SIGTERM)
