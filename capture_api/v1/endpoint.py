@@ -66,7 +66,7 @@ class Pending(NamedTuple):
     spellings: list[str]  # of the uuids, as the client wrote them
     uuids: list[str]
     results: list[Result]  # if Kafka takes all of them
-    indices: list[int]  # the event of each record
+    indices: list[int | None]  # the event of each record; None: of evidence
     delivery: asyncio.Future[list[KafkaError | None]] | None
 
 
@@ -198,7 +198,7 @@ class V1Endpoint:
         self._metrics.ack.observe(time.perf_counter() - started)
         found: dict[int, Result] = {}  # by code: the producer takes note of each error once
         for index, error in zip(pending.indices, errors, strict=True):
-            if error is None:
+            if error is None or index is None:
                 continue
             code = error.code()
             if code not in found:
@@ -222,5 +222,5 @@ class V1Endpoint:
             self._projects.count(pending.project_id, kept)
 
 
-_CAUSES = {OVER_QUOTA: "quota"}
+_CAUSES = {OVER_QUOTA: "quota", TOO_BIG: "too_large"}
 """Causes of drops in metrics where protocol v0 has a name for them."""

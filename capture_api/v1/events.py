@@ -5,6 +5,7 @@
 
 The route is where protection decides about an event, before its record is built. Invariant: every
 event of the batch has a Result, and for those that are kept it holds if Kafka takes the record.
+An event too large for a record is dropped, and a record tells of it as evidence.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from capture_api.events.record import (
     encode_key,
     encode_value,
 )
-from capture_api.events.records import RECORD_MAX_BYTES, Record
+from capture_api.events.records import INTERNAL_ADDRESS, RECORD_MAX_BYTES, Record
+from capture_api.events.refused import evidence_value
 from capture_api.events.rfc3339 import parse_rfc3339
 from capture_api.events.timestamps import bounded_time, clock_skew
 from capture_api.events.uuids import NIL_UUID, mint_uuid
@@ -32,12 +34,10 @@ from capture_api.protection.routing import Route, Why
 from capture_api.v1.batch import Batch, Event
 from capture_api.v1.options import NO_OPTIONS, Options, read_options
 from capture_api.wire.depth import too_deep
+from capture_api.wire.payload import PERFORMANCE_EVENT
 
 EVENT_NAME_BYTES = 200
 DISTINCT_ID_BYTES = 200
-
-INTERNAL_ADDRESS = "127.0.0.1"
-"""The client's address for batches with `capture_internal`."""
 
 ILLEGAL_DISTINCT_IDS = frozenset(
     {
@@ -48,7 +48,6 @@ ILLEGAL_DISTINCT_IDS = frozenset(
 )
 """Lower case. Sent by mistake for many people at once, so no person is made of them."""
 
-_PERFORMANCE_EVENT = "$performance_event"
 _SPREAD = frozenset({Why.HOT_KEY, Why.RULE_OVERFLOW})
 _LONGEST_ILLEGAL = max(map(len, ILLEGAL_DISTINCT_IDS))
 _encode = msgspec.json.encode
@@ -87,7 +86,7 @@ class Built(NamedTuple):
     """The records, the event that each is of, and the results if Kafka takes every record."""
 
     records: list[Record]
-    indices: list[int]
+    indices: list[int | None]  # None: of evidence, which changes no result
     results: list[Result]
 
 
@@ -111,6 +110,9 @@ def build_records(
         options = None if fault else read_options(event.options)
         if options is None or written is None:
             built.results.append(Result("drop", fault or "invalid_options"))
+            if fault == TOO_BIG.details:
+                key = encode_key(request.token, distinct_id)
+                _add_evidence(built, event, uuid, project_id, request, route, key)
             continue
 
         flags, result = batch_flags, OK
@@ -166,6 +168,7 @@ def build_records(
         )
         if len(value) + len(key) > RECORD_MAX_BYTES:
             built.results.append(TOO_BIG)
+            _add_evidence(built, event, uuid, project_id, request, route, key)
             continue
         built.records.append((topic, value, record_key))
         built.indices.append(index)
@@ -175,7 +178,7 @@ def build_records(
 
 def _fault(event: Event, distinct_id: str, written: int | None, properties: bytes) -> str:
     """The details to drop the event with, or nothing. The order is the protocol's."""
-    if event.event == _PERFORMANCE_EVENT:
+    if event.event == PERFORMANCE_EVENT:
         return "dropped_performance_event"
     if not event.event:
         return "missing_event_name"
@@ -194,6 +197,29 @@ def _fault(event: Event, distinct_id: str, written: int | None, properties: byte
     if too_deep(properties):
         return "malformed_event_properties"
     return ""
+
+
+def _add_evidence(
+    built: Built,
+    event: Event,
+    uuid: str,
+    project_id: int,
+    request: Request,
+    route: Route,
+    key: bytes,
+) -> None:
+    """Let a record tell of an event too large for one."""
+    value = evidence_value(
+        uuid=uuid,
+        project_id=project_id,
+        event=event.event,
+        distinct_id=event.distinct_id.strip(),
+        received_at=request.received_at,
+        request_id=request.request_id,
+        properties=bytes(event.properties),
+    )
+    built.records.append((route.router.topics.events, value, key))
+    built.indices.append(None)
 
 
 def _longer(text: str, limit: int) -> bool:

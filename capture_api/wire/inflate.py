@@ -73,7 +73,7 @@ def _inflate_brotli(payload: bytes, limit: int) -> bytes:
                 raise _over(limit)
             if stream.is_finished():
                 return b"".join(parts)
-            if stream.can_accept_more_data():  # it has used everything, and wants more
+            if not part:  # it has used everything, and wants more
                 raise _broken("br")
     except brotli.error:
         raise _broken("br") from None

@@ -67,15 +67,15 @@ def v1(capture: Any, head: Callable[..., dict[str, str]]) -> V1:
         headers: dict[str, str | None] | None = None,
         content: bytes | None = None,
         path: str = PATH,
-        client: httpx.Client | None = None,
+        to: Any = capture,
         **batch: Any,
     ) -> httpx.Response:
         if content is None:
             content = json.dumps({"created_at": now(), "batch": list(events), **batch}).encode()
-        request = httpx.Request("POST", f"{capture.url}{path}", content=content)
+        request = httpx.Request("POST", f"{to.url}{path}", content=content)
         request.headers.clear()
         request.headers.update({"Host": "localhost", "Content-Length": str(len(content))})
         request.headers.update(head(headers))
-        return (client or capture.client).send(request)
+        return to.client.send(request)
 
     return send

@@ -80,8 +80,11 @@ def test_a_bad_event_is_dropped_and_the_rest_goes_on(
         (after["uuid"], {"result": "ok"}),
     ]
     assert DETAILS[details][0] == "drop"
-    kept = {record.value["uuid"] for record in capture.records_of(response)}
+    records = capture.records_of(response)
+    kept = {record.value["uuid"] for record in records if "refused" not in record.value}
     assert kept == {before["uuid"], after["uuid"]}
+    evidence = [record.value["uuid"] for record in records if "refused" in record.value]
+    assert evidence == ([bad["uuid"]] if details == "event_too_big" else [])
 
 
 def test_a_batch_of_bad_events_is_answered_200(capture: Any, v1: Any, event: Any) -> None:
@@ -319,3 +322,14 @@ def test_the_nil_uuid_stands_for_none(capture: Any, v1: Any, event: Any) -> None
     assert response.json()["results"] == {nil: {"result": "ok"}}
     (record,) = capture.records_of(response)
     assert uuid.UUID(record.value["uuid"]).version == 7
+
+
+def test_evidence_of_an_event_too_large(capture: Any, v1: Any, event: Any) -> None:
+    """A record says whose it was and how it began, so that it becomes a dead letter."""
+    sent = event(properties={"x": "y" * 2_000_000})
+    (record,) = capture.records_of(v1(sent))
+    assert record.value["refused"] == "too_large"
+    assert record.value["uuid"] == sent["uuid"]
+    assert record.value["bytes"] > 2_000_000
+    assert len(record.raw) < 100_000
+    assert record.key == f"{capture.token}:ada"
