@@ -12,8 +12,11 @@ def health_routes(worker: Worker) -> APIRouter:
     """The routes."""
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/_liveness", summary="The process answers.")
+    @routes.get("/_liveness", summary="The process works: 200, or 503 when only a new one helps.")
     async def liveness() -> Response:
+        defect = worker.producer.defect()
+        if defect:
+            return as_response(json_answer(503, {"status": "broken", "problems": [defect]}))
         return as_response(json_answer(200, {"status": "Ok"}))
 
     @routes.get("/_readiness", summary="Events can be taken in: 200, or 503 with the reasons.")

@@ -13,37 +13,42 @@ from typing import Any
 
 from confluent_kafka import KafkaError
 
+from capture_api.kafka.errors import naming_topic
+
 OnRecord = Callable[[KafkaError | None, Any], None]
 
 
 class Delivery:
-    """Counts a request's acknowledgements. `answered` and `error` belong to the poll thread.
+    """Counts a request's answers from Kafka. They belong to the poll thread until it finishes.
 
     The future's result is None when Kafka has every record, else the first error.
     """
 
-    __slots__ = ("_expected", "_finish", "answered", "deadline", "error", "future")
+    __slots__ = ("_finish", "answered", "error", "expected", "failed", "future", "started")
 
     def __init__(
         self,
         expected: int,
         future: asyncio.Future[Any],
-        deadline: float,
+        started: float,
         finish: Callable[[Delivery], None],
     ) -> None:
-        self._expected = expected
+        self.expected = expected
         self._finish = finish
         self.future = future
-        self.deadline = deadline
+        self.started = started  # monotonic seconds
         self.answered = 0
+        self.failed = 0
         self.error: KafkaError | None = None
 
-    def on_record(self, error: KafkaError | None, _message: Any) -> None:
+    def on_record(self, error: KafkaError | None, message: Any) -> None:
         """Kafka's answer to one record. Called on the poll thread, so it only counts."""
         self.answered += 1
-        if error is not None and self.error is None:
-            self.error = error
-        if self.answered == self._expected:
+        if error is not None:
+            self.failed += 1
+            if self.error is None:
+                self.error = naming_topic(error, message and message.topic())
+        if self.answered == self.expected:
             self._finish(self)
 
     def settle(self) -> None:
@@ -66,10 +71,10 @@ class DeliveryOfEach(Delivery):
         self,
         expected: int,
         future: asyncio.Future[Any],
-        deadline: float,
+        started: float,
         finish: Callable[[Delivery], None],
     ) -> None:
-        super().__init__(expected, future, deadline, finish)
+        super().__init__(expected, future, started, finish)
         unanswered = KafkaError(KafkaError._TIMED_OUT)
         self.errors: list[KafkaError | None] = [unanswered] * expected
 
@@ -78,13 +83,15 @@ class DeliveryOfEach(Delivery):
         return partial(self._on_record_at, index)
 
     def _on_record_at(self, index: int, error: KafkaError | None, message: Any) -> None:
+        if error is not None:
+            error = naming_topic(error, message and message.topic())
         self.errors[index] = error
         self.on_record(error, message)
 
     def settle(self) -> None:
         """Tell the waiting request. Called on the event loop."""
         if not self.future.done():
-            self.future.set_result(self.errors)
+            self.future.set_result(list(self.errors))
 
     def give_up(self, error: KafkaError) -> None:
         """Tell the waiting request which records are acknowledged so far. On the event loop."""

@@ -1,10 +1,11 @@
 """What the edge knows about Kafka's health, and the breaker that follows from it.
 
 Signals come from three threads: deliveries (event loop), librdkafka's errors (poll thread) and
-the looks at the topic (watch thread). Each writes its own fields, whole values at a time.
+the looks at the topics (watch thread). Each writes its own fields, whole values at a time.
 
-The breaker is open while the last contact failed and no broker is reachable: then waiting is
-pointless, and only one request every PROBE_SECONDS goes through to try.
+The breaker is open once no broker has answered for AWAY_SECONDS after a first sign, or at once if
+a delivery has failed too: then waiting is pointless and those who wait are given up. A look that is
+answered closes it; should looks be what fails, one request every PROBE_SECONDS goes through to try.
 """
 
 from __future__ import annotations
@@ -12,30 +13,33 @@ from __future__ import annotations
 import logging
 import time
 
-PROBE_SECONDS = 0.5
+AWAY_SECONDS = 0.5
+"""A lost connection that is back within this time was no outage."""
+PROBE_SECONDS = 5.0
 RECENT_SECONDS = 5.0
 """Kafka is ready if it answered within this time."""
+MOST_MISSING = 100
+"""Topics that are remembered as missing; what redirect rules name is not checked when written."""
 
 log = logging.getLogger("tidemark.capture.kafka")
 
 
 class KafkaHealth:
-    """Kafka as seen by one process."""
+    """Kafka as seen by one process. `topic` is the one without which nothing works."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._answered_at: float | None = None  # monotonic seconds
         self._delivery_failed = True  # until a first success there is nothing to hope for
-        self._brokers_down = False
         self._look_failed = ""
-        self._topic_missing = False
         self._away_since: float | None = None
         self._next_probe = 0.0
+        self.missing: frozenset[str] = frozenset()
+        """The topics that Kafka is known not to have."""
 
     def delivered(self) -> None:
         """Kafka acknowledged records."""
         self._delivery_failed = False
-        self._topic_missing = False
         self._reachable()
 
     def delivery_failed(self, reason: str) -> None:
@@ -46,30 +50,37 @@ class KafkaHealth:
 
     def brokers_down(self, reason: str) -> None:
         """librdkafka lost its last connection."""
-        self._brokers_down = True
         self._away(reason)
 
     def looked(self) -> None:
-        """A broker described the topic."""
-        if self._topic_missing:
-            log.info("the topic %r exists now", self._topic)
-        self._topic_missing = False
+        """A broker answered a look."""
         self._reachable()
 
     def look_failed(self, reason: str) -> None:
-        """No broker described the topic in time."""
+        """No broker answered a look in time."""
         self._look_failed = reason
         self._away(reason)
 
-    def topic_missing(self) -> None:
+    def topic_found(self, topic: str) -> None:
+        """Kafka has the topic."""
+        if topic in self.missing:
+            self.missing -= {topic}
+            log.info("the topic %r exists now", topic)
+
+    def topic_missing(self, topic: str) -> None:
         """Kafka answers but does not have the topic."""
-        if not self._topic_missing:
-            log.error(
-                "Kafka has no topic %r: create it (`tidemark up` does so on the local stack) or "
-                "name another in TIDEMARK_TOPIC; until then requests are answered 503",
-                self._topic,
-            )
-        self._topic_missing = True
+        if topic in self.missing or len(self.missing) >= MOST_MISSING:
+            return
+        self.missing |= {topic}
+        what = "requests" if topic == self._topic else "requests with events for it"
+        log.log(
+            logging.ERROR if topic == self._topic else logging.WARNING,
+            "Kafka has no topic %r: create it (`tidemark up` does so on the local stack) or "
+            "name another in TIDEMARK_TOPIC or the rule that leads there; until then %s are "
+            "answered 503",
+            topic,
+            what,
+        )
 
     @property
     def answered_lately(self) -> bool:
@@ -78,9 +89,17 @@ class KafkaHealth:
         return at is not None and time.monotonic() - at < RECENT_SECONDS
 
     @property
+    def is_away(self) -> bool:
+        """Whether the last sign was that no broker answers."""
+        return self._away_since is not None
+
+    @property
     def is_open(self) -> bool:
         """Whether the breaker is open: Kafka is away, and records are not worth a try."""
-        return self._delivery_failed and (self._brokers_down or bool(self._look_failed))
+        since = self._away_since
+        return since is not None and (
+            self._delivery_failed or time.monotonic() - since >= AWAY_SECONDS
+        )
 
     def may_try(self) -> bool:
         """Whether a request may go on to Kafka: always, or as the one probe that is due."""
@@ -98,9 +117,9 @@ class KafkaHealth:
 
     def problem(self) -> str | None:
         """Why Kafka is not ready, or None."""
-        if self._topic_missing:
+        if self._topic in self.missing:
             return f"Kafka has no topic {self._topic!r}"
-        if self._brokers_down or self._look_failed:
+        if self.is_away:
             return f"Kafka does not answer: {self._look_failed or 'no broker is up'}"
         if not self.answered_lately:
             return f"Kafka has not answered for {RECENT_SECONDS:g} s"
@@ -108,11 +127,10 @@ class KafkaHealth:
 
     def _reachable(self) -> None:
         self._answered_at = time.monotonic()
-        self._brokers_down = False
         self._look_failed = ""
-        if self._away_since is not None:
-            log.info("Kafka answers again after %.1f s", time.monotonic() - self._away_since)
-            self._away_since = None
+        since, self._away_since = self._away_since, None
+        if since is not None:
+            log.info("Kafka answers again after %.1f s", time.monotonic() - since)
 
     def _away(self, reason: str) -> None:
         if self._away_since is None:

@@ -2,77 +2,94 @@
 
     event loop    produce() for each record, then the request waits for its Delivery's future
     poll thread   takes Kafka's answers and wakes the loop once for all requests they complete
-    watch thread  asks Kafka for the topic every second, and once for the batches it takes
+    watch thread  asks Kafka for the topics every second, and once for the batches they take
 
 Invariants: a request is told "acknowledged" only when every one of its records is; what is queued
 is bounded in messages and bytes; no request waits longer than the acknowledgement timeout and a
-grace. A request that is told 503 may still have some of its records in the topic.
+grace, nor, once the breaker is open, longer than OPEN_WAIT_SECONDS. A request that is told 503 may
+still have some of its records in the topic: they stay in librdkafka's queue until the timeout.
+Purging them would forget what a client that does not send again had given us.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from capture_api.events.record import VERSION_HEADERS
 from capture_api.events.records import Record
 from capture_api.kafka.client_log import client_log
+from capture_api.kafka.configuration import configuration
 from capture_api.kafka.delivery import Delivery, DeliveryOfEach, OnRecord
+from capture_api.kafka.errors import MISSING_TOPIC, NAMING_TOPIC, naming_topic
 from capture_api.kafka.health import KafkaHealth
-from capture_api.kafka.topic_limit import topic_limit
+from capture_api.kafka.topic_watch import TopicWatch
 from capture_api.refusal import Refused, too_large, try_later
-from capture_api.wire.payload import MAX_EVENTS
 from orchestration.settings import Settings
 
-QUEUE_MESSAGES = 4 * MAX_EVENTS
-BATCH_BYTES = 1_000_000
-"""A batch of records that librdkafka fills; less where the topic takes less."""
 POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.25
 DEADLINE_GRACE_SECONDS = 0.5
 """How much later than librdkafka's own timeout a request gives up by itself."""
-LOOK_SECONDS = 1.0
-LOOK_TIMEOUT_SECONDS = 2.0
-
-_MISSING_TOPIC = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-    }
-)
+OPEN_WAIT_SECONDS = 0.5
+"""How long a request waits while the breaker is open."""
+HUNG_SECONDS = 30.0
+"""The poll thread comes round ten times a second; silent for so long, it does not come back."""
+SETTLED_SECONDS = 1.0
+"""After a change of batch.size, how long refusals may still be about batches made before it."""
+FLUSH_SECONDS = 5.0
+"""At the end, how long what nobody waits for any more may still take."""
 
 log = logging.getLogger("tidemark.capture.kafka")
 
 
 class RecordProducer:
-    """Sends the records of requests; between `start` and `close`, on one event loop."""
+    """Sends the records of requests; between `start` and `close`, on one event loop.
+
+    The counters are plain numbers since the start, written on the event loop.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.health = KafkaHealth(settings.topic)
-        self._settings = settings
-        self._topic = settings.topic
         self._timeout = settings.capture_ack_timeout_ms / 1000
-        self._configuration = _configuration(settings)
+        self._configuration = configuration(settings)
         self._finished: list[Delivery] = []  # poll thread only
         self._refused_records: deque[tuple[OnRecord, KafkaError]] = deque()
-        self._waiting: deque[Delivery] = deque()  # event loop only, in order of deadline
+        self._waiting: deque[Delivery] = deque()  # event loop only, in order of their start
         self._stopping = threading.Event()
         self._fatal = False
         self._batches_too_large = False
+        self._batches_fit_at = 0.0  # monotonic seconds
         self._threads: list[threading.Thread] = []
+        self._polled_at = time.monotonic()
+        self._watch = TopicWatch(settings, self.health, lambda: self._producer, self._use_limit)
+
+        self.records_produced = 0
+        """Records handed to librdkafka."""
+        self.records_acknowledged = 0
+        """Records that Kafka has."""
+        self.records_failed: Counter[str] = Counter()
+        """Records that Kafka does not have, by the name of their request's first error."""
+        self.requests_given_up = 0
+        """Requests told 503 before Kafka had answered."""
         self._producer = self._new_producer()
+
+    @property
+    def queue_depth(self) -> int:
+        """Records that wait for Kafka's answer."""
+        return len(self._producer)
 
     def start(self) -> None:
         """Start the threads. Called on the event loop that will send."""
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        for name, target in (("kafka-poll", self._poll), ("kafka-watch", self._watch)):
+        for name, target in (("kafka-poll", self._poll), ("kafka-watch", self._watch.run)):
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -85,14 +102,20 @@ class RecordProducer:
     def send(self, records: list[Record]) -> asyncio.Future[KafkaError | None]:
         """Queue the records; the future tells whether Kafka has them all.
 
-        Refuses (503) when the queue is full, or Kafka is away and no probe is due.
+        Refuses (503) when the queue is full, a topic is missing, or Kafka is away and no probe is
+        due.
         """
-        if not self.health.take_probe():
+        health = self.health
+        if not health.take_probe():
             raise self._away()
-        deadline = time.monotonic() + self._timeout + DEADLINE_GRACE_SECONDS
+        if health.missing:
+            for topic, _, _ in records:
+                if topic in health.missing:
+                    raise _topic_missing(topic)
         future = self._loop.create_future()
-        delivery = Delivery(len(records), future, deadline, self._finished.append)
+        delivery = Delivery(len(records), future, time.monotonic(), self._finished.append)
         produce, on_record = self._producer.produce, delivery.on_record
+        topic = ""
         try:
             for topic, value, key in records:
                 produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
@@ -102,7 +125,8 @@ class RecordProducer:
                 "too many events wait for Kafka: send the request again in a moment",
             ) from None
         except KafkaException as exception:
-            raise self.refusal(exception.args[0]) from None
+            raise self.refusal(naming_topic(exception.args[0], topic)) from None
+        self.records_produced += len(records)
         self._waiting.append(delivery)
         return future
 
@@ -110,52 +134,68 @@ class RecordProducer:
         """Like `send`, and the future tells of each record by itself.
 
         Refuses (503) only while Kafka is away and no probe is due; a record that found the queue
-        full has that as its error.
+        full or its topic missing has that as its error.
         """
         if not self.health.take_probe():
             raise self._away()
-        deadline = time.monotonic() + self._timeout + DEADLINE_GRACE_SECONDS
         future = self._loop.create_future()
-        delivery = DeliveryOfEach(len(records), future, deadline, self._finished.append)
-        produce = self._producer.produce
+        delivery = DeliveryOfEach(len(records), future, time.monotonic(), self._finished.append)
+        produce, missing = self._producer.produce, self.health.missing
         for index, (topic, value, key) in enumerate(records):
             on_record = delivery.on_record_at(index)
+            if topic in missing:
+                error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic)
+                self._refused_records.append((on_record, error))
+                continue
             try:
                 produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
             except BufferError:
                 error = KafkaError(KafkaError._QUEUE_FULL)
             except KafkaException as exception:
-                error = exception.args[0]
+                error = naming_topic(exception.args[0], topic)
             else:
                 continue
             # The poll thread may be counting this very delivery, so it is the one to be told.
             self._refused_records.append((on_record, error))
+        self.records_produced += len(records)
         self._waiting.append(delivery)
         return future
 
     def problem(self) -> str | None:
         """Why records cannot be sent now, or None."""
-        dead = [thread.name for thread in self._threads if not thread.is_alive()]
-        if dead:
-            return f"the thread {dead[0]} has died: restart the process; its log says why"
-        return self.health.problem()
+        return self.defect() or self.health.problem()
+
+    def defect(self) -> str | None:
+        """What is wrong with this process so that only a new one helps, or None."""
+        for thread in self._threads:
+            if not thread.is_alive() and not self._stopping.is_set():
+                return f"the thread {thread.name} has died: restart the process; its log says why"
+        silent = time.monotonic() - self._polled_at
+        if self._threads and silent > HUNG_SECONDS + 2 * self._timeout:
+            return f"the thread kafka-poll hangs since {silent:.0f} s: restart the process"
+        return None
 
     def refusal(self, error: KafkaError) -> Refused:
         """What to tell the client whose records met this error."""
         code = error.code()
-        if code == KafkaError.MSG_SIZE_TOO_LARGE:
-            return too_large(
-                "maximum event size exceeded: Kafka takes no record that large; send smaller events"
+        if code in NAMING_TOPIC:
+            topic = error.str()
+            self._watch.also(topic)
+            if code in MISSING_TOPIC:
+                self.health.topic_missing(topic)
+                return _topic_missing(topic)
+            fitting = time.monotonic() - self._batches_fit_at > SETTLED_SECONDS
+            if fitting and self._watch.knows_limit(topic):
+                return too_large(
+                    "maximum event size exceeded: Kafka takes no record that large; send smaller "
+                    "events"
+                )
+            # It may have been the batch that was too large, made before the limit was known.
+            return try_later(
+                "not_acknowledged",
+                "transient error, please retry: Kafka took none of a batch that was too large",
             )
         self.health.delivery_failed(error.str())
-        if code in _MISSING_TOPIC:
-            self.health.topic_missing()
-            return try_later(
-                "topic_missing",
-                f"the server's topic {self._topic!r} does not exist: its operator must create it; "
-                "then send the request again",
-                retry_after=5,
-            )
         return try_later(
             "not_acknowledged",
             f"transient error, please retry: Kafka did not acknowledge ({error.str()}); "
@@ -163,9 +203,10 @@ class RecordProducer:
         )
 
     async def close(self) -> None:
-        """Wait for what is queued, at most as long as a request would, and stop the threads."""
+        """Wait for what is queued, at most FLUSH_SECONDS, and stop the threads."""
         self._sweeper.cancel()
         self._stopping.set()
+        self._watch.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
@@ -177,28 +218,38 @@ class RecordProducer:
 
     def _settle(self, finished: list[Delivery]) -> None:
         for delivery in finished:
+            self.records_acknowledged += delivery.expected - delivery.failed
             if delivery.error is None:
                 self.health.delivered()
+            else:
+                self.records_failed[delivery.error.name()] += delivery.failed
             delivery.settle()
 
     def _sweep(self) -> None:
-        """Give up on deliveries past their deadline, and forget the finished ones before them."""
-        now = time.monotonic()
+        """Give up on deliveries that waited too long, and forget the finished ones before them."""
+        limit = self._timeout + DEADLINE_GRACE_SECONDS
+        if self.health.is_open:
+            limit = min(limit, OPEN_WAIT_SECONDS)
+        too_old = time.monotonic() - limit
         waiting = self._waiting
-        while waiting and (waiting[0].future.done() or waiting[0].deadline < now):
+        while waiting and (waiting[0].future.done() or waiting[0].started < too_old):
             delivery = waiting.popleft()
-            delivery.give_up(KafkaError(KafkaError._TIMED_OUT))
+            if not delivery.future.done():
+                self.requests_given_up += 1
+                delivery.give_up(KafkaError(KafkaError._TIMED_OUT))
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _poll(self) -> None:
         while not self._stopping.is_set():
             self._producer.poll(POLL_SECONDS)
+            self._polled_at = time.monotonic()
             self._hand_over()
             if self._fatal:
                 self._replace_producer()
             elif self._batches_too_large:
                 self._use_smaller_batches()
-        self._producer.flush(self._timeout)
+        patience = OPEN_WAIT_SECONDS if self.health.is_open else FLUSH_SECONDS
+        self._producer.flush(min(self._timeout, patience))
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -229,6 +280,15 @@ class RecordProducer:
         sent.wait(self._timeout)
         previous.flush(self._timeout)
         self._hand_over()
+        self._batches_fit_at = time.monotonic()
+
+    def _use_limit(self, limit: int) -> None:
+        """Keep batches within these bytes. Called on the watch thread."""
+        if limit < int(self._configuration["batch.size"]):
+            log.info("a topic takes batches of up to %d bytes only", limit)
+            self._configuration = {**self._configuration, "batch.size": limit}
+            self._batches_fit_at = math.inf
+            self._batches_too_large = True
 
     def _on_error(self, error: KafkaError) -> None:
         """librdkafka's errors that concern no record. Called on the poll thread."""
@@ -237,54 +297,13 @@ class RecordProducer:
             self._fatal = True
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.health.brokers_down(error.str())
-
-    def _watch(self) -> None:
-        limit_known = False
-        while True:
-            try:
-                metadata = self._producer.list_topics(self._topic, LOOK_TIMEOUT_SECONDS)
-            except KafkaException as exception:
-                self.health.look_failed(exception.args[0].str())
-            else:
-                error = metadata.topics[self._topic].error
-                if error is not None and error.code() in _MISSING_TOPIC:
-                    self.health.topic_missing()
-                else:
-                    self.health.looked()
-                    if not limit_known:
-                        limit_known = True
-                        self._fit_batches()
-            if self._stopping.wait(LOOK_SECONDS):
-                return
-
-    def _fit_batches(self) -> None:
-        """Kafka refuses a batch over the topic's limit whole, with every small record in it."""
-        limit = topic_limit(self._settings)
-        if limit is not None and limit < int(self._configuration["batch.size"]):
-            log.info("the topic %r takes batches of up to %d bytes", self._topic, limit)
-            self._configuration = {**self._configuration, "batch.size": limit}
-            self._batches_too_large = True
+            self._watch.look_now()
 
 
-def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
-    timeout_ms = settings.capture_ack_timeout_ms
-    return {
-        "client.id": "tidemark-capture",
-        "partitioner": "murmur2_random",
-        "compression.type": "lz4",
-        "batch.size": BATCH_BYTES,
-        "linger.ms": settings.capture_linger_ms,
-        "topic.metadata.propagation.max.ms": min(1_000, timeout_ms),
-        "queue.buffering.max.messages": QUEUE_MESSAGES,
-        "queue.buffering.max.kbytes": settings.capture_max_inflight_bytes // 1024,
-        "reconnect.backoff.ms": 100,
-        "reconnect.backoff.max.ms": 1_000,
-        "log.connection.close": False,
-        **settings.kafka_client,
-        # What follows cannot be set from outside: the meaning of a 200 and of a 503 hangs on it.
-        "acks": "all",
-        "enable.idempotence": True,
-        # Past this the client has its 503, and the records should not arrive any more.
-        "delivery.timeout.ms": timeout_ms,
-        "request.timeout.ms": timeout_ms,
-    }
+def _topic_missing(topic: str) -> Refused:
+    return try_later(
+        "topic_missing",
+        f"the server's topic {topic!r} does not exist: its operator must create it; then send the "
+        "request again",
+        retry_after=5,
+    )

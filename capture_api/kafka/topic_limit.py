@@ -1,8 +1,9 @@
-"""The topic's `max.message.bytes`: what Kafka takes as one batch of records, large or small."""
+"""A topic's `max.message.bytes`: what Kafka takes as one batch of records, large or small."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -18,19 +19,26 @@ ASK_TIMEOUT_SECONDS = 5.0
 log = logging.getLogger("tidemark.capture.kafka")
 
 
-def topic_limit(settings: Settings) -> int | None:
-    """The limit in bytes, or None where it cannot be learnt (it needs DescribeConfigs). Blocks."""
-    resource = ConfigResource(ConfigResource.Type.TOPIC, settings.topic)
+def topic_limits(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
+    """The limits in bytes of those topics where they can be learnt (it needs DescribeConfigs).
+
+    Blocks.
+    """
+    resources = {topic: ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics}
     configuration: dict[str, str | int | float | bool] = {**settings.kafka_client}
     admin = AdminClient(configuration, logger=client_log())
-    try:
-        futures = admin.describe_configs([resource], request_timeout=ASK_TIMEOUT_SECONDS)
-        entries = futures[resource].result(ASK_TIMEOUT_SECONDS + 1)
-    except (KafkaException, TimeoutError) as error:
-        log.warning(
-            "the topic's max.message.bytes cannot be read; should it be below 1 MB, set batch.size "
-            "in TIDEMARK_KAFKA_OPTIONS: %s",
-            error,
-        )
-        return None
-    return int(entries["max.message.bytes"].value)
+    futures = admin.describe_configs(list(resources.values()), request_timeout=ASK_TIMEOUT_SECONDS)
+    limits = {}
+    for topic, resource in resources.items():
+        try:
+            entries = futures[resource].result(ASK_TIMEOUT_SECONDS + 1)
+        except (KafkaException, TimeoutError) as error:
+            log.warning(
+                "max.message.bytes of the topic %r cannot be read; should it be below 1 MB, set "
+                "batch.size in TIDEMARK_KAFKA_OPTIONS: %s",
+                topic,
+                error,
+            )
+        else:
+            limits[topic] = int(entries["max.message.bytes"].value)
+    return limits

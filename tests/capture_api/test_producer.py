@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError
 
 from capture_api.events.record import VERSION_HEADERS
 from capture_api.events.records import Record
-from capture_api.kafka.health import PROBE_SECONDS, RECENT_SECONDS, KafkaHealth
+from capture_api.kafka.health import AWAY_SECONDS, PROBE_SECONDS, RECENT_SECONDS, KafkaHealth
 from capture_api.kafka.producer import RecordProducer
 from capture_api.refusal import Refused
 from local_stack.kafka.topics import ensure_topic
@@ -73,7 +73,8 @@ def test_full_queue_is_refused_and_recovers(kafka: str, topic: str, settings: An
 
 
 def test_each_record_has_its_own_outcome(kafka: str, topic: str, settings: Any) -> None:
-    """Beside good records, one for a topic that is not there and those beyond the queue fail."""
+    """Beside good records, one for a topic that is not there (named) and those beyond the queue
+    fail."""
     options = {"queue.buffering.max.messages": "10"}
     configured = settings(kafka_bootstrap_servers=kafka, topic=topic, kafka_options=options)
 
@@ -81,6 +82,7 @@ def test_each_record_has_its_own_outcome(kafka: str, topic: str, settings: Any) 
         good = record_for(configured)
         errors = await producer.send_each([good, (f"{topic}-not-there", b"{}", None), good])
         assert [error is None for error in errors] == [True, False, True]
+        assert f"'{topic}-not-there' does not exist" in producer.refusal(errors[1]).detail
         errors = await producer.send_each([good] * 40)
         codes = {error.code() for error in errors if error is not None}
         assert errors[0] is None
@@ -120,9 +122,65 @@ def test_batches_fit_the_topic(kafka: str, settings: Any) -> None:
                 await asyncio.sleep(0.001)
         records = [(name, os.urandom(1000), b"t:d") for _ in range(200)]
         assert await producer.send(records) is None
-        error = await producer.send([(name, os.urandom(30_000), b"t:d")])
-        assert error is not None
-        assert producer.refusal(error).status == 413
+        async with asyncio.timeout(30):
+            while True:
+                error = await producer.send([(name, os.urandom(30_000), b"t:d")])
+                assert error is not None
+                refused = producer.refusal(error)
+                if refused.status == 413:
+                    return
+                assert refused.status == 503, "the batches before the change are still refused"
+
+    run(configured, use)
+
+
+def test_smallest_limit_of_the_topics_decides(kafka: str, settings: Any) -> None:
+    """Batches fit the topic that takes least, also one that only a rule leads to."""
+    name = f"producer-{next(_numbers)}"
+    other = f"{name}-by-rule"
+    ensure_topic(kafka, name, 1)
+    ensure_topic(kafka, f"{name}_historical", 1, {"max.message.bytes": "50000"})
+    ensure_topic(kafka, other, 1, {"max.message.bytes": "20000"})
+    configured = settings(kafka_bootstrap_servers=kafka, topic=name, capture_linger_ms=50)
+
+    async def use(producer: RecordProducer) -> None:
+        async with asyncio.timeout(30):
+            while producer._configuration["batch.size"] != 50_000:
+                await asyncio.sleep(0.001)
+            records = [(other, os.urandom(1000), b"t:d") for _ in range(40)]
+            while (error := await producer.send(records)) is not None:
+                assert producer.refusal(error).status == 503, "the event itself is not too large"
+        assert producer._configuration["batch.size"] == 20_000
+
+    run(configured, use)
+
+
+def test_counters_tell_what_kafka_has(kafka: str, topic: str, settings: Any) -> None:
+    """Acknowledged and failed records are counted, the latter by their reason."""
+    configured = settings(kafka_bootstrap_servers=kafka, topic=topic)
+
+    async def use(producer: RecordProducer) -> None:
+        good = record_for(configured)
+        assert await producer.send([good] * 3) is None
+        assert await producer.send([(f"{topic}-not-there", b"{}", None)]) is not None
+        assert (producer.records_produced, producer.records_acknowledged) == (4, 3)
+        assert sum(producer.records_failed.values()) == 1
+        assert producer.queue_depth == 0
+
+    run(configured, use)
+
+
+def test_defect_is_told(settings: Any) -> None:
+    """A thread that died or hangs is a defect, which only a new process mends."""
+    configured = settings(kafka_bootstrap_servers="127.0.0.1:1", capture_ack_timeout_ms=300)
+
+    async def use(producer: RecordProducer) -> None:
+        assert producer.defect() is None
+        producer._watch.stop()
+        async with asyncio.timeout(30):
+            while producer.defect() is None:
+                await asyncio.sleep(0.01)
+        assert "kafka-watch has died" in str(producer.problem())
 
     run(configured, use)
 
@@ -168,6 +226,19 @@ def test_breaker_lets_one_probe_through(clock: dict[str, float]) -> None:
     assert all(health.take_probe() for _ in range(3))
 
 
+def test_breaker_opens_without_a_failed_delivery(clock: dict[str, float]) -> None:
+    """A lost connection may come back within AWAY_SECONDS; after that nobody is let wait."""
+    health = KafkaHealth("events")
+    health.delivered()
+    health.brokers_down("all are down")
+    assert not health.is_open
+    assert health.problem() is not None
+    clock["now"] += AWAY_SECONDS
+    assert health.is_open
+    health.looked()
+    assert not health.is_open
+
+
 def test_failed_delivery_alone_does_not_open_the_breaker(clock: dict[str, float]) -> None:
     """As long as a broker is reachable, every request may try."""
     health = KafkaHealth("events")
@@ -184,9 +255,13 @@ def test_readiness_names_the_reason(clock: dict[str, float]) -> None:
     assert health.problem() is None
     clock["now"] += RECENT_SECONDS
     assert "has not answered" in str(health.problem())
-    health.topic_missing()
+    health.topic_missing("events")
     assert "no topic 'events'" in str(health.problem())
+    health.topic_found("events")
     health.looked()
+    assert health.problem() is None
+    health.topic_missing("events_historical")
+    assert health.problem() is None, "only requests that need it are refused"
     health.look_failed("timed out")
     assert "timed out" in str(health.problem())
     health.delivered()
