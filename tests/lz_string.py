@@ -58,6 +58,21 @@ def compress_to_base64(text: str) -> str:
     return _digits(bits)
 
 
+def growing(codes: int) -> bytes:
+    """A stream each code of which stands for the longest phrase yet and one unit more."""
+    bits = [0, 0, 1, 0, 0, 0, 0, 1, 1, 0]  # a new byte: "a"
+    width, room = 3, 4
+    for code in range(4, 4 + codes):
+        bits += [code >> at & 1 for at in range(width)]
+        room -= 1
+        if not room:
+            room = 1 << width
+            width += 1
+    bits += [0] * (-len(bits) % 24)
+    packed = int("".join(map(str, bits)), 2).to_bytes(len(bits) // 8, "big")
+    return base64.b64encode(packed)
+
+
 def _digits(bits: list[int]) -> str:
     """Base64 of the bits, with at least one more bit, padded as LZString pads."""
     digits = len(bits) // 6 + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tracemalloc
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from capture_api.refusal import Refused
 from capture_api.wire.lz64 import INPUT_BYTES, OUTPUT_BYTES, decode_lz64
-from tests.lz_string import compress_to_base64
+from tests.lz_string import compress_to_base64, growing
 
 LIMIT = 1 << 20
 
@@ -105,21 +104,6 @@ def test_exactly_the_limit_is_taken() -> None:
     with pytest.raises(Refused) as caught:
         decode_lz64(compress_to_base64("é" * 501).encode(), 1000)
     assert (caught.value.status, caught.value.code) == (413, "too_large")
-
-
-def growing(codes: int) -> bytes:
-    """A stream each code of which stands for the longest phrase yet and one unit more."""
-    bits = [0, 0, 1, 0, 0, 0, 0, 1, 1, 0]  # a new byte: "a"
-    width, room = 3, 4
-    for code in range(4, 4 + codes):
-        bits += [code >> at & 1 for at in range(width)]
-        room -= 1
-        if not room:
-            room = 1 << width
-            width += 1
-    bits += [0] * (-len(bits) % 24)
-    packed = int("".join(map(str, bits)), 2).to_bytes(len(bits) // 8, "big")
-    return base64.b64encode(packed)
 
 
 @pytest.mark.parametrize("limit", [100_000, OUTPUT_BYTES * 8])
