@@ -28,6 +28,7 @@ from capture_api.events.uuids import NIL_UUID, MintSeed, mint_uuids, normal_uuid
 from capture_api.protection.routing import Route
 from capture_api.refusal import Refused, bad_request, too_large
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
+from capture_api.wire.keys import MAX_KEYS, too_many_keys
 from capture_api.wire.payload import (
     ABSENT,
     FALSE,
@@ -237,6 +238,8 @@ def _properties(event: Event) -> bytes:
         raise _too_large(f"its properties have {size} bytes")
     if too_deep(properties):
         raise bad_request(f"`properties` nest deeper than {DEPTH_LIMIT} levels", "too_deep")
+    if too_many_keys(properties):
+        raise bad_request(f"`properties` have more than {MAX_KEYS} keys", "too_many_keys")
     return properties
 
 

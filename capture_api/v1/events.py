@@ -34,6 +34,7 @@ from capture_api.protection.routing import Route, Why
 from capture_api.v1.batch import Batch, Event
 from capture_api.v1.options import NO_OPTIONS, Options, read_options
 from capture_api.wire.depth import too_deep
+from capture_api.wire.keys import too_many_keys
 from capture_api.wire.payload import PERFORMANCE_EVENT
 
 EVENT_NAME_BYTES = 200
@@ -194,7 +195,7 @@ def _fault(event: Event, distinct_id: str, written: int | None, properties: byte
         return "malformed_event_properties"
     if len(properties) > RECORD_MAX_BYTES:
         return "event_too_big"
-    if too_deep(properties):
+    if too_deep(properties) or too_many_keys(properties):
         return "malformed_event_properties"
     return ""
 

@@ -11,6 +11,7 @@ from msgspec import Raw
 
 from capture_api.events.timestamps import sent_at_in_body
 from capture_api.refusal import Refused, bad_request, bad_token, too_large
+from capture_api.wire.numbers import out_of_range
 from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
 MAX_EVENTS = 50_000
@@ -103,6 +104,13 @@ def parse_payload(text: bytes) -> Payload:
         raise bad_request(f"failed to parse the request: {error}", "bad_json") from None
     except RecursionError:
         raise bad_request("failed to parse the request: nested too deeply", "too_deep") from None
+    number = out_of_range(text)
+    if number is not None:
+        raise bad_request(
+            f"failed to parse the request: the number {_shortened(number)} is out of range; send "
+            "it as a string",
+            "bad_number",
+        )
 
     if isinstance(decoded, list):
         events, token, sent_at, historical = decoded, None, None, False
@@ -175,6 +183,11 @@ def _decode(text: bytes) -> list[Event] | Envelope:
         if not has_surrogates(text):
             raise
         return decoder.decode(replace_lone_surrogates(text))
+
+
+def _shortened(number: bytes) -> str:
+    text = number.decode()
+    return text if len(text) <= 40 else f"{text[:40]}… of {len(text)} characters"
 
 
 def _too_many(what: str) -> Refused:
