@@ -126,13 +126,12 @@ def parse_payload(text: bytes) -> Payload:
         raise bad_request("request holds no event", "no_events")
     if len(events) > MAX_EVENTS:
         raise _too_many(f"{len(events)} events")
-    wanted = events
-    if b"$performance_event" in text:
-        wanted = [event for event in events if event.event != PERFORMANCE_EVENT]
-        if not wanted:
-            return Payload("", [], None, historical, False)
+    if events[0].event == PERFORMANCE_EVENT and all(
+        event.event == PERFORMANCE_EVENT for event in events
+    ):
+        return Payload("", [], None, historical, False)
     if token is None:
-        token = _token_of_events(wanted)
+        token = _token_of_events(events)
     peculiar = any(mark in text for mark in _PECULIAR)
     return Payload(valid_token(token), events, sent_at, historical, peculiar)
 
@@ -208,6 +207,8 @@ def _token_of_events(events: list[Event]) -> str:
     """The one token that the events themselves carry, at the top or in `properties`."""
     tokens = set()
     for event in events:
+        if event.event == PERFORMANCE_EVENT:
+            continue
         token = _own_token(event)
         if token is None:
             token = _token_in_properties(event)
