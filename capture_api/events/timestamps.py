@@ -22,6 +22,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
+from capture_api.events.spelled_times import parse_spelled_time
+
 SKEW_QUANTUM_US = 300_000_000
 """The client's clock is corrected in steps of this: what is smaller is the network's delay."""
 FUTURE_LIMIT_US = 23 * 3_600_000_000
@@ -45,23 +47,7 @@ _LEAP_SECOND = re.compile(r"(?<=:)60(?=\D|$)")
 _SPACE_BEFORE_ZONE = re.compile(r"\s+(?=[+-]\d\d:?\d{0,2}$)")
 _ZONE_IN_WORDS = re.compile(r"\s*(?:UTC|GMT|Z)$", re.IGNORECASE)
 _NUMBER = re.compile(r"(-?)(\d{9,19})(?:\.(\d+))?")
-_MORE_FORMATS = (
-    "%Y/%m/%d",
-    "%Y/%m/%d %H:%M",
-    "%Y/%m/%d %H:%M:%S",
-    "%Y/%m/%d %H:%M:%S.%f",
-    "%m/%d/%Y",
-    "%m/%d/%Y %H:%M",
-    "%m/%d/%Y %H:%M:%S",
-    "%m/%d/%Y %I:%M:%S %p",
-    "%b %d, %Y",
-    "%b %d, %Y %H:%M:%S",
-    "%B %d, %Y",
-    "%B %d, %Y %H:%M:%S",
-    "%d %b %Y",
-    "%d %b %Y %H:%M:%S",
-    "%d %B %Y",
-)
+_HALF_OF_DAY = re.compile(r"[ap]m$", re.IGNORECASE)
 
 
 def event_time(
@@ -117,8 +103,8 @@ def clock_skew(sent_at: int | None, received_at: int) -> int:
 def parse_time(text: str) -> int | None:
     """The time a client wrote, or None when nobody can tell what it means. Without a zone: UTC.
 
-    Reads ISO 8601 and RFC 3339, Unix times in s, ms, µs or ns, RFC 2822 and some usual forms with
-    slashes or month names (month before day, as in the United States).
+    Reads ISO 8601 and RFC 3339, Unix times in s, ms, µs or ns, RFC 2822, and what
+    `spelled_times.py` knows.
     """
     if len(text) > TIME_LENGTH:
         return None
@@ -163,18 +149,18 @@ def _parse_unusual_time(text: str) -> int | None:
     number = _NUMBER.fullmatch(text)
     if number:
         return _unix_time(negative=bool(number[1]), digits=number[2], fraction=number[3] or "")
-    for reading in (_iso_with_repairs, parsedate_to_datetime):
+    for reading in (_iso_with_repairs, parse_spelled_time, _rfc_2822):
         try:
             return _microseconds(reading(text))
         except (ValueError, TypeError, IndexError, OverflowError):
             continue
-    plain = _ZONE_IN_WORDS.sub("", text)
-    for form in _MORE_FORMATS:
-        try:
-            return _microseconds(datetime.strptime(plain, form))
-        except ValueError:
-            continue
     return None
+
+
+def _rfc_2822(text: str) -> datetime:
+    if ":" not in text or _HALF_OF_DAY.search(text):  # which it would pass over
+        raise ValueError(text)
+    return parsedate_to_datetime(text)
 
 
 def _iso_with_repairs(text: str) -> datetime:
