@@ -51,6 +51,7 @@ _COMMANDS = {
     "batch": "batch",
     "retry": "batch",
     "projects": "projects",
+    "rules": "rules",
     "settings": "settings",
 }
 """Each command and the module beside this one that holds it."""

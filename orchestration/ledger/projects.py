@@ -46,7 +46,8 @@ class RetiredToken:
 
 @dataclass(frozen=True)
 class Limits:
-    """A project's own limits. None: the deployment's setting applies. 0: no limit."""
+    """A project's own limits. None: the deployment's setting applies. 0: no limit (burst: what
+    the rate allows in ten seconds)."""
 
     events_per_second: float | None = None
     burst: int | None = None
