@@ -85,6 +85,15 @@ class Worker:
                 for (limit, dry_run), count in self.guard.reached.items()
             ),
             Sample("capture_limits_unshared", [], float(self.guard.sharing_fails)),
+            *self._of_projects(),
+        ]
+
+    def _of_projects(self) -> Reading:
+        projects = self.projects
+        age = projects.age_seconds()
+        return [
+            Sample("capture_unknown_tokens", [projects.mode], projects.unknown_tokens),
+            *([] if age is None else [Sample("capture_projects_age_seconds", [], age)]),
         ]
 
     def _of_kafka(self) -> Reading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestration.ledger.access import read_access
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.errors import LedgerRefused
 from orchestration.ledger.usage import add_usage
+from tests.stack import ROOT
 
 HOUR_US = 3_600_000_000
 NO_KAFKA = {"TIDEMARK_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
@@ -246,3 +248,18 @@ def test_a_topic_that_kafka_lacks_is_told(shell: Shell, kafka: str) -> None:
     assert "did not say whether it has the topic special" in unasked.stderr
     again = shell("rules", "enable", "2", **there)
     assert "warning: Kafka has no topic nowhere" in again.stderr
+
+
+def test_the_commands_of_the_page_work(shell: Shell) -> None:
+    """Every command of docs/projects.md, one after the other, does what it says."""
+    page = (ROOT / "docs" / "projects.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("    .venv/bin/tidemark ")]
+    assert len(lines) > 15
+    for line in lines:
+        result = shell(*shlex.split(line, comments=True)[1:])
+        assert result.exit_code == 0, (line, result.output, result.exception)
+    assert [project["state"] for project in shell.document("projects", "list")] == [
+        "good",
+        "revoked",
+    ]
+    assert [rule["action"] for rule in shell.document("rules", "list")] == ["overflow", "topic"]
