@@ -1,8 +1,8 @@
 """The capture API as one FastAPI application.
 
 Capture paths are answered before FastAPI's middleware stack, which costs as much as the rest of a
-small request. For /docs and /openapi.json they are declared as routes too, which no request
-reaches. Everything else is FastAPI's.
+small request. Everything else is FastAPI's, but for the words of /docs and /openapi.json, which
+`described/` has for all paths.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from capture_api.answers import (
     send_answer,
     with_headers,
 )
+from capture_api.described.document import TITLE, openapi_document
 from capture_api.exposition import CONTENT_TYPE, Exposition
 from capture_api.garbage import search_rarely
 from capture_api.health import health_routes
@@ -40,13 +41,6 @@ from capture_api.refusal import Refused
 from capture_api.stubs import stub_routes
 from capture_api.v1.endpoint import V1_PATHS, V1Endpoint
 from orchestration.settings import Settings
-
-_EVENT_EXAMPLE = {
-    "api_key": "phc_…",
-    "batch": [
-        {"event": "order placed", "distinct_id": "user-1", "properties": {"total": 12.5}},
-    ],
-}
 
 
 class CaptureApp(FastAPI):
@@ -71,6 +65,12 @@ class CaptureApp(FastAPI):
                 await send_answer(send, ACCEPTED, cors)
             else:
                 await self._answer_slowly(scope, receive, with_headers(send, cors))
+
+    def openapi(self) -> dict[str, Any]:
+        """What /openapi.json says."""
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi_document()
+        return self.openapi_schema
 
     async def _answer_slowly(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let FastAPI answer, and count it under its route."""
@@ -115,17 +115,15 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
         await exposition.close()
 
     app = CaptureApp(
-        title="Tidemark capture API",
-        description="Takes product-analytics events in and acknowledges them once Kafka has them.",
+        title=TITLE,
         lifespan=lifespan,
         redirect_slashes=False,  # SDKs do not follow redirects of a POST
     )
     app.ingest = ingest
     app.metrics = metrics
     app._ingest_paths = _spellings(INGEST_PATHS)
-    app.v1 = V1Endpoint(settings, projects, producer, guard, metrics, ingest.budget)
+    app.v1 = V1Endpoint(settings, projects, producer, guard, metrics, ingest.senders, ingest.budget)
     app._v1_paths = _spellings(V1_PATHS)
-    app.include_router(_described_routes())
     app.include_router(stub_routes(projects, ingest.budget))
     app.include_router(health_routes(worker))
     app.include_router(metrics_route(exposition))
@@ -149,43 +147,13 @@ def metrics_route(exposition: Exposition) -> APIRouter:
     return routes
 
 
-def _described_routes() -> APIRouter:
-    """The capture paths as the API's description shows them."""
-    routes = APIRouter(tags=["capture"])
-
-    async def capture() -> None:
-        """Take events in: one, an array, or a batch.
-
-        200 only after Kafka has acknowledged every event. 503 with Retry-After: send the same
-        request again. The answer's X-Request-Id is the receipt.
-        """
-        raise NotImplementedError("CaptureApp answers this path itself")
-
-    body = {"application/json": {"example": _EVENT_EXAMPLE}}
-    texts = {
-        204: "Accepted, and `beacon=1` was given.",
-        400: "The request cannot be read, or an event in it breaks a rule; nothing was kept.",
-        401: "The token is missing, malformed or unknown.",
-        413: "The body, or one event, is too large.",
-        503: "Kafka has not acknowledged, or the server is overloaded: try again.",
-    }
-    for path in INGEST_PATHS:
-        routes.add_api_route(
-            path,
-            capture,
-            methods=["POST"],
-            summary=f"Send events to {path}",
-            responses={status: {"description": text} for status, text in texts.items()},
-            openapi_extra={"requestBody": {"content": body, "required": True}},
-            name=f"capture {path}",
-        )
-    return routes
-
-
 async def _http_error(_: Request, error: Exception) -> Response:
     """FastAPI's own refusals (no such path, wrong method) in the API's form."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         text = "no such path: send events to /batch; /docs lists everything"
         return as_response(refusal_answer(Refused(404, "no_such_path", text)))
-    return as_response(refusal_answer(Refused(error.status_code, "http_error", error.detail)))
+    refused = Refused(error.status_code, "http_error", error.detail)
+    response = as_response(refusal_answer(refused))
+    response.headers.update(error.headers or {})  # Allow, for a wrong method
+    return response

@@ -44,7 +44,7 @@ from capture_api.v1.events import (
 )
 from capture_api.v1.headers import REQUEST_ID_HEADER, read_headers
 from capture_api.wire.body import Budget, Charge, read_body
-from capture_api.wire.client_address import client_address
+from capture_api.wire.client_address import Sender, Senders
 from capture_api.wire.inflate import inflate_as
 from orchestration.settings import Settings
 
@@ -71,7 +71,7 @@ class Pending(NamedTuple):
 
 
 class V1Endpoint:
-    """Takes batches of protocol v1 in. One a process; `budget` is shared with other endpoints."""
+    """Takes batches of protocol v1 in. One a process; it shares everything with `Ingest`."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class V1Endpoint:
         producer: RecordProducer,
         guard: Guard,
         metrics: Metrics,
+        senders: Senders,
         budget: Budget,
     ) -> None:
         self._max_compressed = settings.capture_v1_max_compressed_bytes
@@ -88,6 +89,7 @@ class V1Endpoint:
         self._producer = producer
         self._guard = guard
         self._metrics = metrics
+        self._senders = senders
         self._refusals = RefusalLog()
         self._budget = budget
 
@@ -95,9 +97,10 @@ class V1Endpoint:
         """Serve one HTTP request."""
         received_at = time.time_ns() // 1000
         started = time.perf_counter()
-        receipt = mint_uuid(received_at)
         headers = dict(scope["headers"])
-        answer = await self._answer(scope, headers, receive, received_at, receipt)
+        sender = self._senders.of(scope, headers)
+        receipt = sender.request_id or mint_uuid(received_at)
+        answer = await self._answer(scope, headers, receive, received_at, receipt, sender)
         extra: HeaderList = [(RECEIPT_HEADER, receipt.encode())]
         request_id = headers.get(REQUEST_ID_HEADER)
         if request_id and len(request_id) <= ECHOED_BYTES:
@@ -116,6 +119,7 @@ class V1Endpoint:
         receive: Receive,
         received_at: int,
         receipt: str,
+        sender: Sender,
     ) -> Answer:
         """The answer to one request; `ok` only for events that Kafka has."""
         method = scope["method"]
@@ -124,7 +128,7 @@ class V1Endpoint:
         try:
             if method != "POST":
                 raise Refused(405, "method_not_allowed", "send events with POST")
-            pending = await self._send(scope, headers, receive, received_at, receipt)
+            pending = await self._send(headers, receive, received_at, receipt, sender)
             if pending.delivery is not None:
                 await self._acknowledged(pending, pending.delivery)
             self._count(pending)
@@ -141,15 +145,14 @@ class V1Endpoint:
 
     async def _send(
         self,
-        scope: Scope,
         headers: dict[bytes, bytes],
         receive: Receive,
         received_at: int,
         receipt: str,
+        sender: Sender,
     ) -> Pending:
         """Everything up to producing."""
-        ip = client_address(scope)
-        self._guard.admit_request(ip)
+        self._guard.admit_request(sender.address)
         head = read_headers(headers)
         self._producer.check()
         project_id = self._projects.known(head.token)
@@ -176,7 +179,7 @@ class V1Endpoint:
                 received_at=received_at,
                 request_id=receipt,
                 request_time=head.request_time,
-                ip=ip,
+                ip=sender.address,
                 user_agent=head.user_agent,
                 sdk=head.sdk,
                 library=head.library,

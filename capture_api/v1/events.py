@@ -10,7 +10,6 @@ An event too large for a record is dropped, and a record tells of it as evidence
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -69,8 +68,7 @@ TOO_BIG = Result("drop", "event_too_big")
 NOT_PERSISTED = Result("retry", "not_persisted")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """What the request itself says about every event in it. Times in µs."""
 
     token: str
