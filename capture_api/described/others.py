@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 from capture_api.described.parts import (
     ALLOW,
     RETRY_AFTER,
@@ -96,7 +97,7 @@ def paths() -> dict[str, Json]:
     return described | _health()
 
 
-def _operation(tag: str, name: str, summary: str, responses: Json, **more: Any) -> Json:
+def _operation(tag: str, name: str, summary: str, responses: Json, **more: object) -> Json:
     """An operation of a path; none of these reads a body unless `more` says so."""
     return {
         "operationId": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
