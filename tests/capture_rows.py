@@ -101,7 +101,7 @@ def send(capture: Any, row: Row) -> httpx.Response:
     headers = dict(row.headers)
     if row.content_type is not None:
         headers["Content-Type"] = row.content_type
-    url = f"{row.path}/?{urlencode(query)}"
+    url = f"{row.path}?{urlencode(query)}"
     content = b"" if row.in_query else wrapped
     response: httpx.Response = capture.client.request(
         row.method, url, content=content, headers=headers

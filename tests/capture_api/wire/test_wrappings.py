@@ -75,7 +75,8 @@ def wrapping_rows() -> list[Row]:
                 ):  # fmt: skip
                     rows.append(
                         Row(
-                            f"{method} {path} {name}, {shape}", path, body, wrap, query=query,
+                            f"{method} {path} {name}, {shape}",
+                            path if method == "GET" else f"{path}/", body, wrap, query=query,
                             status=200 if taken else 400, events=events if taken else (),
                             content_type=content_type, method=method,
                         )
