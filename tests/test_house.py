@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from assets.pipeline.reasons import SENTENCES, Reason
+from capture_api.metrics import METRICS, Kind
 from orchestration.cli import _COMMANDS
 from orchestration.settings import Settings
 
@@ -81,3 +82,12 @@ def test_the_settings_of_the_readme_exist() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {name for page in pages for name in re.findall(r"TIDEMARK_[A-Z0-9_]+", page.read_text())}
     assert named - known == set()
+
+
+def test_every_metric_stands_in_the_docs() -> None:
+    """With the labels and the sentence that /metrics shows."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in METRICS:
+        name = metric.name + ("_total" if metric.kind is Kind.COUNTER else "")
+        row = f"| `{name}` | {', '.join(metric.labels) or '–'} | {metric.help} |"
+        assert row in page, f"docs/metrics.md lacks: {row}"
