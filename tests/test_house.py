@@ -80,7 +80,9 @@ def test_the_settings_of_the_readme_exist() -> None:
     """Every TIDEMARK_… variable in the documents is a setting."""
     known = {f"TIDEMARK_{name.upper()}" for name in Settings.model_fields}
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    named = {name for page in pages for name in re.findall(r"TIDEMARK_[A-Z0-9_]+", page.read_text())}
+    named = {
+        name for page in pages for name in re.findall(r"TIDEMARK_[A-Z0-9_]+", page.read_text())
+    }
     assert named - known == set()
 
 
