@@ -7,7 +7,9 @@ import re
 import socket
 import ssl
 import subprocess
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -45,6 +47,28 @@ def test_events_go_through(gateway: Any, replicas: Any) -> None:
     assert record.value["ip"] == "127.0.0.9"
 
 
+def test_protocol_v1_goes_through(gateway: Any, replicas: Any) -> None:
+    """With the client's address and the receipt, too."""
+    moment = datetime.now(UTC).isoformat()
+    headers = {
+        "Authorization": f"Bearer {replicas[0].token}",
+        "PostHog-Sdk-Info": "posthog-rs/1.2.3",
+        "PostHog-Attempt": "1",
+        "PostHog-Request-Id": str(uuid.uuid4()),
+        "PostHog-Request-Timestamp": moment,
+    }
+    event = {**EVENT, "uuid": str(uuid.uuid4()), "timestamp": moment}
+    with gateway.new_client(local_address="127.0.0.9") as client:
+        response = client.post(
+            "/i/v1/analytics/events",
+            json={"created_at": moment, "batch": [event]},
+            headers=headers,
+        )
+    assert response.status_code == 200, response.text
+    [record] = replicas[0].records_of(response)
+    assert (record.value["ip"], record.value["uuid"]) == ("127.0.0.9", event["uuid"])
+
+
 def test_log_tells_no_secrets(gateway: Any, replicas: Any, until: Any) -> None:
     """A JSON object a line, with the receipt; without the address, the query and the client."""
     response = gateway.client.post(
@@ -59,19 +83,21 @@ def test_log_tells_no_secrets(gateway: Any, replicas: Any, until: Any) -> None:
     assert '127.0.0.1"' not in text
 
 
-def test_http2_works(gateway: Any, replicas: Any) -> None:
-    """As browsers and phones speak it."""
+def over_http2(gateway: Any, body: bytes) -> str:
+    """The answer to this body, sent to /batch as browsers and phones do it, and the version."""
     command = [require_program("curl", "curl"), "--silent", "--show-error", "--http2"]
     command += ["--cacert", str(gateway.folder / "gateway.crt"), "--write-out", " %{http_version}"]
-    command += [
-        "--header",
-        "Content-Type: application/json",
-        "--data-binary",
-        json.dumps(replicas[0].batch(EVENT)),
-        f"{gateway.url}/batch",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == '{"status":"Ok"} 2'
+    command += ["--header", "Content-Type: application/json", "--data-binary", "@-"]
+    command += [f"{gateway.url}/batch"]
+    return subprocess.run(command, input=body, capture_output=True, check=True).stdout.decode()
+
+
+def test_http2_works(gateway: Any, replicas: Any) -> None:
+    """Acceptances and refusals."""
+    body = json.dumps(replicas[0].batch(EVENT)).encode()
+    assert over_http2(gateway, body) == '{"status":"Ok"} 2'
+    refusal, version = over_http2(gateway, b" " * (21 << 20)).rsplit(" ", 1)
+    assert (json.loads(refusal)["code"], version) == ("too_large", "2")
 
 
 @pytest.mark.parametrize(
