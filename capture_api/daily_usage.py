@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.errors import in_one_line
 from orchestration.ledger.usage import add_usage, usage_of
 
 FLUSH_SECONDS = 5.0
@@ -107,7 +108,10 @@ class DailyUsage:
                 log.exception("daily usage cannot be shared, in a way that was not foreseen")
             self.failures += 1
             if not self._error:
-                log.warning("daily usage cannot be shared, and is counted here alone: %s", error)
+                log.warning(
+                    "daily usage cannot be shared, and is counted here alone: %s",
+                    in_one_line(error),
+                )
             self._error = str(error)
             return
         if self._error:

@@ -26,6 +26,7 @@ from capture_api.daily_usage import DailyUsage
 from capture_api.refusal import bad_token, try_later
 from orchestration.ledger.access import NO_ACCESS, Access, any_good, read_access
 from orchestration.ledger.connection import now_us, open_ledger
+from orchestration.ledger.errors import in_one_line
 from orchestration.settings import Mode, Settings
 
 UNKNOWN_PROJECT = 0
@@ -197,6 +198,7 @@ class Projects:
         try:
             return await asyncio.wait_for(asyncio.shield(answer), PATIENCE_SECONDS)
         except TimeoutError:
+            self._failed_at = time.monotonic()  # it hangs: those who come now need not wait too
             return False
 
     # What follows runs on the event loop.
@@ -273,7 +275,7 @@ class Projects:
                 return True
             access = read_access(self._engine)
         except (SQLAlchemyError, OSError, ImportError) as error:
-            self._fail(f"the projects cannot be read: {error}")
+            self._fail(f"the projects cannot be read: {in_one_line(error)}")
             return False
         except Exception as error:  # the edge of the thread, which must go on
             log.exception("the projects cannot be read, in a way that was not foreseen")

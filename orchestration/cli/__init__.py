@@ -15,13 +15,13 @@ import click
 from confluent_kafka import KafkaException
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from assets.pipeline.errors import BatchError
 from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
-from orchestration.ledger.errors import LedgerRefused
+from orchestration.ledger.errors import LedgerRefused, in_one_line
 from orchestration.webserver import WebserverSilent
 
 EXIT_FAILED = 1
@@ -105,9 +105,7 @@ def _in_one_line(error: Exception) -> str:
         variable = f"TIDEMARK_{name[1].upper()}" if name else "a TIDEMARK_ variable"
         return f'{variable} is not JSON: write it as {{"name": "value"}}'
     if isinstance(error, SQLAlchemyError):
-        reason = str(error.orig if isinstance(error, DBAPIError) else error)
-        first = next(iter(reason.strip().splitlines()), type(error).__name__)
-        return f"the ledger cannot be used ({first}); see TIDEMARK_LEDGER_URL"
+        return f"the ledger cannot be used ({in_one_line(error)}); see TIDEMARK_LEDGER_URL"
     if isinstance(error, ImportError):
         return f"{error}: install it, or name a driver that is there in TIDEMARK_LEDGER_URL"
     if isinstance(error, OSError) and error.strerror and error.filename:

@@ -1,6 +1,8 @@
-"""What a person may ask of the ledger in vain. The text of each says what to do instead."""
+"""What may be asked of the ledger in vain, with what to do instead; a driver's error in a line."""
 
 from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
 
 
 class LedgerRefused(Exception):
@@ -25,3 +27,9 @@ class BadLimit(LedgerRefused, ValueError):
 
 class BadRule(LedgerRefused, ValueError):
     """A rule that makes no sense, or that would match everything without being told to."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What the database or its driver says, without the lines that drivers and SQLAlchemy add."""
+    reason = str(error.orig if isinstance(error, DBAPIError) else error)
+    return next(iter(reason.strip().splitlines()), type(error).__name__)

@@ -113,8 +113,13 @@ def list_rules(ledger: Engine) -> tuple[Rule, ...]:
 
 
 def rules_in(connection: Connection) -> tuple[Rule, ...]:
-    """`list_rules` inside a transaction."""
-    return tuple(_rule(row) for row in connection.execute(select(rules).order_by(rules.c.rule_id)))
+    """`list_rules` inside a transaction.
+
+    Actions that only a newer version knows are passed over: this one goes on without them.
+    """
+    known = rules.c.action.in_([action.value for action in Action])
+    found = connection.execute(select(rules).where(known).order_by(rules.c.rule_id))
+    return tuple(_rule(row) for row in found)
 
 
 def remove_rule(ledger: Engine, rule_id: int) -> Rule:

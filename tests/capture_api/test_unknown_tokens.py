@@ -103,3 +103,32 @@ def test_too_many_new_tokens_at_once_are_told_to_come_again(
         assert same == [401] * 5
 
     with_projects(settings(), body)
+
+
+def test_a_ledger_that_hangs_holds_up_no_start(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start goes on with the copy when the ledger says nothing; new tokens wait, but not long."""
+    monkeypatch.setattr(module, "COPY_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.1)
+    found = settings()
+    ledger = open_ledger(found.ledger)
+    project = create_project(ledger, "shop")
+
+    async def keep_a_copy(projects: Projects) -> None:
+        assert await projects.find(project.token) == project.project_id
+
+    with_projects(found, keep_a_copy)
+    writer = ledger.connect()
+    writer.exec_driver_sql("SELECT 1")  # which begins: whoever opens the ledger waits for it
+
+    async def body(projects: Projects) -> None:
+        assert projects.known(project.token) == project.project_id
+        assert await status(projects, "phc_nobody") == 503
+        assert projects.access.read_at > 0
+        writer.close()
+        async with asyncio.timeout(30):
+            while await status(projects, "phc_nobody") != 401:
+                await asyncio.sleep(0.005)
+
+    with_projects(found, body)

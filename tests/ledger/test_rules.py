@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from orchestration.ledger.access import read_access
 from orchestration.ledger.errors import BadRule, UnknownProject, UnknownRule
 from orchestration.ledger.projects import create_project
 from orchestration.ledger.rules import Action, add_rule, enable_rule, list_rules, remove_rule
+from orchestration.ledger.tables import rules as rules_table
 
 
 def test_rules_are_kept_in_order_and_read_by_the_edge(ledger: Engine) -> None:
@@ -74,3 +75,20 @@ def test_a_rule_needs_a_project_that_exists(ledger: Engine) -> None:
     """A misspelt project makes no rule that never matches."""
     with pytest.raises(UnknownProject, match="no project has the id 7"):
         add_rule(ledger, Action.DROP, project_id=7)
+
+
+def test_an_action_of_a_newer_version_is_passed_over(ledger: Engine) -> None:
+    """While versions change, an older edge goes on reading: projects, and the rules it knows."""
+    project = create_project(ledger, "shop")
+    newer, known = (
+        add_rule(ledger, Action.DROP, event="a"),
+        add_rule(ledger, Action.DROP, event="b"),
+    )
+    with ledger.begin() as connection:
+        connection.execute(
+            update(rules_table)
+            .where(rules_table.c.rule_id == newer.rule_id)
+            .values(action="mirror")
+        )
+    access = read_access(ledger)
+    assert (access.rules, access.tokens) == ((known,), {project.token: project.project_id})
