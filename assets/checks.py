@@ -1,7 +1,7 @@
 """Checks: the audit as Dagster shows it, in every micro-batch and whenever somebody asks.
 
 A micro-batch proves the newest batches of its date again; a run that somebody started for a date
-proves all of that date; the checks alone, without a date, prove the newest of the topic.
+proves all of that date; the checks alone, without a date, prove the newest of each topic.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +9,12 @@ from datetime import date
 
 import dagster as dg
 
-from assets.pipeline.audit import Finding, balance_of, reprove, unbalanced, untiled
+from assets.pipeline.audit import Finding, Trouble, balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.errors import KafkaAway, LaneTrouble
 from assets.pipeline.worker import Worker
 from assets.report import told_failures
+from orchestration.backlog import look
 from orchestration.ledger.batches import (
     batches_of_date,
     newest_batches,
@@ -37,8 +39,13 @@ def _events_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
     return unbalanced(batches) + reprove(worker.clickhouse, database, batches, [Kind.EVENTS])
 
 
-def _events_lanes(_worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
-    return untiled(batches)
+def _events_lanes(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
+    try:
+        seen = look(worker.topics.values(), worker.ledger).troubles
+    except KafkaAway:  # what is loaded can be judged all the same
+        seen = []
+    troubles = [trouble for trouble in seen if isinstance(trouble, LaneTrouble)]
+    return untiled(batches) + [Finding(None, Trouble.LANE, str(text)) for text in troubles]
 
 
 def _dead_letters_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
@@ -62,7 +69,10 @@ _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
         dg.AssetCheckSpec(
             "lanes",
             asset="events",
-            description="Ranges of successive batches follow each other, without hole or overlap.",
+            description=(
+                "Ranges of successive batches follow each other, without hole or overlap, and "
+                "every topic can be read on from where the last one ends."
+            ),
         ),
         _events_lanes,
     ),
@@ -78,7 +88,7 @@ _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
 
 
 def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
-    """The checks of a topic's assets: one step, of which any part can be run alone."""
+    """The checks of the assets: one step, of which any part can be run alone."""
 
     @dg.multi_asset_check(
         name="audit",
@@ -101,17 +111,20 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
 
 
 def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[list[Batch], str]:
-    ledger, topic = worker.ledger, worker.settings.topic
+    ledger, topics = worker.ledger, worker.settings.topics_by_urgency
     if not context.has_partition_key:
-        return newest_batches(ledger, topic, _NEWEST), f"the newest, at most {_NEWEST:,}"
+        newest = [batch for topic in topics for batch in newest_batches(ledger, topic, _NEWEST)]
+        return newest, f"the newest, at most {_NEWEST:,} of each topic"
     day = date.fromisoformat(context.partition_key)
     if context.run.job_name != MICRO_BATCH:
-        return batches_of_date(ledger, topic, day), f"all of {day}"
-    newest = newest_batches(ledger, topic, _NEWEST_OF_DATE, day)
+        return batches_of_date(ledger, day, *topics), f"all of {day}"
+    newest = [
+        batch for topic in topics for batch in newest_batches(ledger, topic, _NEWEST_OF_DATE, day)
+    ]
     known = {batch.batch_id for batch in newest}
-    waiting = waiting_for_a_person(ledger, topic)
+    waiting = waiting_for_a_person(ledger, *topics)
     newest = [batch for batch in waiting if batch.batch_id not in known] + newest
-    return newest, f"the newest of {day}, at most {_NEWEST_OF_DATE}"
+    return newest, f"the newest of {day}, at most {_NEWEST_OF_DATE} of each topic"
 
 
 def _result(

@@ -18,7 +18,7 @@ _SHEET = Sheet(
 
 
 def dead_letters(settings: Settings) -> dg.AssetsDefinition:
-    """The asset, for a topic."""
+    """The asset, for a deployment's topics."""
 
     @dg.asset(
         name="dead_letters",

@@ -7,7 +7,6 @@ from assets.metadata import clickhouse_schema, loaded_metadata
 from assets.pipeline.batch import Kind
 from assets.pipeline.worker import load_batches
 from assets.report import Sheet, report, told_failures
-from orchestration.ledger.batches import unfinished_batches
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
@@ -17,7 +16,7 @@ _SHEET = Sheet(Kind.EVENTS, lambda batch: batch.loaded_at is not None, loaded_me
 
 
 def events(settings: Settings) -> dg.AssetsDefinition:
-    """The asset, for a topic."""
+    """The asset, for a deployment's topics."""
 
     @dg.asset(
         name="events",
@@ -43,7 +42,7 @@ def events(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with told_failures(context):
             worker = pipeline.worker(context)
-            before = unfinished_batches(worker.ledger, settings.topic)
+            before = worker.unfinished()
             loaded = load_batches(worker)
             return report(context, worker, _SHEET, loaded, before)
 

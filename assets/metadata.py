@@ -38,7 +38,9 @@ def staged_metadata(worker: Worker, batch: Batch) -> Metadata:
     seconds = {
         stage: timing.wall for stage, timing in batch.timings.items() if stage in STAGE_TIMINGS
     }
-    of_date = staged_rows_of_date(worker.ledger, batch.topic, batch.arrival_date, Kind.EVENTS)
+    of_date = staged_rows_of_date(
+        worker.ledger, batch.arrival_date, Kind.EVENTS, *worker.settings.topics
+    )
     return {
         **_identity(worker, batch, "stage"),
         "offsets": dg.MetadataValue.int(batch.offsets),
@@ -94,7 +96,7 @@ def no_batch_metadata(
     worker: Worker, kind: Kind, day: date, there: Sequence[Batch], note: str
 ) -> Metadata:
     """What is said of a date that a run was started for but brought nothing new to."""
-    rows = staged_rows_of_date(worker.ledger, worker.settings.topic, day, kind)
+    rows = staged_rows_of_date(worker.ledger, day, kind, *worker.settings.topics)
     found: Metadata = {
         "note": dg.MetadataValue.text(note),
         "batches": dg.MetadataValue.int(0),
@@ -186,6 +188,7 @@ def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
     ]
     found: Metadata = {
         "batch_id": dg.MetadataValue.text(batch.batch_id),
+        "topic": dg.MetadataValue.text(batch.topic),
         "attempt": dg.MetadataValue.int(len(attempts)),
     }
     if len(attempts) > 1:

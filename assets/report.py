@@ -70,7 +70,7 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
     day = date.fromisoformat(context.partition_key)
     there = [
         batch
-        for batch in batches_of_date(worker.ledger, worker.settings.topic, day)
+        for batch in batches_of_date(worker.ledger, day, *worker.settings.topics)
         if sheet.is_done(batch)
     ]
     note = f"nothing for {day}: the ledger has no batch of that date here"

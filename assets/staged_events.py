@@ -1,4 +1,4 @@
-"""`staged_events`: ranges of the topic, judged and enriched, as one Parquet file a batch."""
+"""`staged_events`: ranges of the topics, judged and enriched, as one Parquet file a batch."""
 
 import dagster as dg
 
@@ -6,9 +6,9 @@ from assets.kafka_events import GROUP, kafka_key, observe
 from assets.metadata import arrow_schema, public_address, staged_metadata
 from assets.pipeline.batch import Kind
 from assets.pipeline.columns import EVENTS
+from assets.pipeline.errors import LaneTrouble
 from assets.pipeline.worker import stage_batches
 from assets.report import Sheet, report, told_failures
-from orchestration.ledger.batches import unfinished_batches
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
@@ -18,11 +18,11 @@ _SHEET = Sheet(Kind.EVENTS, lambda batch: batch.staged is not None, staged_metad
 
 
 def staged_events(settings: Settings) -> dg.AssetsDefinition:
-    """The asset, for a topic."""
+    """The asset, for a deployment's topics."""
 
     @dg.asset(
         name="staged_events",
-        deps=[kafka_key(settings.topic)],
+        deps=[kafka_key(topic) for topic in settings.topics_by_urgency],
         partitions_def=arrival_dates,
         group_name=GROUP,
         kinds={"parquet", "arrow"},
@@ -44,9 +44,14 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with told_failures(context):
             worker = pipeline.worker(context)
-            before = unfinished_batches(worker.ledger, settings.topic)
+            before = worker.unfinished()
             pipeline.tag_run(context, before)
-            staged = stage_batches(worker)
+            # What is wrong with a lane must not keep the others from being loaded: the checks
+            # `lanes` and `balance` are red for it.
+            held: list[LaneTrouble] = []
+            staged = stage_batches(worker, held)
+            for trouble in held:
+                context.log.error(str(trouble))
             pipeline.tag_run(context, [*before, *staged])
             observe(context, worker, staged)
             return report(context, worker, _SHEET, staged, before)

@@ -7,7 +7,8 @@ A tick that starts nothing says why, in the UI's list of ticks:
     Kafka or the ledger is away         → skipped with their words: it passes by itself, and a red
                                           tick every few seconds would bury what does not
     the last runs failed                → skipped until a growing pause is over
-    Kafka's log is not what was planned → the tick fails: a person is needed
+    Kafka's log is not what was planned → the tick fails: a person is needed; but where there is
+                                          something else to do, that is done
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from assets.checks import MICRO_BATCH
 from assets.pipeline.errors import TransientError
-from assets.pipeline.topic import Topic
+from assets.pipeline.topic import Topic, topics_of
 from orchestration.backlog import Backlog, look
 from orchestration.ledger.connection import open_ledger
 from orchestration.lost_runs import fail_lost_runs
@@ -50,18 +51,22 @@ class Lookout:
         self._settings = settings
 
     @cached_property
-    def _topic(self) -> Topic:
+    def _topics(self) -> dict[str, Topic]:
         # The tick itself says that Kafka is away; the client would say so several times a second.
         client = {**self._settings.kafka_client, "log_level": "2"}
-        return Topic(client, self._settings.topic)
+        return topics_of(client, self._settings.topics_by_urgency)
 
     @cached_property
     def _ledger(self) -> Engine:
         return open_ledger(self._settings.ledger)
 
     def backlog(self) -> Backlog:
-        """What waits now."""
-        return look(self._topic, self._ledger)
+        """What waits now. Raises what keeps a topic from being read if nothing else waits."""
+        backlog = look(self._topics.values(), self._ledger)
+        if backlog.arrival_date is None:
+            for trouble in backlog.troubles:
+                raise trouble
+        return backlog
 
 
 def decide(
@@ -92,8 +97,8 @@ def cadence_trigger(
     cadence = Cadence(settings.cadence)
     lookout = Lookout(settings)
     description = (
-        f"Starts a micro-batch of topic {settings.topic} at the cadence {cadence.text} "
-        "(TIDEMARK_CADENCE), when there are unread records or unfinished batches."
+        f"Starts a micro-batch of topic {settings.topic} and those beside it at the cadence "
+        f"{cadence.text} (TIDEMARK_CADENCE), when there are unread records or unfinished batches."
     )
     if cadence.cron is not None:
         return dg.ScheduleDefinition(

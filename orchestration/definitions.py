@@ -1,7 +1,8 @@
-"""What Dagster loads: the assets of the topic, their job, their trigger and their checks.
+"""What Dagster loads: the assets of the topics, their job, their trigger and their checks.
 
-    kafka/events ─▶ staged_events ─▶ events ─▶ dead_letters
-                          └────────────────────────▲
+    kafka/events ─────────┬▶ staged_events ─▶ events ─▶ dead_letters
+    kafka/events_overflow ┤         └───────────────────────▲
+    kafka/events_historical
 
 Settings are read when this module is loaded: the UI's Reload reads them again.
 """
@@ -27,7 +28,7 @@ def definitions(settings: Settings) -> dg.Definitions:
     trigger = cadence_trigger(settings, job)
     return dg.Definitions(
         assets=[
-            kafka_events(settings),
+            *kafka_events(settings),
             staged_events(settings),
             events(settings),
             dead_letters(settings),

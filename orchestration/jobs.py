@@ -1,4 +1,4 @@
-"""The job of the cadence: one micro-batch over all assets of a topic, and the checks after it."""
+"""The job of the cadence: one micro-batch over all assets and topics, and the checks after it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ _PRIORITY = 10  # before backfills, whose runs have 0
 
 
 def micro_batch(settings: Settings) -> UnresolvedAssetJobDefinition:
-    """The job, for a topic."""
+    """The job, for a deployment's topics."""
     return dg.define_asset_job(
         MICRO_BATCH,
         selection=dg.AssetSelection.assets("staged_events", "events", "dead_letters"),
         executor_def=dg.in_process_executor,
         description=(
-            "Finishes what was begun, then drains Kafka up to its end as it stands when the run "
-            "begins: plan, read, validate, enrich, stage, load, prove, commit. A run may carry "
-            "several batches, of several arrival dates, or none."
+            "Finishes what was begun, then drains each topic up to its end as it stands when its "
+            "turn comes (historical events last, for a minute at most): plan, read, validate, "
+            "enrich, stage, load, prove, commit. A run may carry several batches, of several "
+            "topics and arrival dates, or none."
         ),
         tags={
             TOPIC_TAG: settings.topic,

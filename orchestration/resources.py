@@ -52,7 +52,11 @@ class Pipeline:
         """Put the batches that a run carries into its tags, as far as they fit."""
         by_id = {batch.batch_id: batch for batch in batches}
         if by_id:
-            ranges = " ".join(str(r) for batch in by_id.values() for r in batch.ranges)
+            ranges = " ".join(
+                str(r) if batch.topic == self.settings.topic else f"{batch.topic}/{r}"
+                for batch in by_id.values()
+                for r in batch.ranges
+            )
             tags = {BATCHES_TAG: _cut(" ".join(by_id)), RANGES_TAG: _cut(ranges)}
             context.instance.add_run_tags(context.run.run_id, tags)
 
@@ -75,8 +79,8 @@ def pipeline_resource(settings: Settings) -> dg.ResourceDefinition:
     return dg.ResourceDefinition(
         open_pipeline,
         description=(
-            "The batch pipeline with its connections: "
-            f"topic {settings.topic}, database {settings.clickhouse_database}. "
+            f"The batch pipeline with its connections: topic {settings.topic} and those beside it, "
+            f"database {settings.clickhouse_database}. "
             "`tidemark settings` lists what it is set to."
         ),
     )

@@ -1,4 +1,4 @@
-"""How a step is tried again inside its run, and what keeps two runs of a topic apart."""
+"""How a step is tried again inside its run, and what keeps two runs apart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def retry_policy(settings: Settings) -> dg.RetryPolicy | None:
 
 
 def pool_of(topic: str) -> str:
-    """The pool that lets one run at a time work on a topic, whoever started it.
+    """The pool that lets one run at a time work on a topic and those beside it, whoever started it.
 
     A courtesy of Dagster's queue; the guarantee is the ledger's lease.
     """

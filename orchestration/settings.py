@@ -442,6 +442,11 @@ class Settings(BaseSettings):
         return _networks(self.capture_trusted_proxies)
 
     @cached_property
+    def topics_by_urgency(self) -> tuple[str, str, str]:
+        """The same topics in the order in which a micro-batch takes them."""
+        return self.topic, self.overflow_topic, self.historical_topic
+
+    @cached_property
     def kafka_client(self) -> dict[str, str]:
         """What every Kafka client starts from: the servers and the options passed through."""
         return {"bootstrap.servers": self.bootstrap_servers, **self.kafka_options}

@@ -60,6 +60,24 @@ def value_with(number: int, **fields: Any) -> bytes:
     return spelled({**json.loads(value_of(number)), **fields})
 
 
+def too_large(number: int, raw: str = "AAAA", **head: Any) -> bytes:
+    """What the edge writes for an event that is too large for a record of its own."""
+    refused: dict[str, Any] = {
+        "v": 1,
+        "refused": "too_large",
+        "uuid": uuid_of(number),
+        "project_id": 1,
+        "event": "page viewed",
+        "distinct_id": "person",
+        "received_at": RECEIVED_AT,
+        "request_id": f"request-{number}",
+        "bytes": 1_234_567,
+        "sha256": "ab" * 32,
+        "raw": raw,
+    }
+    return spelled({**refused, **head})
+
+
 def spelled(record: Any) -> bytes:
     """JSON without blanks, as our edge writes it."""
     return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()

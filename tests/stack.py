@@ -119,35 +119,47 @@ class Stack:
 
     def make_topic(self, partitions: int = 1, **config: str) -> Stack:
         """Make the topic, with the broker's times unless `config` says otherwise."""
-        admin = AdminClient({**self.settings.kafka_client})
-        config = {"message.timestamp.type": "LogAppendTime", **config}
-        name = self.settings.topic
-        admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result()
-        self.await_partitions(partitions)
+        return self._make(self.settings.topic, partitions, config)
+
+    def make_topics(self, partitions: int = 1) -> Stack:
+        """Make the main topic and those beside it."""
+        for name in self.settings.topics:
+            self._make(name, partitions, {})
         return self
 
-    def delete_topic(self) -> None:
-        """Delete the topic, and return when the brokers have forgotten it."""
+    def _make(self, name: str, partitions: int, config: dict[str, str]) -> Stack:
         admin = AdminClient({**self.settings.kafka_client})
-        admin.delete_topics([self.settings.topic])[self.settings.topic].result()
-        while self.settings.topic in admin.list_topics(timeout=10).topics:
+        config = {"message.timestamp.type": "LogAppendTime", **config}
+        admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result()
+        self.await_partitions(partitions, name)
+        return self
+
+    def delete_topic(self, name: str | None = None) -> None:
+        """Delete a topic, the main one unless said, and return when the brokers forgot it."""
+        name = name or self.settings.topic
+        admin = AdminClient({**self.settings.kafka_client})
+        admin.delete_topics([name])[name].result()
+        while name in admin.list_topics(timeout=10).topics:
             pass
 
-    def await_partitions(self, partitions: int) -> None:
+    def await_partitions(self, partitions: int, name: str | None = None) -> None:
         """Return when every partition has a leader that answers."""
+        topic = self.topic if name is None else Topic(self.settings.kafka_client, name)
         while True:
             try:
-                if self.topic.identity().partitions == partitions:
-                    self.topic.highs(range(partitions))
+                if topic.identity().partitions == partitions:
+                    topic.highs(range(partitions))
                     return
             except TransientError:  # its leaders are not chosen yet
                 continue
 
-    def send(self, *records: Sent | bytes | None, **options: str) -> list[Place]:
-        """Put records, or bare values for partition 0, into the topic."""
+    def send(
+        self, *records: Sent | bytes | None, topic: str | None = None, **options: str
+    ) -> list[Place]:
+        """Put records, or bare values for partition 0, into a topic: the main one unless said."""
         return produce(
             self.kafka,
-            self.settings.topic,
+            topic or self.settings.topic,
             [record if isinstance(record, Sent) else Sent(record) for record in records],
             **options,
         )
@@ -156,18 +168,19 @@ class Stack:
         """Put sound records into the topic, spread over its partitions."""
         return self.send(*(Sent(value_of(number), number % partitions) for number in numbers))
 
-    def plan(self, max_offsets: int = 1_000_000) -> Batch | None:
-        """Plan the next batch, and no more."""
-        watermark = plan.see_watermark(self.topic)
+    def plan(self, max_offsets: int = 1_000_000, name: str | None = None) -> Batch | None:
+        """Plan the next batch of a topic, the main one unless said, and no more."""
+        topic = self.topic if name is None else Topic(self.settings.kafka_client, name)
+        watermark = plan.see_watermark(topic)
         identity = watermark.identity
         ends = planned_ends(self.ledger, identity.cluster_id, identity.topic_id)
-        cut = plan.cut_next(self.topic, watermark, ends, max_offsets)
+        cut = plan.cut_next(topic, watermark, ends, max_offsets)
         if cut is None:
             return None
         batch = plan.make_batch(
             cut,
             identity,
-            topic=self.settings.topic,
+            topic=topic.name,
             run_id="planner",
             code_version="1",
             planned_at=now_us(),
@@ -181,7 +194,7 @@ class Stack:
         return Worker(self.settings, self.ledger, run_id, say=lambda line: None)
 
     def run(self, run_id: str = "run") -> list[Batch]:
-        """One micro-batch, from plan to dead letters; gives all batches of the topic."""
+        """One micro-batch, from plan to dead letters; gives all batches."""
         worker = self.worker(run_id)
         stage_batches(worker)
         load_batches(worker)
@@ -189,8 +202,8 @@ class Stack:
         return self.batches()
 
     def batches(self) -> list[Batch]:
-        """All batches of the topic, as the ledger has them."""
-        return all_batches(self.ledger, self.settings.topic)
+        """All batches of all topics, as the ledger has them."""
+        return all_batches(self.ledger, *self.settings.topics)
 
     def rows(self, query: str, **parameters: Any) -> list[Sequence[Any]]:
         """What ClickHouse answers; `{database}` stands for the database's name."""
@@ -202,21 +215,26 @@ class Stack:
         return Path(self.settings.lake) / path
 
     def account(self) -> Account:
-        """Where every record of the topic is, as ClickHouse and the lake have it."""
+        """Where every record of the main topic is, as ClickHouse and the lake have it."""
+        return self.account_of(self.settings.topic)
+
+    def account_of(self, topic: str) -> Account:
+        """Where every record of a topic is."""
         duplicates: list[Place] = []
-        for batch in self.batches():
+        for batch in all_batches(self.ledger, topic):
             file = batch.staged.file(Kind.DUPLICATES) if batch.staged else None
             if file is not None:
                 table = pq.read_table(self.lake_file(file.path))
                 duplicates += zip(
                     table["_partition"].to_pylist(), table["_offset"].to_pylist(), strict=True
                 )
-        return Account(self._places("events"), self._places("dead_letters"), duplicates)
+        events, dead_letters = self._places("events", topic), self._places("dead_letters", topic)
+        return Account(events, dead_letters, duplicates)
 
-    def _places(self, table: str) -> list[Place]:
+    def _places(self, table: str, topic: str | None = None) -> list[Place]:
         found = self.rows(
             f"SELECT _partition, _offset FROM {{database}}.{table} WHERE _topic = {{topic:String}}",
-            topic=self.settings.topic,
+            topic=topic or self.settings.topic,
         )
         return [(partition, offset) for partition, offset in found]
 

@@ -35,18 +35,20 @@ class Trouble(StrEnum):
     OVERLAP = "overlap"
     HOLE = "hole"
     HELD = "held"
+    LANE = "lane"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one batch, in words that say where."""
+    """One thing that is wrong, in words that say where; `batch_id` is None for a whole lane."""
 
-    batch_id: str
+    batch_id: str | None
     trouble: Trouble
     text: str
 
     def __str__(self) -> str:
-        return f"batch {self.batch_id} {self.trouble}: {self.text}"
+        subject = f"batch {self.batch_id} {self.trouble}" if self.batch_id else self.trouble
+        return f"{subject}: {self.text}"
 
 
 def balance_of(batches: Iterable[Batch]) -> Balance:

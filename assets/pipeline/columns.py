@@ -119,7 +119,7 @@ DEAD_LETTERS = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("key", pa.binary()),
-        pa.field("value", pa.binary(), nullable=False),  # at most DEAD_LETTER_BYTES
+        pa.field("value", pa.binary(), nullable=False),  # DEAD_LETTER_BYTES, or whole: KEPT_WHOLE
         pa.field("value_length", pa.int64(), nullable=False),
         pa.field("value_sha256", pa.string(), nullable=False),
         pa.field("headers", pa.string(), nullable=False),  # JSON list of [name, base64 or null]
@@ -136,7 +136,7 @@ DEAD_LETTERS = pa.schema(
 )
 
 DEAD_LETTER_BYTES = 64 << 10
-"""Bytes of a rejected value that are kept; longer ones keep their length and SHA-256 as well."""
+"""Bytes of a broken value that are kept; longer ones keep their length and SHA-256 as well."""
 
 DUPLICATES = pa.schema(
     [

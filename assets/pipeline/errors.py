@@ -15,12 +15,24 @@ class TransientError(BatchError):
     """Kafka, ClickHouse or the lake is away or overloaded: the same call may work later."""
 
 
-class Gap(BatchError):
+class KafkaAway(TransientError):
+    """Kafka does not answer, or not for this topic."""
+
+
+class TopicMissing(KafkaAway):
+    """Kafka has no topic of that name: it was not made yet, or it was deleted."""
+
+
+class LaneTrouble(BatchError):
+    """A lane cannot be carried on as it was planned; lanes of other topics can."""
+
+
+class Gap(LaneTrouble):
     """Records of a planned range are no longer in Kafka."""
 
 
-class TopicReplaced(BatchError):
-    """The topic of a batch was deleted and made anew: its offsets mean other records now."""
+class TopicReplaced(LaneTrouble):
+    """The topic of a batch was deleted, or made anew: its offsets mean other records now."""
 
 
 class StagedFileDamaged(BatchError):
@@ -43,7 +55,7 @@ class PlanConflict(TransientError):
     """Another planner has moved a lane on; plan again from its new end."""
 
 
-class LogTruncated(BatchError):
+class LogTruncated(LaneTrouble):
     """Kafka's log ends before what was planned: records were lost on Kafka's side."""
 
 

@@ -53,6 +53,9 @@ _CLOSING = b"}}"
 # What Arrow's reader takes for a number and JSON does not; the text begins one character before.
 _NOT_A_NUMBER = re.compile(rb"[^\w\"](?:NaN|Inf(?:inity)?)\b")
 
+# What the edge writes in place of an event that is too large for a record says so in `refused`.
+_TOO_LARGE = b'"too_large"'
+
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -225,7 +228,11 @@ def _is_utf8(value: bytes) -> bool:
 _Wire = msgspec.defstruct(
     "_Wire",
     [(name, msgspec.Raw, msgspec.Raw(b"null")) for name in HEAD.names]
-    + [("properties", msgspec.Raw, msgspec.Raw(b"{}"))],
+    + [
+        ("properties", msgspec.Raw, msgspec.Raw(b"{}")),
+        ("refused", msgspec.Raw, msgspec.Raw(b"null")),
+        ("bytes", msgspec.Raw, msgspec.Raw(b"null")),
+    ],
     gc=False,
 )
 _wire: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Wire)
@@ -252,6 +259,9 @@ def parse_one(value: bytes) -> tuple[Any, ...] | Rejection:
         return Rejection(Reason.NOT_AN_OBJECT, str(error))
     except (msgspec.DecodeError, RecursionError) as error:
         return Rejection(Reason.NOT_JSON, str(error))
+
+    if bytes(wire.refused) == _TOO_LARGE:
+        return Rejection(Reason.TOO_LARGE, f"an event of {bytes(wire.bytes).decode()[:20]} bytes")
 
     row: list[Any] = []
     for field in HEAD:

@@ -26,7 +26,7 @@ from confluent_kafka import (
 
 from assets.pipeline.batch import Range
 from assets.pipeline.columns import RAW
-from assets.pipeline.errors import Gap, TopicReplaced, TransientError
+from assets.pipeline.errors import Gap, KafkaAway, TopicMissing, TopicReplaced
 from assets.pipeline.topic import QUIET, Topic
 
 CHUNK_RECORDS = 1_000
@@ -62,11 +62,12 @@ def check_readable(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> None
     ranges = [range_ for range_ in ranges if len(range_)]
     if not ranges:
         return
-    identity = topic.identity()
-    if identity.topic_id != topic_id:
+    incarnation = _incarnation(topic)
+    if incarnation != topic_id:
         raise TopicReplaced(
-            f"topic {topic.name} was deleted and made anew since this batch was planned: "
-            f"{', '.join(map(str, ranges))} of the old one cannot be read any more"
+            f"topic {topic.name} was deleted{' and made anew' if incarnation else ''} since this "
+            f"batch was planned: {', '.join(map(str, ranges))} of the old one cannot be read any "
+            "more"
         )
     lows = topic.lows([range_.partition for range_ in ranges])
     missing = [
@@ -84,7 +85,7 @@ def check_readable(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> None
 
 def lost_below(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> dict[int, int]:
     """Per partition, the offset of its range below which Kafka has nothing any more."""
-    if topic.identity().topic_id != topic_id:
+    if _incarnation(topic) != topic_id:
         return {range_.partition: range_.end for range_ in ranges}
     ranges = list(ranges)
     lows = topic.lows([range_.partition for range_ in ranges])
@@ -97,6 +98,14 @@ def lost_below(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> dict[int
     }
 
 
+def _incarnation(topic: Topic) -> str | None:
+    """The topic's id now; None when it is not there."""
+    try:
+        return topic.identity().topic_id
+    except TopicMissing:
+        return None
+
+
 def read_ranges(
     client: Mapping[str, str], topic: str, ranges: Sequence[Range], record_bytes: float = 1_500.0
 ) -> Iterator[Chunk]:
@@ -104,7 +113,7 @@ def read_ranges(
 
     `record_bytes` is how large a record is expected to be.
 
-    Raises TransientError when Kafka falls silent or away, Gap when a record was taken by
+    Raises KafkaAway when Kafka falls silent or away, Gap when a record was taken by
     retention while reading.
     """
     consumer = Consumer(
@@ -136,7 +145,7 @@ def read_ranges(
             messages = consumer.consume(at_once, timeout=_POLL_S)
             silent_s = 0.0 if messages else silent_s + _POLL_S
             if silent_s >= _SILENCE_S:
-                raise TransientError(
+                raise KafkaAway(
                     f"Kafka delivered nothing of {topic} for {_SILENCE_S:.0f} s, "
                     f"with partitions {sorted(open_ends)} not read to their ends"
                 )
@@ -218,4 +227,4 @@ def _positions_reached(
 def _named(error: KafkaError) -> Exception:
     if error.code() == KafkaError._AUTO_OFFSET_RESET:
         return Gap(f"Kafka no longer has a record of the range: {error.str()}")
-    return TransientError(f"reading Kafka failed: {error.str()}")
+    return KafkaAway(f"reading Kafka failed: {error.str()}")

@@ -19,6 +19,8 @@ class Reason(StrEnum):
     INVALID_UUID = "invalid_uuid"
     TIME_OUT_OF_RANGE = "time_out_of_range"
     NUMBER_OUT_OF_RANGE = "number_out_of_range"
+    TOO_LARGE = "too_large"
+    UNKNOWN_PROJECT = "unknown_project"
 
 
 SENTENCES: dict[Reason, str] = {
@@ -32,8 +34,13 @@ SENTENCES: dict[Reason, str] = {
     Reason.INVALID_UUID: "The event's uuid is not a UUID.",
     Reason.TIME_OUT_OF_RANGE: "A time lies before 1900 or after 2299, which no column can hold.",
     Reason.NUMBER_OUT_OF_RANGE: "A project id or flags value does not fit its column.",
+    Reason.TOO_LARGE: "The event was larger than a record may be; the edge wrote down what came.",
+    Reason.UNKNOWN_PROJECT: "No project had the token when the edge took the event in.",
 }
 """What each reason means."""
+
+KEPT_WHOLE = frozenset({Reason.TOO_LARGE, Reason.UNKNOWN_PROJECT})
+"""Reasons whose records are sound in themselves and may be wanted again: kept to the last byte."""
 
 
 @dataclass(frozen=True)

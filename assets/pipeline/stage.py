@@ -34,6 +34,7 @@ from assets.pipeline.fingerprint import FingerprintSum
 from assets.pipeline.key_files import write_key_file
 from assets.pipeline.lake import Lake
 from assets.pipeline.read import Chunk
+from assets.pipeline.reasons import KEPT_WHOLE
 from assets.pipeline.staged_files import StagedFiles, staged_files, staged_path
 from assets.pipeline.validate import Judged, Verdict, judge
 
@@ -214,7 +215,13 @@ class _BatchWriter:
                 pa.array([rejection.detail for rejection in rejections]),
                 _repeated("validate", len(rows)),
                 places.column("key"),
-                pa.array([value[:DEAD_LETTER_BYTES] for value in values], pa.binary()),
+                pa.array(
+                    [
+                        value if rejection.reason in KEPT_WHOLE else value[:DEAD_LETTER_BYTES]
+                        for value, rejection in zip(values, rejections, strict=True)
+                    ],
+                    pa.binary(),
+                ),
                 pa.array([len(value) for value in values], pa.int64()),
                 pa.array([hashlib.sha256(value).hexdigest() for value in values]),
                 pa.array([chunk.headers(int(row)) for row in rows]),

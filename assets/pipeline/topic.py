@@ -13,6 +13,7 @@ from typing import Any
 
 from confluent_kafka import (
     IsolationLevel,
+    KafkaError,
     KafkaException,
     TopicCollection,
     TopicPartition,
@@ -20,7 +21,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
-from assets.pipeline.errors import TransientError
+from assets.pipeline.errors import KafkaAway, TopicMissing
 
 _METADATA_TIMEOUT_S = 10.0
 _EPOCH = date(1970, 1, 1)
@@ -44,12 +45,17 @@ class TopicIdentity:
 
 
 class Topic:
-    """Metadata of one topic. Every call asks the brokers; Kafka away raises TransientError."""
+    """Metadata of one topic. Every call asks the brokers.
 
-    def __init__(self, client: Mapping[str, str], name: str) -> None:
+    Kafka away raises KafkaAway; a topic that is not there TopicMissing.
+    """
+
+    def __init__(
+        self, client: Mapping[str, str], name: str, admin: AdminClient | None = None
+    ) -> None:
         self.name = name
         self._servers = client["bootstrap.servers"]
-        self._admin = AdminClient({**QUIET, **client, "socket.timeout.ms": 10_000})
+        self._admin = admin or AdminClient({**QUIET, **client, "socket.timeout.ms": 10_000})
 
     def identity(self) -> TopicIdentity:
         """The cluster's id, the topic's id, and how many partitions it has now."""
@@ -152,9 +158,17 @@ class Topic:
         try:
             return ask()
         except KafkaException as error:
-            raise TransientError(
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise TopicMissing(f"Kafka at {self._servers} has no topic {self.name}") from error
+            raise KafkaAway(
                 f"Kafka did not answer at {self._servers}: {error.args[0].str()}"
             ) from error
+
+
+def topics_of(client: Mapping[str, str], names: Iterable[str]) -> dict[str, Topic]:
+    """Topics by name, in the order given, over one connection."""
+    admin = AdminClient({**QUIET, **client, "socket.timeout.ms": 10_000})
+    return {name: Topic(client, name, admin) for name in names}
 
 
 def _midnight_ms(day: date) -> int:

@@ -95,6 +95,8 @@ def judge(values: pa.BinaryArray) -> Judged:
         reject((time < _EARLIEST_US) | (time > _LATEST_US), Reason.TIME_OUT_OF_RANGE, field)
     uuids, good = uuid_bytes(parsed.columns.column("uuid"))
     reject(~good, Reason.INVALID_UUID, "uuid")
+    # Last, because such a record is sound in all else and can be loaded once its project is known.
+    reject(_ints(parsed.columns, "project_id") == 0, Reason.UNKNOWN_PROJECT, "project_id")
 
     verdicts[list(rejections)] = Verdict.REJECTED
     columns = parsed.columns

@@ -4,8 +4,12 @@
     load_batches    loads, proves and commits what is staged
     load_dead_letters  the same for rejected records
 
-Each holds the topic's lease while it works. Every stage of every batch is an attempt in the
-ledger before it begins. A crash anywhere leaves a state from which the next worker goes on.
+Each takes the topics by urgency: the main one first, what is historical last and for a bounded
+time. What is wrong with a lane, or with one batch, holds up no other.
+
+Each holds the lease while it works: one for all topics, because they share the duplicate index.
+Every stage of every batch is an attempt in the ledger before it begins. A crash anywhere leaves a
+state from which the next worker goes on.
 """
 
 from __future__ import annotations
@@ -28,9 +32,12 @@ from assets.pipeline.commit import commit_offsets
 from assets.pipeline.errors import (
     BatchError,
     Gap,
+    KafkaAway,
+    LaneTrouble,
     LedgerBehind,
     ProofFailed,
     StagedFileDamaged,
+    TopicMissing,
     TopicReplaced,
     TransientError,
 )
@@ -42,7 +49,7 @@ from assets.pipeline.mirror import mirror, mirrored_ends
 from assets.pipeline.read import check_readable, lost_below, read_ranges
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import delete_earlier_attempts
-from assets.pipeline.topic import Topic
+from assets.pipeline.topic import Topic, topics_of
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.attempts import attempt, attempts_of
@@ -53,6 +60,8 @@ from orchestration.settings import Settings
 _ASSUMED_RECORD_BYTES = 1_500.0
 _STAGING_LIMIT_S = 900.0
 """How long a run goes on planning: then it loads what it has, and the next tick goes on."""
+_HISTORICAL_LIMIT_S = 60.0
+"""How long of it goes to historical events at most: fresh ones wait for the next run meanwhile."""
 _INDEX_KEPT_EVERY = 32
 _REFUSALS = 3
 """Attempts at loading that ClickHouse refuses before a batch waits for a person."""
@@ -68,9 +77,19 @@ class Worker:
     say: Callable[[str], None] = print
 
     @cached_property
-    def topic(self) -> Topic:
-        """The topic's metadata."""
-        return Topic(self.settings.kafka_client, self.settings.topic)
+    def topics(self) -> dict[str, Topic]:
+        """The topics' metadata, the most urgent first."""
+        return topics_of(self.settings.kafka_client, self.settings.topics_by_urgency)
+
+    def topic_of(self, batch: Batch) -> Topic:
+        """The metadata of a batch's topic."""
+        return self.topics.get(batch.topic) or Topic(self.settings.kafka_client, batch.topic)
+
+    def unfinished(self) -> list[Batch]:
+        """What a worker can carry on: the most urgent topic's first, and of each the oldest."""
+        urgency = self.settings.topics_by_urgency
+        batches = ledger_batches.unfinished_batches(self.ledger, *urgency)
+        return sorted(batches, key=lambda batch: urgency.index(batch.topic))
 
     @cached_property
     def lake(self) -> Lake:
@@ -89,45 +108,80 @@ class Worker:
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
-        """The topic's lease, for the length of a with-block."""
+        """The lease on all topics, for the length of a with-block."""
         name = f"topic/{self.settings.topic}"
         with held_lease(self.ledger, name, self.settings.lease_seconds) as lease:
             yield lease
 
 
-def stage_batches(worker: Worker) -> list[Batch]:
-    """Stage what was planned before, then plan and stage up to the watermark seen now.
+def stage_batches(worker: Worker, held: list[LaneTrouble] | None = None) -> list[Batch]:
+    """Stage what was planned before, then plan and stage up to the watermarks seen now.
 
     A batch that cannot be staged holds up no other; the first such error is raised at the end.
+    What is wrong with lanes goes into `held` instead, for a caller who loads before it tells.
     """
     staged: list[Batch] = []
-    aside = PutAside()
+    aside = PutAside(held)
     with worker.lease() as lease:
-        for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
-            if batch.state is State.PLANNED:
-                worker.say(f"batch {batch.batch_id}: taken up again after its plan")
-                with aside.errors():
-                    staged.append(_stage_one(worker, lease, batch))
-        watermark = plan.see_watermark(worker.topic)
-        _check_ledger(worker, watermark)
-        _open_lanes(worker, lease, watermark)
         end = time.monotonic() + _STAGING_LIMIT_S
-        while time.monotonic() < end:
-            planned = _plan_one(worker, lease, watermark)
-            if planned is None:
-                break
-            with aside.errors():
-                staged.append(_stage_one(worker, lease, planned))
-            if len(staged) % _INDEX_KEPT_EVERY == 0:
-                keep_index(worker.ledger, worker.lake, [planned.arrival_date])
+        for topic in worker.topics.values():
+            historical = topic.name == worker.settings.historical_topic
+            until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
+            with aside.errors(), _side_topic_may_be_away(worker, topic):
+                _stage_topic(worker, lease, topic, until, aside, staged)
         if staged:
             keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
     aside.raise_first()
     return staged
 
 
+@contextmanager
+def _side_topic_may_be_away(worker: Worker, topic: Topic) -> Iterator[None]:
+    """Kafka away for the main topic stops a run; for one beside it, what is staged goes on."""
+    try:
+        yield
+    except KafkaAway as error:
+        if topic.name == worker.settings.topic:
+            raise
+        worker.say(f"topic {topic.name} waits for the next run: {error}")
+
+
+def _stage_topic(
+    worker: Worker, lease: Lease, topic: Topic, until: float, aside: PutAside, staged: list[Batch]
+) -> None:
+    """Stage one topic's batches; plan no more after `until`, but one batch in any case."""
+    watermark = _watermark(worker, topic)
+    for batch in ledger_batches.unfinished_batches(worker.ledger, topic.name):
+        if batch.state is State.PLANNED:
+            worker.say(f"batch {batch.batch_id}: taken up again after its plan")
+            with aside.errors():
+                staged.append(_stage_one(worker, lease, batch))
+    if watermark is None:
+        return
+    _check_ledger(worker, topic, watermark)
+    _open_lanes(worker, lease, topic, watermark)
+    while (planned := _plan_one(worker, lease, topic, watermark)) is not None:
+        with aside.errors():
+            staged.append(_stage_one(worker, lease, planned))
+        if len(staged) % _INDEX_KEPT_EVERY == 0:
+            keep_index(worker.ledger, worker.lake, [planned.arrival_date])
+        if time.monotonic() >= until:
+            break
+
+
+def _watermark(worker: Worker, topic: Topic) -> plan.Watermark | None:
+    """The topic's ends; None for one beside the main topic that nobody has made."""
+    try:
+        return plan.see_watermark(topic)
+    except TopicMissing as error:
+        if topic.name == worker.settings.topic:
+            raise
+        worker.say(f"{error}: there is nothing of it to read")
+        return None
+
+
 def load_batches(worker: Worker) -> list[Batch]:
-    """Load and prove every staged batch, oldest first, then commit offsets.
+    """Load and prove every staged batch, then commit offsets.
 
     A batch that cannot be loaded holds up no other; the first such error is raised at the end.
     """
@@ -135,14 +189,14 @@ def load_batches(worker: Worker) -> list[Batch]:
     aside = PutAside()
     worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
     with worker.lease() as lease:
-        for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
+        for batch in worker.unfinished():
             with aside.errors():
                 if batch.state in (State.STAGED, State.LOADING):
                     _load_one(worker, lease, batch)
                 if batch.state in (State.STAGED, State.LOADING, State.LOADED):
                     loaded.append(batch)
-        if loaded:
-            _commit(worker, lease, loaded)
+        for topic in dict.fromkeys(batch.topic for batch in loaded):
+            _commit(worker, lease, [batch for batch in loaded if batch.topic == topic])
     aside.raise_first()
     return _read_again(worker, loaded)
 
@@ -152,12 +206,12 @@ def load_dead_letters(worker: Worker) -> list[Batch]:
     done: list[Batch] = []
     aside = PutAside()
     with worker.lease() as lease:
-        for batch in ledger_batches.unfinished_batches(worker.ledger, worker.settings.topic):
+        for batch in worker.unfinished():
             if batch.state in (State.LOADED, State.COMMITTED):
                 with aside.errors():
                     _load_dead_letters_of(worker, lease, batch)
                     done.append(batch)
-        waiting = ledger_batches.waiting_for_a_person(worker.ledger, worker.settings.topic)
+        waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
         told = [*done, *waiting]
         mirror(
             worker.clickhouse,
@@ -173,23 +227,28 @@ def load_dead_letters(worker: Worker) -> list[Batch]:
 
 
 class PutAside:
-    """Errors of single batches, kept until the others are through.
+    """Errors of single batches and lanes, kept until the others are through.
 
-    What is worth another try is not kept but raised at once: it would meet the others as well.
+    What is worth another try is not kept but raised at once: it would meet the others as well. So
+    is a ledger that is not the right one. Trouble with lanes goes into `held`, where it is given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: list[LaneTrouble] | None = None) -> None:
         self._first: BatchError | None = None
+        self._held = held
 
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Keep what is raised inside, unless it passes by itself."""
         try:
             yield
-        except TransientError:
+        except (TransientError, LedgerBehind):
             raise
         except BatchError as error:
-            self._first = self._first or error
+            if self._held is not None and isinstance(error, LaneTrouble):
+                self._held.append(error)
+            else:
+                self._first = self._first or error
 
     def raise_first(self) -> None:
         """Raise the first error that was kept."""
@@ -198,18 +257,17 @@ class PutAside:
 
 
 def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
+    """Commit what is loaded of one topic."""
     newest = loaded[-1]
     ends = ledger_batches.loaded_ends(worker.ledger, newest.cluster_id, newest.topic_id)
-    trouble = commit_offsets(
-        worker.settings.kafka_client, worker.settings.topic, ends, newest.batch_id
-    )
+    trouble = commit_offsets(worker.settings.kafka_client, newest.topic, ends, newest.batch_id)
     if trouble:
-        worker.say(f"group offsets were not committed (no harm done): {trouble}")
+        worker.say(f"group offsets of {newest.topic} were not committed (no harm done): {trouble}")
     for batch in loaded:
         ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
 
 
-def _check_ledger(worker: Worker, watermark: plan.Watermark) -> None:
+def _check_ledger(worker: Worker, topic: Topic, watermark: plan.Watermark) -> None:
     """Raise LedgerBehind when ClickHouse knows of batches that the ledger has no lanes for.
 
     Planned from such a ledger, a restored or an empty one, everything would be loaded again
@@ -230,48 +288,49 @@ def _check_ledger(worker: Worker, watermark: plan.Watermark) -> None:
     if ahead:
         partition, end = next(iter(sorted(ahead.items())))
         raise LedgerBehind(
-            f"the ledger has planned partition {partition} of {worker.topic.name} up to "
+            f"the ledger has planned partition {partition} of {topic.name} up to "
             f"{planned.get(partition, 0):,}, but ClickHouse holds batches up to {end:,}: this is "
             "an older or another ledger, and from it those records would be loaded twice. Point "
             "TIDEMARK_LEDGER_URL to the right one, or use another TIDEMARK_CLICKHOUSE_DATABASE"
         )
 
 
-def _open_lanes(worker: Worker, lease: Lease, watermark: plan.Watermark) -> None:
+def _open_lanes(worker: Worker, lease: Lease, topic: Topic, watermark: plan.Watermark) -> None:
     """Take a topic that the ledger sees for the first time from where it begins now."""
     identity = watermark.identity
     if ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id):
         return
-    lows = worker.topic.lows(watermark.highs)
+    lows = topic.lows(watermark.highs)
     ledger_batches.open_lanes(
-        worker.ledger, lease, worker.topic.name, identity.cluster_id, identity.topic_id, lows
+        worker.ledger, lease, topic.name, identity.cluster_id, identity.topic_id, lows
     )
     gone = {partition: low for partition, low in lows.items() if low}
     if gone:
         worker.say(
-            f"topic {worker.topic.name} is taken up from where it begins now; what was before is "
+            f"topic {topic.name} is taken up from where it begins now; what was before is "
             "no longer in Kafka: "
             + ", ".join(f"{partition}:[0,{low})" for partition, low in sorted(gone.items()))
         )
 
 
-def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch | None:
-    settings = worker.settings
+def _plan_one(
+    worker: Worker, lease: Lease, topic: Topic, watermark: plan.Watermark
+) -> Batch | None:
     identity = watermark.identity
     clock = StageClock()
     with clock.stage("plan"):
         cut = plan.cut_next(
-            worker.topic,
+            topic,
             watermark,
             ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id),
-            _most_offsets(worker),
+            _most_offsets(worker, topic.name),
         )
         if cut is None:
             return None
         batch = plan.make_batch(
             cut,
             identity,
-            topic=settings.topic,
+            topic=topic.name,
             run_id=worker.run_id,
             code_version=TRANSFORM_VERSION,
             planned_at=now_us(),
@@ -279,17 +338,17 @@ def _plan_one(worker: Worker, lease: Lease, watermark: plan.Watermark) -> Batch 
         ledger_batches.record_plan(worker.ledger, lease, batch)
     ledger_batches.add_timings(worker.ledger, batch.batch_id, clock.timings())
     worker.say(
-        f"batch {batch.batch_id}: planned {batch.offsets:,} offsets of {batch.arrival_date}, "
-        + " ".join(map(str, batch.ranges))
+        f"batch {batch.batch_id}: planned {batch.offsets:,} offsets of {batch.topic}, "
+        f"{batch.arrival_date}, " + " ".join(map(str, batch.ranges))
     )
     failpoint("after-plan")
     return batch
 
 
-def _most_offsets(worker: Worker) -> int:
+def _most_offsets(worker: Worker, topic: str) -> int:
     """How many offsets a batch may span, by records and by bytes."""
     settings = worker.settings
-    average = ledger_batches.average_record_bytes(worker.ledger, settings.topic)
+    average = ledger_batches.average_record_bytes(worker.ledger, topic)
     by_bytes = settings.batch_max_bytes / (average or _ASSUMED_RECORD_BYTES)
     return max(1, min(settings.batch_max_records, int(by_bytes)))
 
@@ -324,7 +383,7 @@ def _staged(
     worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
 ) -> tuple[Staged, KeyFile | None]:
     settings = worker.settings
-    check_readable(worker.topic, batch.topic_id, batch.readable)
+    check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
     seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
     average = ledger_batches.average_record_bytes(worker.ledger, batch.topic)
     chunks = read_ranges(
@@ -392,7 +451,7 @@ def _stage_again_if_possible(
 ) -> None:
     """The proof came first, so nothing is in ClickHouse; the records may still be in Kafka."""
     try:
-        check_readable(worker.topic, batch.topic_id, batch.readable)
+        check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
     except (Gap, TopicReplaced) as gone:
         # The file may come back, with the mount or the bucket: its registration is kept.
         note = f"{damage}. Nor can it be staged again: {gone}"
@@ -438,7 +497,7 @@ def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> Stat
         raise BatchError(f"batch {batch_id} is {batch.state}: there is no gap to accept")
     with worker.lease() as lease:
         if accept_gap:
-            skips = lost_below(worker.topic, batch.topic_id, batch.ranges)
+            skips = lost_below(worker.topic_of(batch), batch.topic_id, batch.ranges)
             ledger_batches.accept_gap(worker.ledger, lease, batch_id, skips)
         else:
             ledger_batches.give_back(worker.ledger, lease, batch_id, again[batch.state])

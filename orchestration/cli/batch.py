@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import click
 
+from assets.pipeline.errors import LaneTrouble
 from assets.pipeline.worker import (
     Worker,
     load_batches,
@@ -22,10 +23,11 @@ from orchestration.settings import Settings
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def batch(as_json: bool) -> None:
-    """Run one micro-batch now: finish what was begun, then drain Kafka up to its present end."""
+    """Run one micro-batch now: finish what was begun, then drain the topics up to their ends."""
     settings = Settings()
     worker = _worker(settings, lambda line: click.echo(line, err=as_json))
-    stage_batches(worker)
+    held: list[LaneTrouble] = []
+    stage_batches(worker, held)
     load_batches(worker)
     done = load_dead_letters(worker)
     if as_json:
@@ -34,6 +36,7 @@ def batch(as_json: bool) -> None:
                 [
                     {
                         "batch_id": batch.batch_id,
+                        "topic": batch.topic,
                         "arrival_date": batch.arrival_date.isoformat(),
                         "state": batch.state,
                         "ranges": [[r.partition, r.start, r.end] for r in batch.ranges],
@@ -43,8 +46,10 @@ def batch(as_json: bool) -> None:
                 ]
             )
         )
-    elif not done:
+    elif not done and not held:
         print("nothing to do: nothing in Kafka waits to be loaded")
+    for trouble in held:  # told last, because what can be loaded is loaded first
+        raise trouble
 
 
 @click.command()

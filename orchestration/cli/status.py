@@ -9,22 +9,37 @@ import click
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import State
-from assets.pipeline.errors import TransientError
-from assets.pipeline.topic import Topic
+from assets.pipeline.errors import KafkaAway, LaneTrouble, TopicMissing
+from assets.pipeline.topic import Topic, topics_of
 from local_stack.processes import died, running
-from orchestration.ledger.batches import planned_ends, states, waiting_for_a_person
+from orchestration.backlog import look_at_topic
+from orchestration.ledger.batches import states, waiting_for_a_person
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 
 
 @dataclass(frozen=True)
+class TopicStatus:
+    """One topic. `note` says what is wrong with it, if anything."""
+
+    topic: str
+    lanes: int
+    lag: int | None
+    note: str
+
+
+@dataclass(frozen=True)
 class Status:
-    """The state of one Tidemark. `lag` counts records in Kafka that no batch has planned."""
+    """The state of one Tidemark. `lag` counts records in Kafka that no batch has planned.
+
+    It is None where Kafka does not say.
+    """
 
     services: dict[str, int]
     died: list[dict[str, str]]
     kafka: str
     lag: int | None
+    topics: list[TopicStatus]
     batches: dict[str, int]
     waiting_for_a_person: list[dict[str, str]]
 
@@ -45,6 +60,13 @@ def status(as_json: bool) -> None:
     for dead in seen.died:
         print(f"service   {dead['service']} died (log: {dead['log']})")
     print(f"kafka     {seen.kafka}")
+    for topic in seen.topics:
+        if topic.note:
+            print(f"topic     {topic.topic}: {topic.note}")
+        else:
+            print(
+                f"topic     {topic.topic}: {topic.lanes} lanes, {topic.lag:,} records not planned"
+            )
     if seen.lag is not None:
         print(f"lag       {seen.lag:,} records not planned yet")
     for state, count in seen.batches.items():
@@ -55,28 +77,38 @@ def status(as_json: bool) -> None:
 
 def look(settings: Settings, ledger: Engine) -> Status:
     """Ask every part; a part that is away is told as such."""
-    lag: int | None = None
+    topics: list[TopicStatus] = []
+    kafka = settings.bootstrap_servers
     try:
-        topic = Topic(settings.kafka_client, settings.topic)
-        identity = topic.identity()
-        ends = planned_ends(ledger, identity.cluster_id, identity.topic_id)
-        partitions = range(identity.partitions)
-        lows = topic.lows([partition for partition in partitions if partition not in ends])
-        lag = sum(
-            high - ends.get(partition, lows.get(partition, 0))
-            for partition, high in topic.highs(partitions).items()
-        )
-        kafka = f"{settings.bootstrap_servers}, topic {settings.topic} ({len(partitions)} lanes)"
-    except TransientError as error:
+        for topic in topics_of(settings.kafka_client, settings.topics_by_urgency).values():
+            topics.append(_look_at_topic(topic, ledger))
+    except KafkaAway as error:
         kafka = str(error)
+    lags = [topic.lag for topic in topics if topic.lag is not None]
     return Status(
         services={record.name: record.pid for record in running(settings.home)},
         died=[{"service": record.name, "log": record.log} for record in died(settings.home)],
         kafka=kafka,
-        lag=lag,
-        batches={state.value: count for state, count in states(ledger, settings.topic).items()},
+        lag=sum(lags) if lags else None,
+        topics=topics,
+        batches={state.value: count for state, count in states(ledger, *settings.topics).items()},
         waiting_for_a_person=[
-            {"batch_id": batch.batch_id, "state": State(batch.state).value, "note": batch.note}
-            for batch in waiting_for_a_person(ledger, settings.topic)
+            {
+                "batch_id": batch.batch_id,
+                "topic": batch.topic,
+                "state": State(batch.state).value,
+                "note": batch.note,
+            }
+            for batch in waiting_for_a_person(ledger, *settings.topics)
         ],
     )
+
+
+def _look_at_topic(topic: Topic, ledger: Engine) -> TopicStatus:
+    try:
+        backlog = look_at_topic(topic, ledger)
+    except TopicMissing:
+        return TopicStatus(topic.name, 0, None, "not in Kafka, there is nothing of it to read")
+    except LaneTrouble as error:
+        return TopicStatus(topic.name, 0, None, str(error))
+    return TopicStatus(topic.name, len(backlog.lanes), backlog.unread, "")

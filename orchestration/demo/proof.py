@@ -10,7 +10,7 @@ from typing import Any
 from assets.pipeline.batch import Balance, Batch, Kind
 from assets.pipeline.clickhouse import connect
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints
-from assets.pipeline.topic import Topic
+from assets.pipeline.topic import topics_of
 from orchestration.demo.sending import Sent
 from orchestration.demo.visitors import DemoEvent
 from orchestration.ledger.batches import all_batches
@@ -69,10 +69,7 @@ def take_account(settings: Settings, sent: Sent, events: Sequence[DemoEvent]) ->
     client = connect(
         settings.clickhouse_address, settings.clickhouse_user, settings.clickhouse_password
     )
-    batches = all_batches(open_ledger(settings.ledger), settings.topic)
-    topic = Topic(settings.kafka_client, settings.topic)
-    partitions = range(topic.identity().partitions)
-    lows = topic.lows(partitions)
+    batches = all_batches(open_ledger(settings.ledger), *settings.topics)
 
     unproved = []
     for batch in batches:
@@ -91,7 +88,7 @@ def take_account(settings: Settings, sent: Sent, events: Sequence[DemoEvent]) ->
     return Account(
         sent=sent,
         distinct=len(events),
-        in_kafka=sum(end - lows[at] for at, end in topic.highs(partitions).items()),
+        in_kafka=records_in_kafka(settings),
         batches=tuple(batches),
         runs={batch.run_id: run_times(settings.dagster_address, batch.run_id) for batch in batches},
         loaded=len(uuids[0]) if uuids else 0,
@@ -106,6 +103,16 @@ def take_account(settings: Settings, sent: Sent, events: Sequence[DemoEvent]) ->
         ),
         by_event_in_lake=_count_in_lake(settings.lake),
     )
+
+
+def records_in_kafka(settings: Settings) -> int:
+    """Offsets that all topics hold now."""
+    total = 0
+    for topic in topics_of(settings.kafka_client, settings.topics).values():
+        partitions = range(topic.identity().partitions)
+        lows = topic.lows(partitions)
+        total += sum(end - lows[at] for at, end in topic.highs(partitions).items())
+    return total
 
 
 def _count_in_lake(lake: str) -> tuple[tuple[Any, ...], ...]:

@@ -22,12 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from assets.pipeline.batch import State
 from assets.pipeline.errors import BatchError
-from assets.pipeline.topic import Topic
 from local_stack.errors import StackError
 from local_stack.ports import free_port
 from local_stack.processes import AlreadyRunning, Foreground, Service, locked, stop_all
 from local_stack.stack import START_LIMIT_S, start_stack
-from orchestration.demo.proof import Account, take_account
+from orchestration.demo.proof import Account, records_in_kafka, take_account
 from orchestration.demo.report import show
 from orchestration.demo.sending import send
 from orchestration.demo.visitors import demo_events
@@ -176,17 +175,13 @@ def _write_broken_records(settings: Settings) -> None:
 def _wait_until_loaded(settings: Settings, bar: Progress) -> None:
     """Follow the scheduled runs until every record in Kafka is in a committed batch."""
     ledger = open_ledger(settings.ledger)
-    topic = Topic(settings.kafka_client, settings.topic)
-    identity = topic.identity()
-    partitions = range(identity.partitions)
-    lows = topic.lows(partitions)
-    total = sum(end - lows[partition] for partition, end in topic.highs(partitions).items())
+    total = records_in_kafka(settings)
     task = bar.add_task(f"Dagster loads it, every {settings.cadence}", total=total)
     end = time.monotonic() + _LOAD_LIMIT_S
     while True:
         done = sum(
             batch.offsets
-            for batch in all_batches(ledger, settings.topic)
+            for batch in all_batches(ledger, *settings.topics)
             if batch.state is State.COMMITTED and batch.dead_letters_loaded_at is not None
         )
         bar.update(task, completed=done)
@@ -194,7 +189,7 @@ def _wait_until_loaded(settings: Settings, bar: Progress) -> None:
             return
         if time.monotonic() > end:
             standing = ", ".join(
-                f"{n} {state}" for state, n in states(ledger, settings.topic).items()
+                f"{n} {state}" for state, n in states(ledger, *settings.topics).items()
             )
             raise BatchError(
                 f"after {_LOAD_LIMIT_S:.0f} s only {done:,} of {total:,} records are loaded "

@@ -1,7 +1,8 @@
 """Batches in the ledger: planning, moving from state to state, and reading back.
 
 Every write happens in one transaction that first checks the worker's fence, then compares and
-swaps. What does not match what the worker thinks raises, and nothing is written.
+swaps. What does not match what the worker thinks raises, and nothing is written. Readers are asked
+for the topics whose batches count; one ledger may hold those of several deployments.
 """
 
 from __future__ import annotations
@@ -282,12 +283,12 @@ def register_staged(
             )
 
 
-def unfinished_batches(ledger: Engine, topic: str) -> list[Batch]:
+def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
     """Batches that a worker can carry on, oldest plan first."""
     return _read(
         ledger,
         and_(
-            batches.c.topic == topic,
+            batches.c.topic.in_(topics),
             or_(
                 batches.c.state.in_(UNFINISHED),
                 and_(
@@ -334,11 +335,11 @@ def loaded_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int
     return ends | dict(open_starts)
 
 
-def waiting_for_a_person(ledger: Engine, topic: str) -> list[Batch]:
+def waiting_for_a_person(ledger: Engine, *topics: str) -> list[Batch]:
     """Batches that no worker carries on by itself."""
     return _read(
         ledger,
-        and_(batches.c.topic == topic, batches.c.state.in_((State.GAP, State.SUSPECT))),
+        and_(batches.c.topic.in_(topics), batches.c.state.in_((State.GAP, State.SUSPECT))),
     )
 
 
@@ -367,14 +368,32 @@ def staged_of_date(ledger: Engine, arrival_date: date) -> list[Batch]:
     )
 
 
-def batches_of_date(ledger: Engine, topic: str, arrival_date: date) -> list[Batch]:
+def batches_of_date(ledger: Engine, arrival_date: date, *topics: str) -> list[Batch]:
     """All batches of an arrival date, in the order of planning."""
-    return _read(ledger, and_(batches.c.topic == topic, batches.c.arrival_date == arrival_date))
+    return _read(ledger, and_(batches.c.topic.in_(topics), batches.c.arrival_date == arrival_date))
 
 
-def all_batches(ledger: Engine, topic: str) -> list[Batch]:
-    """All batches of a topic, in the order of planning."""
-    return _read(ledger, batches.c.topic == topic)
+def all_batches(ledger: Engine, *topics: str) -> list[Batch]:
+    """All batches, in the order of planning."""
+    return _read(ledger, batches.c.topic.in_(topics))
+
+
+def batch_at(ledger: Engine, topic_id: str, partition: int, offset: int) -> Batch | None:
+    """The batch that holds that offset, of the newest generation; None when none is planned."""
+    with reading(ledger) as connection:
+        found = connection.execute(
+            select(batches.c.batch_id)
+            .join(ranges, ranges.c.batch_id == batches.c.batch_id)
+            .where(
+                batches.c.topic_id == topic_id,
+                ranges.c.partition == partition,
+                ranges.c.start <= offset,
+                ranges.c.end > offset,
+            )
+            .order_by(batches.c.generation.desc())
+            .limit(1)
+        ).scalar_one_or_none()
+    return None if found is None else read_batch(ledger, found)
 
 
 def newest_batches(
@@ -388,14 +407,14 @@ def newest_batches(
     return _read(ledger, batches.c.batch_id.in_(newest.limit(limit)))
 
 
-def staged_rows_of_date(ledger: Engine, topic: str, arrival_date: date, kind: Kind) -> int:
+def staged_rows_of_date(ledger: Engine, arrival_date: date, kind: Kind, *topics: str) -> int:
     """How many rows the files of that kind hold for an arrival date, over all its batches."""
     with ledger.begin() as connection:
         rows = connection.execute(
             select(func.coalesce(func.sum(staged_files.c.rows), 0))
             .join(batches, batches.c.batch_id == staged_files.c.batch_id)
             .where(
-                batches.c.topic == topic,
+                batches.c.topic.in_(topics),
                 batches.c.arrival_date == arrival_date,
                 staged_files.c.kind == kind,
             )
@@ -411,12 +430,12 @@ def read_batch(ledger: Engine, batch_id: str) -> Batch:
     return found[0]
 
 
-def states(ledger: Engine, topic: str) -> dict[State, int]:
-    """How many batches of the topic stand in each state."""
+def states(ledger: Engine, *topics: str) -> dict[State, int]:
+    """How many batches stand in each state."""
     with reading(ledger) as connection:
         rows = connection.execute(
             select(batches.c.state, func.count())
-            .where(batches.c.topic == topic)
+            .where(batches.c.topic.in_(topics))
             .group_by(batches.c.state)
         )
         return {State(state): count for state, count in rows}

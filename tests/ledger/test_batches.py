@@ -253,8 +253,8 @@ def test_batches_are_found_by_run_and_by_date(
     first = planned(run_id="a", planned_at=1, arrival_date=date(2026, 1, 1))
     other = planned(run_id="b", planned_at=3)
     assert batches_of_run(ledger, "a") == [first, later]
-    assert batches_of_date(ledger, "events", DAY) == [later, other]
-    assert batches_of_date(ledger, "events", date(2026, 1, 1)) == [first]
+    assert batches_of_date(ledger, DAY, "events") == [later, other]
+    assert batches_of_date(ledger, date(2026, 1, 1), "events") == [first]
     assert average_record_bytes(ledger, "events") is None
 
 

@@ -17,6 +17,7 @@ from assets.pipeline.worker import stage_batches
 from orchestration.backlog import Backlog
 from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
+from orchestration.ledger.tables import lanes
 from orchestration.lost_runs import WORKER_TAG, worker_tag
 from orchestration.settings import Settings
 from tests.records import Sent, value_of
@@ -224,3 +225,31 @@ def test_the_trigger_of_either_kind_decides_so(
     assert tick() == ([], "nothing in Kafka waits to be loaded")
     stack.send_numbers(range(3))
     assert tick() == ([TODAY], None)
+
+
+def test_records_beside_the_main_topic_start_a_run(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """What waits in any topic starts a micro-batch, of the oldest date over all of them."""
+    stack = new_stack().make_topics()
+    lookout = Lookout(stack.settings)
+    assert _reason(decide(instance, lookout)) == "nothing in Kafka waits to be loaded"
+    stack.send(value_of(1), topic=stack.settings.historical_topic)
+    assert isinstance(decide(instance, lookout), dg.RunRequest)
+
+
+def test_a_troubled_topic_fails_the_tick_only_when_nothing_else_waits(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Lost records of one topic do not keep the others from being loaded."""
+    stack = new_stack().make_topics()
+    overflow = stack.settings.overflow_topic
+    stack.send(value_of(1), topic=overflow)
+    stack.run()
+    with stack.ledger.begin() as connection:
+        connection.execute(lanes.update().where(lanes.c.topic == overflow).values(planned_end=9))
+    lookout = Lookout(stack.settings)
+    with pytest.raises(LogTruncated, match=f"{overflow} ends at 1, but is planned up to 9"):
+        decide(instance, lookout)
+    stack.send(value_of(2))
+    assert isinstance(decide(instance, lookout), dg.RunRequest)

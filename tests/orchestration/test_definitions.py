@@ -38,9 +38,12 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
         )
         for node in graph.asset_nodes
     } == {
-        "kafka/events": ([], ["kafka"], "ingest", [], False, True),
+        **{
+            f"kafka/{topic}": ([], ["kafka"], "ingest", [], False, True)
+            for topic in ("events", "events_historical", "events_overflow")
+        },
         "staged_events": (
-            ["kafka/events"],
+            ["kafka/events", "kafka/events_historical", "kafka/events_overflow"],
             ["arrow", "parquet"],
             "ingest",
             ["kafka_events"],

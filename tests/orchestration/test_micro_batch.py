@@ -20,6 +20,7 @@ from assets.pipeline.batch import Kind
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.worker import stage_batches
 from orchestration.definitions import definitions
+from orchestration.ledger.tables import lanes
 from tests.conftest import unused_port
 from tests.records import Sent, value_of
 from tests.stack import ROOT, ClickHouseServer, Stack
@@ -336,3 +337,38 @@ def _execute(environment: Mapping[str, str]) -> int:
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, check=False
     ).returncode
+
+
+def test_a_troubled_topic_is_a_red_check_and_the_others_are_loaded(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Every topic is observed; one whose lane is not as planned fails the check, not the run."""
+    stack = new_stack().make_topics()
+    topics = stack.settings.topics
+    for number, topic in enumerate(topics):
+        stack.send(value_of(number), topic=topic)
+    assert all(_checks(_run(stack, instance)).values())
+    with stack.ledger.begin() as connection:
+        truncated = lanes.update().where(lanes.c.topic == topics[2])
+        connection.execute(truncated.values(planned_end=9))
+    for number, topic in enumerate(topics[:2], 10):
+        stack.send(value_of(number), topic=topic)
+    result = _run(stack, instance)
+    assert result.success
+    assert _checks(result) == {
+        ("events", "balance"): True,
+        ("events", "lanes"): False,
+        ("dead_letters", "balance"): True,
+    }
+    for topic, places in zip(topics, ([0, 1], [0, 1], [0]), strict=True):
+        assert sorted(stack.account_of(topic).events) == [(0, at) for at in places]
+        observed = instance.fetch_observations(dg.AssetKey(["kafka", topic]), limit=10).records
+        assert len(observed) == 2
+    [trouble] = [
+        entry.value
+        for record in observed
+        if record.asset_observation is not None
+        for name, entry in record.asset_observation.metadata.items()
+        if name == "trouble"
+    ]
+    assert "is planned up to 9" in trouble

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from uuid import UUID
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.validate import Judged, Verdict, judge, uuid_bytes
-from tests.records import uuid_of, value_of, value_with, value_without
+from tests.records import spelled, too_large, uuid_of, value_of, value_with, value_without
 
 REASONS: list[tuple[bytes, Reason]] = [
     (b"", Reason.EMPTY_VALUE),
@@ -48,6 +49,12 @@ REASONS: list[tuple[bytes, Reason]] = [
     (value_with(1, flags=1 << 32), Reason.NUMBER_OUT_OF_RANGE),
     (value_with(1, offset_ms=1 << 63), Reason.NUMBER_OUT_OF_RANGE),
     (value_with(1, timestamp=1 << 64), Reason.NUMBER_OUT_OF_RANGE),
+    (too_large(1), Reason.TOO_LARGE),
+    (too_large(1, raw="x" * 100_000), Reason.TOO_LARGE),
+    (spelled({**json.loads(value_of(1)), "refused": "too_large"}), Reason.TOO_LARGE),
+    (spelled({**json.loads(too_large(1)), "refused": "later_reason"}), Reason.MISSING_FIELD),
+    (value_with(1, project_id=0), Reason.UNKNOWN_PROJECT),
+    (value_with(1, project_id=0, uuid="not-a-uuid"), Reason.INVALID_UUID),
 ]
 
 
