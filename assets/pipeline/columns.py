@@ -142,6 +142,8 @@ DUPLICATES = pa.schema(
     [
         pa.field("project_id", pa.uint32(), nullable=False),
         pa.field("uuid", pa.uuid(), nullable=False),
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("_appended_at", MILLISECONDS, nullable=False),
         pa.field("_topic", pa.string(), nullable=False),
         pa.field("_partition", pa.int32(), nullable=False),
         pa.field("_offset", pa.int64(), nullable=False),

@@ -26,6 +26,7 @@ from assets.pipeline.columns import (
     DEAD_LETTERS,
     DUPLICATES,
     EVENTS,
+    MILLISECONDS,
 )
 from assets.pipeline.duplicates import Found, SeenKeys, key_columns
 from assets.pipeline.enrich import enrich
@@ -156,7 +157,7 @@ class _BatchWriter:
             project_id = columns.column("project_id").to_numpy()
             found = self._seen.mark(*key_columns(uuids, project_id), partition, offset)
             if len(found.rows):
-                self._write_duplicates(found, project_id, uuids, partition, offset)
+                self._write_duplicates(found, columns, places, uuids)
                 fresh = ~found.mask(len(columns))
                 keep = pa.array(fresh)
                 columns, places, uuids = columns.filter(keep), places.filter(keep), uuids[fresh]
@@ -173,12 +174,13 @@ class _BatchWriter:
     def _write_duplicates(
         self,
         found: Found,
-        project_id: npt.NDArray[np.int64],
+        columns: pa.Table,
+        places: pa.Table,
         uuids: npt.NDArray[np.uint8],
-        partition: npt.NDArray[np.int32],
-        offset: npt.NDArray[np.int64],
     ) -> None:
         rows = found.rows
+        where = pa.array(rows)
+        partition = places.column("partition").to_numpy()
         for of_partition, count in zip(
             *np.unique(partition[rows], return_counts=True), strict=True
         ):
@@ -187,11 +189,13 @@ class _BatchWriter:
             counts[Verdict.DUPLICATE] += count
         table = pa.table(
             [
-                pa.array(project_id[rows]).cast(pa.uint32()),
+                columns.column("project_id").take(where).cast(pa.uint32()),
                 _uuid_array(uuids[rows]),
+                columns.column("request_id").take(where).fill_null(""),
+                places.column("appended_at").take(where).cast(MILLISECONDS),
                 _repeated(self._batch.topic, len(rows)),
-                pa.array(partition[rows]),
-                pa.array(offset[rows]),
+                places.column("partition").take(where),
+                places.column("offset").take(where),
                 found.batch_id,
                 pa.array(found.partition),
                 pa.array(found.offset),

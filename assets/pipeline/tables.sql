@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS {database}.events
 
     INDEX by_timestamp timestamp TYPE minmax GRANULARITY 1,
     INDEX by_uuid uuid TYPE bloom_filter(0.01) GRANULARITY 4,
+    INDEX by_receipt request_id TYPE bloom_filter(0.01) GRANULARITY 4,
     PROJECTION by_batch
     (
         SELECT
@@ -67,6 +68,10 @@ ENGINE = MergeTree
 PARTITION BY arrival_date
 ORDER BY (project_id, toDate(timestamp), event, cityHash64(distinct_id), timestamp)
 SETTINGS non_replicated_deduplication_window = 10000;
+
+-- For tables that were made before the index was; parts that are there already stay without.
+ALTER TABLE {database}.events
+    ADD INDEX IF NOT EXISTS by_receipt request_id TYPE bloom_filter(0.01) GRANULARITY 4;
 
 CREATE TABLE IF NOT EXISTS {database}.dead_letters
 (

@@ -81,11 +81,12 @@ class Topic:
 
     def starts_of(self, days: Mapping[int, date]) -> dict[int, int]:
         """Per partition, the first offset appended on that day or later; -1 when there is none."""
+        return self.starts_at({partition: _midnight_ms(day) for partition, day in days.items()})
+
+    def starts_at(self, times: Mapping[int, int]) -> dict[int, int]:
+        """The same for times, in ms since 1970."""
         return self._offsets(
-            {
-                partition: OffsetSpec.for_timestamp(_midnight_ms(day))
-                for partition, day in days.items()
-            }
+            {partition: OffsetSpec.for_timestamp(ms) for partition, ms in times.items()}
         )
 
     def arrival_dates(self, starts: Mapping[int, int], today: date) -> dict[int, date]:

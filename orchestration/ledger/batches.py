@@ -320,6 +320,18 @@ def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, 
 
 def loaded_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
     """Per partition, the offset below which every batch is loaded."""
+    return _ends_before(ledger, cluster_id, topic_id, NOT_LOADED)
+
+
+def staged_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
+    """Per partition, the offset below which every batch is staged."""
+    return _ends_before(ledger, cluster_id, topic_id, [State.PLANNED, State.GAP])
+
+
+def _ends_before(
+    ledger: Engine, cluster_id: str, topic_id: str, open_states: Sequence[State]
+) -> dict[int, int]:
+    """Per partition, where the first batch in one of the states begins, else where planning is."""
     ends = planned_ends(ledger, cluster_id, topic_id)
     with reading(ledger) as connection:
         open_starts = connection.execute(
@@ -328,7 +340,7 @@ def loaded_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int
             .where(
                 batches.c.cluster_id == cluster_id,
                 batches.c.topic_id == topic_id,
-                batches.c.state.in_(NOT_LOADED),
+                batches.c.state.in_(open_states),
             )
             .group_by(ranges.c.partition)
         ).all()
@@ -371,6 +383,13 @@ def staged_of_date(ledger: Engine, arrival_date: date) -> list[Batch]:
 def batches_of_date(ledger: Engine, arrival_date: date, *topics: str) -> list[Batch]:
     """All batches of an arrival date, in the order of planning."""
     return _read(ledger, and_(batches.c.topic.in_(topics), batches.c.arrival_date == arrival_date))
+
+
+def batches_between(ledger: Engine, first: date, last: date, *topics: str) -> list[Batch]:
+    """All batches of the arrival dates from first to last, in the order of planning."""
+    return _read(
+        ledger, and_(batches.c.topic.in_(topics), batches.c.arrival_date.between(first, last))
+    )
 
 
 def all_batches(ledger: Engine, *topics: str) -> list[Batch]:

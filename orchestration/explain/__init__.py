@@ -1,0 +1,1 @@
+"""Explain: the whole way of one event or request, from its receipt to its row in ClickHouse."""

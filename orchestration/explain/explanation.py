@@ -1,0 +1,208 @@
+"""The explanation: every source is asked, and what is found is put in order.
+
+    id ─▶ ClickHouse: rows, dead letters          ┐
+       ─▶ lake: duplicates, what is not loaded    ├─▶ records ─▶ their batches, from the ledger
+       ─▶ Kafka: what is not staged               ┘           └▶ how long each step took
+
+A part that is away is told as such, and the others are asked all the same. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+
+from sqlalchemy import Engine
+
+from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.errors import BatchError
+from assets.pipeline.lake import Lake
+from orchestration.explain.in_clickhouse import search_clickhouse
+from orchestration.explain.in_kafka import Found, search_kafka
+from orchestration.explain.in_lake import UNREADABLE, Lookup, search_batch
+from orchestration.explain.record import Record, Search, Verdict
+from orchestration.explain.wanted import Wanted
+from orchestration.ledger.attempts import Attempt, attempts_of
+from orchestration.ledger.batches import (
+    batch_at,
+    batches_between,
+    read_batch,
+    unfinished_batches,
+    waiting_for_a_person,
+)
+from orchestration.settings import Settings
+
+MOST_FILES = 500
+MOST_SECONDS = 15.0
+"""What one look-up reads of the lake at most."""
+
+_NOT_IN_TABLES = (State.STAGED, State.LOADING)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything about one id. Batches are those of the records, and those they repeat."""
+
+    wanted: Wanted
+    records: tuple[Record, ...]
+    batches: dict[str, Batch]
+    attempts: dict[str, tuple[Attempt, ...]]
+    search: Search
+
+
+def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
+    """Look everywhere."""
+    search = Search()
+    search_clickhouse(settings, wanted, search)
+    lake = Lake(settings.lake)
+    _search_lake(settings, ledger, lake, wanted, search)
+    for found in search_kafka(settings, ledger, wanted, search):
+        search.add(_placed(ledger, lake, wanted, search, found))
+    if not search.records and wanted.made_at_ms is not None and "Kafka" not in search.away:
+        for found in search_kafka(settings, ledger, wanted, search, staged_too=True):
+            search.add(_placed(ledger, lake, wanted, search, found))
+    records = [_with_first_topic(ledger, record) for record in search.records.values()]
+    batches = _batches_of(ledger, records)
+    return Explanation(
+        wanted,
+        tuple(sorted(records, key=lambda record: (record.appended_at or 0, record.place))),
+        batches,
+        {batch_id: tuple(attempts_of(ledger, batch_id)) for batch_id in batches},
+        search,
+    )
+
+
+def _search_lake(
+    settings: Settings, ledger: Engine, lake: Lake, wanted: Wanted, search: Search
+) -> None:
+    """Files of batches that ClickHouse does not have yet, and of duplicates near what is known.
+
+    With nothing found, or without ClickHouse, also the events and dead letters near that time.
+    """
+    topics = settings.topics_by_urgency
+    pending = {
+        batch.batch_id: batch
+        for batch in (
+            *unfinished_batches(ledger, *topics),
+            *waiting_for_a_person(ledger, *topics),
+        )
+    }
+    files = [(batch, kind) for batch in pending.values() for kind in Kind]
+    days = _days(settings, wanted, search)
+    middle = _middle_us(wanted, search)
+    near = sorted(
+        (
+            batch
+            for batch in batches_between(ledger, *days, *topics)
+            if batch.batch_id not in pending
+        ),
+        key=lambda batch: abs(batch.planned_at - middle),
+    )
+    everything = not search.records or "ClickHouse" in search.away
+    kinds = tuple(Kind) if everything else (Kind.DUPLICATES,)
+    files += [(batch, kind) for batch in near for kind in kinds]
+    files = [(batch, kind) for batch, kind in files if batch.staged and batch.staged.file(kind)]
+
+    found = read = 0
+    end = time.monotonic() + MOST_SECONDS
+    for batch, kind in files[:MOST_FILES]:
+        if time.monotonic() > end:
+            break
+        read += 1
+        try:
+            for record in search_batch(lake, batch, kind, Lookup(wanted)):
+                found += search.add(_judged(record, batch, search))
+        except UNREADABLE as error:
+            search.bounded.append(f"the {kind} of batch {batch.batch_id} cannot be read: {error}")
+    if read < len(files):
+        search.bounded.append(
+            f"of {len(files):,} files in the lake the {read:,} nearest in time were read (at most "
+            f"{MOST_FILES:,}, in {MOST_SECONDS:.0f} s)"
+        )
+    what = "events, dead letters and duplicates" if everything else "duplicates"
+    search.looked_at.append(
+        f"lake, {what} of {days[0]} to {days[1]} and whatever is not loaded yet, "
+        f"{read:,} files: {found:,} found"
+    )
+
+
+def _days(settings: Settings, wanted: Wanted, search: Search) -> tuple[date, date]:
+    """The arrival dates near what was found, else near the time in the id, else near today."""
+    reach = timedelta(days=settings.duplicate_window_days - 1)
+    times = [record.appended_at for record in search.records.values() if record.appended_at]
+    if not times:
+        times = [_middle_us(wanted, search)]
+        reach = max(reach, timedelta(days=1))
+    first, last = (datetime.fromtimestamp(us / 1e6, UTC).date() for us in (min(times), max(times)))
+    return first - reach, last + reach
+
+
+def _middle_us(wanted: Wanted, search: Search) -> int:
+    times = [record.appended_at for record in search.records.values() if record.appended_at]
+    if times:
+        return sum(times) // len(times)
+    if wanted.made_at_ms is not None:
+        return min(wanted.made_at_ms * 1000, time.time_ns() // 1000)
+    return time.time_ns() // 1000
+
+
+def _judged(record: Record, batch: Batch, search: Search) -> Record:
+    """A record of a staged file, held against what ClickHouse says."""
+    if record.verdict is Verdict.DEAD_LETTER and batch.dead_letters_loaded_at is None:
+        return replace(record, note="not in the table dead_letters yet")
+    if record.verdict is not Verdict.STAGED or batch.state in _NOT_IN_TABLES:
+        return record
+    if "ClickHouse" in search.away:
+        note = "the ledger says so; ClickHouse could not be asked"
+        return replace(record, verdict=Verdict.LOADED, note=note)
+    note = f"its batch is {batch.state} and it stands in the lake, but ClickHouse has no such row"
+    return replace(record, verdict=Verdict.MISSING, note=note)
+
+
+def _placed(ledger: Engine, lake: Lake, wanted: Wanted, search: Search, found: Found) -> Record:
+    """A record of Kafka, with the batch that holds its offset, and what that made of it."""
+    record = found.record
+    batch = batch_at(ledger, found.topic_id, record.place.partition, record.place.offset)
+    if batch is None:
+        return record
+    record = replace(record, batch_id=batch.batch_id)
+    if batch.staged is None:
+        return replace(record, verdict=Verdict.PLANNED)
+    for kind in Kind:
+        try:
+            for staged in search_batch(lake, batch, kind, Lookup(wanted, record.place)):
+                return replace(
+                    _judged(staged, batch, search),
+                    event=record.event,
+                    distinct_id=record.distinct_id,
+                    request_id=record.request_id,
+                    received_at=record.received_at,
+                )
+        except UNREADABLE as error:
+            return replace(record, verdict=Verdict.STAGED, note=f"{kind} unreadable: {error}")
+    note = f"Kafka has it, but no file of batch {batch.batch_id} does"
+    return replace(record, verdict=Verdict.MISSING, note=note)
+
+
+def _with_first_topic(ledger: Engine, record: Record) -> Record:
+    if record.duplicate_of is None:
+        return record
+    batch = _known(ledger, record.duplicate_of.batch_id)
+    topic = "" if batch is None else batch.topic
+    return replace(record, duplicate_of=replace(record.duplicate_of, topic=topic))
+
+
+def _batches_of(ledger: Engine, records: Iterable[Record]) -> dict[str, Batch]:
+    """The records' batches; those that this ledger does not know are missing."""
+    ids = dict.fromkeys(record.batch_id for record in records if record.batch_id)
+    found = {batch_id: _known(ledger, batch_id) for batch_id in ids}
+    return {batch_id: batch for batch_id, batch in found.items() if batch is not None}
+
+
+def _known(ledger: Engine, batch_id: str) -> Batch | None:
+    try:
+        return read_batch(ledger, batch_id)
+    except BatchError:
+        return None

@@ -1,0 +1,66 @@
+"""What is looked for: an event's uuid or a request's receipt, and what its text tells by itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from capture_api.events.uuids import normal_uuid
+
+MOST_CHARACTERS = 200
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_anything = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The text that was given; a UUID in its usual form."""
+
+    text: str
+
+    @cached_property
+    def uuid(self) -> UUID | None:
+        """The text as a UUID, if it is one: only then can it be an event's."""
+        return None if normal_uuid(self.text) is None else UUID(self.text)
+
+    @cached_property
+    def made_at_ms(self) -> int | None:
+        """When a version-7 UUID was made, by the clock of its maker, in ms since 1970."""
+        if self.uuid is None or self.uuid.version != 7:
+            return None
+        return self.uuid.int >> 80
+
+    def is_of(self, head: dict[str, Any]) -> bool:
+        """Whether a record's head has it as its uuid or its receipt."""
+        return self.text in (str(head.get("uuid")).lower(), head.get("request_id"))
+
+    def head_of(self, value: bytes) -> dict[str, Any] | None:
+        """The head of a record's value, if the record is one that is wanted.
+
+        A value that is no JSON counts when it names the uuid or receipt as a record does.
+        """
+        try:
+            fields = _fields.decode(value)
+            head = {
+                name: _anything.decode(raw)
+                for name, raw in fields.items()
+                if not bytes(raw).startswith((b"{", b"["))
+            }
+        except (msgspec.DecodeError, RecursionError):
+            pattern = rf'"(?:uuid|request_id)"\s*:\s*"{re.escape(self.text)}"'
+            return {} if re.search(pattern.encode(), value) else None
+        return head if self.is_of(head) else None
+
+
+def wanted(text: str) -> Wanted:
+    """What somebody typed. Raises ValueError for what can be neither a uuid nor a receipt."""
+    text = text.strip()
+    if not text or len(text) > MOST_CHARACTERS or not text.isprintable():
+        raise ValueError("give an event's uuid, or the X-Request-Id of an answer")
+    return Wanted(normal_uuid(text) or text)
