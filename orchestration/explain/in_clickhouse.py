@@ -29,7 +29,7 @@ _DEAD_LETTERS = f"""
 SELECT {_APPENDED}, reason, detail, base64Encode(value), _run_id,
        toUnixTimestamp64Milli(_inserted_at) * 1000
 FROM {{database:Identifier}}.dead_letters
-WHERE arrival_date >= {{since:Date}} AND position(value, {{text:String}}) > 0
+WHERE arrival_date >= {{since:Date}} AND multiSearchAny(value, {{spellings:Array(String)}})
 ORDER BY _appended_at, _topic, _partition, _offset
 LIMIT {MOST_RECORDS + 1}
 """
@@ -52,14 +52,18 @@ def search_clickhouse(settings: Settings, wanted: Wanted, search: Search) -> Non
 
 def _events(client: Client, database: str, wanted: Wanted, search: Search) -> None:
     found = 0
-    conditions = ["request_id = {text:String}"]
+    conditions = ["request_id IN {spellings:Array(String)}"]
     if wanted.uuid is not None:
         conditions.append("uuid = {text:UUID}")
     for condition in conditions:
         with named_errors("looking for events"):
             rows = client.query(
                 _EVENTS.replace("{condition}", condition),
-                parameters={"database": database, "text": wanted.text},
+                parameters={
+                    "database": database,
+                    "text": wanted.text,
+                    "spellings": list(wanted.spellings),
+                },
             ).result_rows
         for appended_at, topic, partition, offset, batch_id, *event, run_id, inserted_at in rows:
             project_id, uuid, name, distinct_id, request_id, received_at = event
@@ -89,7 +93,11 @@ def _dead_letters(client: Client, database: str, wanted: Wanted, search: Search)
     with named_errors("looking for dead letters"):
         rows = client.query(
             _DEAD_LETTERS,
-            parameters={"database": database, "text": wanted.text, "since": since.date()},
+            parameters={
+                "database": database,
+                "spellings": list(wanted.spellings),
+                "since": since.date(),
+            },
         ).result_rows
     found = 0
     for appended_at, topic, partition, offset, batch_id, *letter in rows:

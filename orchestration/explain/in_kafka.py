@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Range
@@ -22,6 +21,7 @@ from assets.pipeline.errors import BatchError, KafkaAway, TopicMissing
 from assets.pipeline.plan import see_watermark, share_out
 from assets.pipeline.read import read_ranges
 from assets.pipeline.topic import Topic, topics_of
+from orchestration.explain.in_lake import mentions
 from orchestration.explain.record import Place, Record, Search, Verdict, with_head
 from orchestration.explain.wanted import Wanted
 from orchestration.ledger.batches import staged_ends
@@ -132,8 +132,7 @@ def _read(
     end = time.monotonic() + MOST_SECONDS
     for chunk in read_ranges(settings.kafka_client, topic, ranges):
         values = chunk.records.column("value")
-        hits = pc.match_substring(values, wanted.text, ignore_case=True).fill_null(False)
-        for row in np.flatnonzero(hits.to_numpy(zero_copy_only=False)).tolist():
+        for row in np.flatnonzero(mentions(values, wanted)).tolist():
             head = wanted.head_of(values[row].as_py())
             if head is not None:
                 place = Place(

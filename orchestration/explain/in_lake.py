@@ -77,15 +77,21 @@ def _mask(table: pa.Table, kind: Kind, lookup: Lookup) -> npt.NDArray[np.bool_]:
         return mask
     wanted = lookup.wanted
     if kind is Kind.DEAD_LETTERS:
-        return _bools(pc.match_substring(table.column("value"), wanted.text.encode()))
+        return mentions(table.column("value"), wanted)
     mask = np.zeros(len(table), np.bool_)
     if "request_id" in table.column_names:
-        mask |= _bools(pc.equal(table.column("request_id"), wanted.text))
+        mask |= _bools(pc.is_in(table.column("request_id"), pa.array(wanted.spellings)))
     if wanted.uuid is not None:
         uuids = table.column("uuid").combine_chunks()
         stored = uuids.storage if isinstance(uuids, pa.ExtensionArray) else uuids
         mask |= _bools(pc.equal(stored, pa.scalar(wanted.uuid.bytes, pa.binary(16))))
     return mask
+
+
+def mentions(values: Any, wanted: Wanted) -> npt.NDArray[np.bool_]:
+    """Which of a column of values have it somewhere in their bytes."""
+    found = [pc.match_substring(values, text, ignore_case=True) for text in wanted.spellings]
+    return np.asarray(np.any([_bools(each) for each in found], axis=0), np.bool_)
 
 
 def _bools(column: Any) -> npt.NDArray[np.bool_]:

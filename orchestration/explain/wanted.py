@@ -20,9 +20,18 @@ _anything = msgspec.json.Decoder()
 
 @dataclass(frozen=True)
 class Wanted:
-    """The text that was given; a UUID in its usual form."""
+    """The text that was given, and the same in a UUID's usual form.
+
+    An event's uuid stands in records in that form; a receipt as whoever made it spelled it.
+    """
 
     text: str
+    given: str
+
+    @cached_property
+    def spellings(self) -> tuple[str, ...]:
+        """How records may spell it."""
+        return tuple(dict.fromkeys((self.text, self.given)))
 
     @cached_property
     def uuid(self) -> UUID | None:
@@ -38,7 +47,9 @@ class Wanted:
 
     def is_of(self, head: dict[str, Any]) -> bool:
         """Whether a record's head has it as its uuid or its receipt."""
-        return self.text in (str(head.get("uuid")).lower(), head.get("request_id"))
+        return (
+            head.get("request_id") in self.spellings or str(head.get("uuid")).lower() == self.text
+        )
 
     def head_of(self, value: bytes) -> dict[str, Any] | None:
         """The head of a record's value, if the record is one that is wanted.
@@ -53,7 +64,8 @@ class Wanted:
                 if not bytes(raw).startswith((b"{", b"["))
             }
         except (msgspec.DecodeError, RecursionError):
-            pattern = rf'"(?:uuid|request_id)"\s*:\s*"{re.escape(self.text)}"'
+            either = "|".join(map(re.escape, self.spellings))
+            pattern = rf'"(?:uuid|request_id)"\s*:\s*"(?:{either})"'
             return {} if re.search(pattern.encode(), value) else None
         return head if self.is_of(head) else None
 
@@ -63,4 +75,4 @@ def wanted(text: str) -> Wanted:
     text = text.strip()
     if not text or len(text) > MOST_CHARACTERS or not text.isprintable():
         raise ValueError("give an event's uuid, or the X-Request-Id of an answer")
-    return Wanted(normal_uuid(text) or text)
+    return Wanted(normal_uuid(text) or text, text)

@@ -1,0 +1,300 @@
+"""`tidemark explain`: what became of an event or a request, at every point of its way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from assets.pipeline.worker import load_batches, load_dead_letters, stage_batches
+from capture_api.events.uuids import mint_uuid
+from orchestration.cli import tidemark
+from orchestration.explain import in_kafka
+from orchestration.explain.text import WIDTH
+from tests.capture_api.conftest import Capture
+from tests.conftest import unused_port
+from tests.records import Sent, too_large, uuid_of, value_of
+from tests.stack import Stack
+
+NewStack = Callable[..., Stack]
+
+
+@pytest.fixture
+def stack(new_stack: NewStack) -> Stack:
+    """A stack with its three topics."""
+    return new_stack().make_topics()
+
+
+@pytest.fixture
+def capture(stack: Stack) -> Iterator[Capture]:
+    """A running capture API before it."""
+    stack.settings.home.mkdir(parents=True, exist_ok=True)
+    capture = Capture(stack.settings.home, stack.kafka, stack.settings.topic)
+    try:
+        yield capture.start()
+    finally:
+        capture.stop()
+
+
+def run(stack: Stack, *arguments: str, **settings: str) -> Result:
+    """The command, as it is typed."""
+    given = stack.settings.environment() | {
+        f"TIDEMARK_{name.upper()}": value for name, value in settings.items()
+    }
+    result = CliRunner().invoke(tidemark, ["explain", *arguments], env=given)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result
+
+
+def explained(stack: Stack, id: str, **settings: str) -> dict[str, Any]:
+    """What `--json` prints, which is one document; the other form is readable beside it."""
+    shown = run(stack, id, **settings).output
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    result = run(stack, id, "--json", **settings)
+    document: dict[str, Any] = json.loads(result.output)
+    assert result.exit_code == (0 if document["found"] else 1)
+    return document
+
+
+def verdicts(document: dict[str, Any]) -> list[tuple[str, int, str]]:
+    """Topic, offset and verdict of each record."""
+    return [(at["topic"], at["offset"], at["verdict"]) for at in document["records"]]
+
+
+def test_an_event_is_explained_all_the_way(stack: Stack, capture: Capture) -> None:
+    """By its receipt and by its uuid alike: in Kafka, planned, staged, loaded, sent again."""
+    uuid = str(uuid4())
+    event = {"event": "order paid", "distinct_id": "ada", "uuid": uuid}
+    topic = stack.settings.topic
+
+    def send() -> str:
+        answer = capture.client.post("/batch", json=capture.batch(event))
+        assert answer.status_code == 200
+        receipt: str = answer.headers["X-Request-Id"]
+        return receipt
+
+    def both(receipt: str) -> dict[str, Any]:
+        by_receipt, by_uuid = explained(stack, receipt), explained(stack, uuid.upper())
+        assert by_receipt["records"] == by_uuid["records"]
+        assert by_receipt["batches"] == by_uuid["batches"]
+        return by_receipt
+
+    receipt = send()
+    seen = both(receipt)
+    assert verdicts(seen) == [(topic, 0, "waiting")]
+    assert (seen["batches"], seen["records"][0]["batch_id"]) == ([], None)
+    assert seen["requests"] == [
+        {"receipt": receipt, "received_at": seen["records"][0]["received_at"], "records": 1}
+    ]
+    assert seen["records"][0]["seconds"].keys() == {"to_kafka"}
+
+    planned = stack.plan()
+    assert planned is not None
+    seen = both(receipt)
+    assert verdicts(seen) == [(topic, 0, "planned")]
+    assert seen["records"][0]["batch_id"] == planned.batch_id
+    assert seen["batches"][0]["state"] == "planned"
+
+    stage_batches(stack.worker("staging"))
+    seen = both(receipt)
+    assert verdicts(seen) == [(topic, 0, "staged")]
+    assert [file["kind"] for file in seen["batches"][0]["files"]] == ["events"]
+
+    load_batches(stack.worker("loading"))
+    load_dead_letters(stack.worker("loading"))
+    seen = both(receipt)
+    [record], [batch] = seen["records"], seen["batches"]
+    assert verdicts(seen) == [(topic, 0, "loaded")]
+    assert record["row"]["run_id"] == "loading"
+    assert (record["event"], record["distinct_id"], record["uuid"]) == ("order paid", "ada", uuid)
+    assert record["project_id"] == capture.project.project_id
+    assert list(record["seconds"]) == [
+        *("to_kafka", "until_planned", "to_stage", "to_load", "to_commit")
+    ]
+    assert (batch["state"], batch["ranges"], batch["balance"]["ok"]) == (
+        "committed",
+        [[0, 0, 1]],
+        1,
+    )
+    assert [(try_["stage"], try_["run_id"], try_["outcome"]) for try_ in batch["attempts"]] == [
+        ("stage", "staging", "ok"),
+        ("load", "loading", "ok"),
+    ]
+
+    again = send()
+    stack.run()
+    seen = explained(stack, again)
+    assert verdicts(seen) == [(topic, 1, "duplicate")]
+    assert seen["records"][0]["duplicate_of"] == {
+        "topic": topic,
+        "partition": 0,
+        "offset": 0,
+        "batch_id": planned.batch_id,
+    }
+    seen = explained(stack, uuid)
+    assert verdicts(seen) == [(topic, 0, "loaded"), (topic, 1, "duplicate")]
+    assert [request["receipt"] for request in seen["requests"]] == [receipt, again]
+
+    shown = run(stack, uuid).output
+    for words in (
+        f"REQUEST {receipt}: 1 record",
+        f"RECORD {topic} 0:0",
+        "verdict   loaded: it is a row of the table events",
+        "by run loading",
+        f"of        {topic} 0:0, batch {planned.batch_id}",
+        f"BATCH {planned.batch_id} of {topic}",
+        "attempt   load 1,",
+    ):
+        assert words in shown
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["staged", "loaded"])
+def test_a_dead_letter_is_explained_with_its_reason(stack: Stack, loaded: bool) -> None:
+    """By the uuid and the receipt that its bytes name, from the lake or from ClickHouse."""
+    broken = value_of(3)[:-20]
+    stack.send(too_large(1), value_of(2, project_id=0), broken, value_of(4))
+    if loaded:
+        stack.run()
+    else:
+        stage_batches(stack.worker())
+    for number, reason in ((1, "too_large"), (2, "unknown_project"), (3, "not_json")):
+        for id in (uuid_of(number), f"request-{number}"):
+            [record] = explained(stack, id)["records"]
+            assert (record["verdict"], record["reason"]) == ("dead_letter", reason)
+            assert (record["row"] is not None) is loaded
+            assert bool(record["note"]) is not loaded
+    assert "The event was larger than a record may be" in run(stack, uuid_of(1)).output
+
+
+def test_every_project_and_topic_that_has_the_uuid_is_shown(stack: Stack) -> None:
+    """The same uuid of two projects is two events; one sent over two topics is one of them."""
+    overflow = stack.settings.overflow_topic
+    stack.send(value_of(1), value_of(1, project_id=2), value_of(2, b'{"of":"%s"}' % UUID_1))
+    stack.send(value_of(1), topic=overflow)
+    stack.run()
+    seen = explained(stack, uuid_of(1))
+    assert sorted((at["topic"], at["project_id"], at["verdict"]) for at in seen["records"]) == [
+        (stack.settings.topic, 1, "loaded"),
+        (stack.settings.topic, 2, "loaded"),
+        (overflow, 1, "duplicate"),
+    ]
+    assert {batch["topic"] for batch in seen["batches"]} == {stack.settings.topic, overflow}
+
+
+UUID_1 = uuid_of(1).encode()
+
+
+def test_what_is_not_found_says_where_was_looked(stack: Stack) -> None:
+    """Nothing anywhere is exit code 1, with every place that was looked at."""
+    stack.send_numbers(range(3))
+    stack.run()
+    stack.send_numbers(range(3, 5))
+    for id in (str(uuid4()), mint_uuid(time.time_ns() // 1000), "no uuid at all"):
+        result = run(stack, id)
+        assert result.exit_code == 1
+        assert f"{id} was not found" in result.output
+        for place in (".events: 0 found", ".dead_letters", "lake, ", "2 records not staged yet: 0"):
+            assert place in " ".join(result.output.split())
+    assert run(stack, "").exit_code == 2
+
+
+def test_without_clickhouse_the_lake_and_the_ledger_answer(stack: Stack) -> None:
+    """Rows that cannot be asked for are told of by the lake; what is missing is said."""
+    uuid = mint_uuid(time.time_ns() // 1000)
+    stack.send(value_of(1, uuid=uuid))
+    stack.run()
+    away = f"http://127.0.0.1:{unused_port()}"
+    seen = explained(stack, uuid, clickhouse_url=away)
+    assert verdicts(seen) == [(stack.settings.topic, 0, "loaded")]
+    assert seen["records"][0]["note"] == "the ledger says so; ClickHouse could not be asked"
+    assert list(seen["away"]) == ["ClickHouse"]
+    assert "AWAY: ClickHouse" in run(stack, uuid, clickhouse_url=away).output
+
+
+def test_without_kafka_the_rest_answers(stack: Stack) -> None:
+    """What is staged or loaded is explained without Kafka; what it alone knows is not found."""
+    stack.send(value_of(1))
+    stack.run()
+    stack.send(value_of(2))
+    away = f"127.0.0.1:{unused_port()}"
+    seen = explained(stack, uuid_of(1), kafka_bootstrap_servers=away)
+    assert verdicts(seen) == [(stack.settings.topic, 0, "loaded")]
+    assert list(seen["away"]) == ["Kafka"]
+    result = run(stack, uuid_of(2), kafka_bootstrap_servers=away)
+    assert result.exit_code == 1
+    assert "AWAY: Kafka could not be asked" in result.output
+
+
+def test_a_row_that_somebody_deleted_is_missing(stack: Stack) -> None:
+    """The lake has it and its batch is committed, but ClickHouse does not: that is said."""
+    uuid = mint_uuid(time.time_ns() // 1000)
+    stack.send(value_of(1, uuid=uuid))
+    stack.run()
+    stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
+    [record] = explained(stack, uuid)["records"]
+    assert record["verdict"] == "missing"
+    assert "ClickHouse has no such row" in record["note"]
+
+
+def test_a_record_that_only_kafka_still_has_is_missing(stack: Stack) -> None:
+    """Gone from ClickHouse and from the lake: the record of that time in Kafka tells of it."""
+    uuid = mint_uuid(time.time_ns() // 1000)
+    stack.send(value_of(1, uuid=uuid))
+    stack.run()
+    stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
+    for path in stack.lake_file("events").rglob("*.parquet"):
+        path.unlink()
+    seen = explained(stack, uuid)
+    [record] = seen["records"]
+    assert (record["verdict"], record["batch_state"]) == ("staged", "committed")
+    assert "unreadable" in record["note"]
+    assert any("1 records staged already: 1 found" in line for line in seen["looked_at"])
+
+
+def test_a_bounded_search_says_so(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When not all of Kafka is read, the answer says how much was, and from when on."""
+    monkeypatch.setattr(in_kafka, "MOST_RECORDS_READ", 4)
+    stack.send(*(Sent(value_of(number)) for number in range(10)))
+    seen = explained(stack, uuid_of(9))
+    assert not seen["found"]
+    assert [line for line in seen["bounded"] if "4 of 10 records were read" in line]
+    late = mint_uuid(time.time_ns() // 1000 + 3_600_000_000)
+    seen = explained(stack, late)
+    assert [line for line in seen["bounded"] if "was read from" in line]
+
+
+def test_a_large_request_is_shown_in_part(stack: Stack) -> None:
+    """A request of many events is counted by verdict, and its first records are shown."""
+    stack.send(*(value_of(number, request_id="bulk") for number in range(60)), value_of(3))
+    stack.run()
+    assert len(explained(stack, "bulk")["records"]) == 60
+    shown = run(stack, "bulk").output
+    assert "REQUEST bulk: 60 records" in shown
+    assert "… and 40 more" in shown
+
+
+def test_a_receipt_is_found_as_its_maker_spelled_it(stack: Stack) -> None:
+    """A receipt that is a UUID without hyphens is found by that text, in every place."""
+    receipt = uuid4().hex
+    stack.send(value_of(1, request_id=receipt), value_of(1, request_id=receipt))
+    stack.send(value_of(2, request_id=receipt)[:-9])
+    assert [verdict for _, _, verdict in verdicts(explained(stack, receipt))] == ["waiting"] * 3
+    stack.run()
+    found = [verdict for _, _, verdict in verdicts(explained(stack, receipt))]
+    assert found == ["loaded", "duplicate", "dead_letter"]
+
+
+def test_the_answer_of_an_unknown_request_is_calm(stack: Stack, capture: Capture) -> None:
+    """A receipt of a refused request is found nowhere: nothing of it was taken."""
+    answer: httpx.Response = capture.client.post("/batch", content=b"no json")
+    assert answer.status_code == 400
+    result = run(stack, answer.headers["X-Request-Id"])
+    assert result.exit_code == 1
+    assert UUID(answer.headers["X-Request-Id"]).version == 7
+    assert "made" in result.output
