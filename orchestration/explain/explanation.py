@@ -38,7 +38,7 @@ MOST_FILES = 500
 MOST_SECONDS = 15.0
 """What one look-up reads of the lake at most."""
 
-_NOT_IN_TABLES = (State.STAGED, State.LOADING)
+_IN_TABLES = (State.LOADED, State.COMMITTED)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _judged(record: Record, batch: Batch, search: Search) -> Record:
     """A record of a staged file, held against what ClickHouse says."""
     if record.verdict is Verdict.DEAD_LETTER and batch.dead_letters_loaded_at is None:
         return replace(record, note="not in the table dead_letters yet")
-    if record.verdict is not Verdict.STAGED or batch.state in _NOT_IN_TABLES:
+    if record.verdict is not Verdict.STAGED or batch.state not in _IN_TABLES:
         return record
     if "ClickHouse" in search.away:
         note = "the ledger says so; ClickHouse could not be asked"

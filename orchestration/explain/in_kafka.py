@@ -32,7 +32,9 @@ MOST_SECONDS = 20.0
 """What one look-up reads of a topic at most."""
 
 BEFORE_MS = 60_000
-"""How long before the time in the id reading begins: clocks differ."""
+AFTER_MS = 600_000
+"""How long before the time in the id reading begins, as clocks differ; and how long after it
+reading ends of what is staged already."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ def _search_topic(
     }
     if staged_too:
         assert wanted.made_at_ms is not None
-        starts, ends = _from_the_time(topic, wanted.made_at_ms, lows, unstaged), unstaged
+        made_at = wanted.made_at_ms
+        starts = _first_after(topic, made_at - BEFORE_MS, lows, unstaged)
+        ends = _first_after(topic, made_at + AFTER_MS, starts, unstaged)
     else:
         starts, ends = unstaged, watermark.highs
         if _length(starts, ends) > MOST_RECORDS_READ and wanted.made_at_ms is not None:
-            starts = _from_the_time(topic, wanted.made_at_ms, starts, ends)
+            starts = _first_after(topic, wanted.made_at_ms - BEFORE_MS, starts, ends)
             since = np.datetime64(wanted.made_at_ms - BEFORE_MS, "ms")
             search.bounded.append(f"topic {topic.name} was read from {since} UTC on only")
     shares = share_out({p: ends[p] - starts[p] for p in starts}, MOST_RECORDS_READ)
@@ -96,7 +100,7 @@ def _search_topic(
             f"of topic {topic.name} {min(read, planned):,} of {_length(starts, ends):,} records "
             f"were read (at most {MOST_RECORDS_READ:,}, in {MOST_SECONDS:.0f} s)"
         )
-    which = "staged already" if staged_too else "not staged yet"
+    which = "of that time that are staged already" if staged_too else "not staged yet"
     search.looked_at.append(
         f"Kafka, topic {topic.name}, {_length(starts, ends):,} records {which}: "
         f"{len(matches):,} found"
@@ -108,11 +112,11 @@ def _length(starts: Mapping[int, int], ends: Mapping[int, int]) -> int:
     return sum(ends[partition] - start for partition, start in starts.items())
 
 
-def _from_the_time(
-    topic: Topic, made_at_ms: int, lows: Mapping[int, int], ends: Mapping[int, int]
+def _first_after(
+    topic: Topic, ms: int, lows: Mapping[int, int], ends: Mapping[int, int]
 ) -> dict[int, int]:
-    """Per partition, the first offset appended a bit before that time, within the bounds."""
-    begun = topic.starts_at(dict.fromkeys(lows, max(0, made_at_ms - BEFORE_MS)))
+    """Per partition, the first offset appended at that time or later, within the bounds."""
+    begun = topic.starts_at(dict.fromkeys(lows, max(0, ms)))
     return {
         partition: ends[partition]
         if begun[partition] == -1

@@ -29,7 +29,7 @@ SENTENCES = {
     Verdict.STAGED: "it is in the lake and not in ClickHouse yet",
     Verdict.PLANNED: "it is in Kafka, and a batch that will read it is planned",
     Verdict.WAITING: "it is in Kafka, and no batch holds it yet: the next micro-batch will",
-    Verdict.MISSING: "its batch is done, but what became of it is found nowhere",
+    Verdict.MISSING: "its batch is done, but it is not where it should be",
 }
 
 

@@ -254,7 +254,10 @@ def test_a_record_that_only_kafka_still_has_is_missing(stack: Stack) -> None:
     [record] = seen["records"]
     assert (record["verdict"], record["batch_state"]) == ("staged", "committed")
     assert "unreadable" in record["note"]
-    assert any("1 records staged already: 1 found" in line for line in seen["looked_at"])
+    assert any(
+        "1 records of that time that are staged already: 1 found" in line
+        for line in seen["looked_at"]
+    )
 
 
 def test_a_bounded_search_says_so(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
