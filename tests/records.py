@@ -12,6 +12,7 @@ from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from capture_api.events.record import VERSION_HEADERS, RecordHead, encode_value
+from capture_api.events.refused import evidence_value
 
 RECEIVED_AT = 1_763_800_000_000_000
 """A moment, in µs since 1970, that records are received at unless a test says otherwise."""
@@ -60,22 +61,18 @@ def value_with(number: int, **fields: Any) -> bytes:
     return spelled({**json.loads(value_of(number)), **fields})
 
 
-def too_large(number: int, raw: str = "AAAA", **head: Any) -> bytes:
+def too_large(number: int, **head: Any) -> bytes:
     """What the edge writes for an event that is too large for a record of its own."""
-    refused: dict[str, Any] = {
-        "v": 1,
-        "refused": "too_large",
+    fields: dict[str, Any] = {
         "uuid": uuid_of(number),
         "project_id": 1,
         "event": "page viewed",
         "distinct_id": "person",
         "received_at": RECEIVED_AT,
         "request_id": f"request-{number}",
-        "bytes": 1_234_567,
-        "sha256": "ab" * 32,
-        "raw": raw,
+        "properties": b"x" * 1_234_567,
     }
-    return spelled({**refused, **head})
+    return evidence_value(**{**fields, **head})
 
 
 def spelled(record: Any) -> bytes:

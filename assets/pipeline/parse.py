@@ -30,6 +30,7 @@ import pyarrow.json as pj
 from assets.pipeline.columns import HEAD, PROMOTED
 from assets.pipeline.reasons import Reason, Rejection
 from capture_api.events.record import PROPERTIES_MARK
+from capture_api.events.refused import TOO_LARGE
 
 PARSED = pa.schema(
     [
@@ -54,7 +55,7 @@ _CLOSING = b"}}"
 _NOT_A_NUMBER = re.compile(rb"[^\w\"](?:NaN|Inf(?:inity)?)\b")
 
 # What the edge writes in place of an event that is too large for a record says so in `refused`.
-_TOO_LARGE = b'"too_large"'
+_TOO_LARGE = f'"{TOO_LARGE}"'.encode()
 
 _INT64 = range(-(1 << 63), 1 << 63)
 
