@@ -24,6 +24,9 @@ def health_routes(worker: Worker) -> APIRouter:
         problems = worker.problems()
         if problems:
             return as_response(json_answer(503, {"status": "not ready", "problems": problems}))
+        degraded = worker.producer.degraded()
+        if degraded:
+            return as_response(json_answer(200, {"status": "Ok", "degraded": degraded}))
         return as_response(json_answer(200, {"status": "Ok"}))
 
     @routes.get("/", summary="What this is.")

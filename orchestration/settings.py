@@ -329,6 +329,14 @@ class Settings(BaseSettings):
         description="Events whose token no project has: enforce (401), dry_run (taken in, counted "
         "and logged), off (taken in); those taken in become dead letters.",
     )
+    capture_spool_dir: str = Field(
+        "",
+        description="Folder on a disk of its own where the API keeps accepted events while Kafka "
+        "is away; empty: none, and it answers 503.",
+    )
+    capture_spool_max_bytes: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes that the spool of one worker may take; then 503."
+    )
     capture_project_refresh_seconds: float = Field(
         2.0, gt=0, description="Seconds between looks at the project list."
     )

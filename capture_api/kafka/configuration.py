@@ -15,6 +15,8 @@ Configuration = dict[str, str | int | float | bool]
 def configuration(settings: Settings) -> Configuration:
     """The producer's configuration."""
     timeout_ms = settings.capture_ack_timeout_ms
+    # With a spool every record that waits is held twice.
+    queue_bytes = settings.capture_max_inflight_bytes // (2 if settings.capture_spool_dir else 1)
     return {
         "client.id": "tidemark-capture",
         "partitioner": "murmur2_random",
@@ -23,7 +25,7 @@ def configuration(settings: Settings) -> Configuration:
         "linger.ms": settings.capture_linger_ms,
         "topic.metadata.propagation.max.ms": min(1_000, timeout_ms),
         "queue.buffering.max.messages": QUEUE_MESSAGES,
-        "queue.buffering.max.kbytes": settings.capture_max_inflight_bytes // 1024,
+        "queue.buffering.max.kbytes": queue_bytes // 1024,
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 1_000,
         "log.connection.close": False,

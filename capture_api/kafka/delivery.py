@@ -2,6 +2,9 @@
 
 Kafka's answers arrive on the poll thread, one a record; the event loop is woken once for all
 requests that a poll completed.
+
+With a spool a delivery keeps its records until it is settled. Once it is handed over to the spool,
+the request is told what becomes of it there; or that Kafka has everything after all.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError
 
-from capture_api.kafka.errors import naming_topic
+from capture_api.events.records import Record
+from capture_api.kafka.errors import NAMING_TOPIC, naming_topic
 
 OnRecord = Callable[[KafkaError | None, Any], None]
 
@@ -24,7 +28,19 @@ class Delivery:
     The future's result is None when Kafka has every record, else the first error.
     """
 
-    __slots__ = ("_finish", "answered", "error", "expected", "failed", "future", "started")
+    __slots__ = (
+        "_finish",
+        "answered",
+        "error",
+        "expected",
+        "failed",
+        "future",
+        "handed_over",
+        "records",
+        "size",
+        "started",
+        "to_spool",
+    )
 
     def __init__(
         self,
@@ -40,6 +56,10 @@ class Delivery:
         self.answered = 0
         self.failed = 0
         self.error: KafkaError | None = None
+        self.records: list[Record] | None = None  # kept where there is a spool
+        self.handed_over = False
+        self.to_spool: list[Record] = []
+        self.size = 0
 
     def on_record(self, error: KafkaError | None, message: Any) -> None:
         """Kafka's answer to one record. Called on the poll thread, so it only counts."""
@@ -53,8 +73,35 @@ class Delivery:
 
     def settle(self) -> None:
         """Tell the waiting request. Called on the event loop."""
+        self.records = None
+        if not self.future.done() and not (self.handed_over and self.error is not None):
+            self._tell()
+
+    def _tell(self) -> None:
+        self.future.set_result(self.error)
+
+    def can_spool(self) -> bool:
+        """Whether the spool would help, now that Kafka's answers are there."""
+        return self.records is not None and _may_be_spooled(self.error)
+
+    def hand_over(self) -> int:
+        """Leave it to the spool: fills `to_spool`, and returns its size in bytes."""
+        self.to_spool, self.records = self._to_spool(), None
+        self.size = sum([len(topic) + len(v) + len(k or b"") for topic, v, k in self.to_spool])
+        self.handed_over = True
+        return self.size
+
+    def _to_spool(self) -> list[Record]:
+        return self.records or []
+
+    def stored(self) -> None:
+        """The records are in the spool, or in Kafka. Called on the event loop."""
         if not self.future.done():
-            self.future.set_result(self.error)
+            self.future.set_result(None)
+
+    def not_stored(self, error: KafkaError) -> None:
+        """The spool could not take the records. Called on the event loop."""
+        self.give_up(error)
 
     def give_up(self, error: KafkaError) -> None:
         """Tell the waiting request before Kafka has answered everything. On the event loop."""
@@ -88,11 +135,28 @@ class DeliveryOfEach(Delivery):
         self.errors[index] = error
         self.on_record(error, message)
 
-    def settle(self) -> None:
-        """Tell the waiting request. Called on the event loop."""
+    def _tell(self) -> None:
+        self.future.set_result(list(self.errors))
+
+    def can_spool(self) -> bool:
+        """Whether the spool would help one of the records."""
+        return self.records is not None and any(map(_may_be_spooled, self.errors))
+
+    def _to_spool(self) -> list[Record]:
+        pairs = zip(self.records or [], self.errors, strict=True)
+        return [record for record, error in pairs if _may_be_spooled(error)]
+
+    def stored(self) -> None:
+        """What Kafka does not have is in the spool, except what no other try would help."""
         if not self.future.done():
-            self.future.set_result(list(self.errors))
+            errors = [None if _may_be_spooled(error) else error for error in self.errors]
+            self.future.set_result(errors)
 
     def give_up(self, error: KafkaError) -> None:
         """Tell the waiting request which records are acknowledged so far. On the event loop."""
-        self.settle()
+        if not self.future.done():
+            self._tell()
+
+
+def _may_be_spooled(error: KafkaError | None) -> bool:
+    return error is not None and error.code() not in NAMING_TOPIC

@@ -83,6 +83,11 @@ class KafkaHealth:
         )
 
     @property
+    def main_topic_missing(self) -> bool:
+        """Whether Kafka lacks the topic without which nothing works."""
+        return self._topic in self.missing
+
+    @property
     def answered_lately(self) -> bool:
         """Whether a broker answered within RECENT_SECONDS."""
         at = self._answered_at
@@ -117,7 +122,7 @@ class KafkaHealth:
 
     def problem(self) -> str | None:
         """Why Kafka is not ready, or None."""
-        if self._topic in self.missing:
+        if self.main_topic_missing:
             return f"Kafka has no topic {self._topic!r}"
         if self.is_away:
             return f"Kafka does not answer: {self._look_failed or 'no broker is up'}"

@@ -3,6 +3,7 @@
     event loop    produce() for each record, then the request waits for its Delivery's future
     poll thread   takes Kafka's answers and wakes the loop once for all requests they complete
     watch thread  asks Kafka for the topics every second, and once for the batches they take
+    spool         takes over when Kafka does not acknowledge, where one is set (see spool.py)
 
 Invariants: a request is told "acknowledged" only when every one of its records is; what is queued
 is bounded in messages and bytes; no request waits longer than the acknowledgement timeout and a
@@ -19,6 +20,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
+from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -29,6 +31,7 @@ from capture_api.kafka.configuration import configuration
 from capture_api.kafka.delivery import Delivery, DeliveryOfEach, OnRecord
 from capture_api.kafka.errors import MISSING_TOPIC, NAMING_TOPIC, naming_topic
 from capture_api.kafka.health import KafkaHealth
+from capture_api.kafka.spool import Spool
 from capture_api.kafka.topic_watch import TopicWatch
 from capture_api.refusal import Refused, too_large, try_later
 from orchestration.settings import Settings
@@ -66,6 +69,15 @@ class RecordProducer:
         self._fatal = False
         self._batches_too_large = False
         self._batches_fit_at = 0.0  # monotonic seconds
+        self.spool: Spool | None = None
+        if settings.capture_spool_dir:
+            self.spool = Spool(
+                settings.capture_spool_dir,
+                settings.capture_spool_max_bytes,
+                self.health,
+                self._send_from_spool,
+                self._resume,
+            )
         self._threads: list[threading.Thread] = []
         self._polled_at = time.monotonic()
         self._watch = TopicWatch(settings, self.health, lambda: self._producer, self._use_limit)
@@ -89,43 +101,52 @@ class RecordProducer:
         """Start the threads. Called on the event loop that will send."""
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if self.spool is not None:
+            self.spool.start()
         for name, target in (("kafka-poll", self._poll), ("kafka-watch", self._watch.run)):
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def check(self) -> None:
-        """Refuse (503) at once while Kafka is away and no probe is due."""
-        if not self.health.may_try():
-            raise self._away()
+        """Refuse (503) at once while nothing can take records."""
+        if self.spool is None:
+            if not self.health.may_try():
+                raise self._away()
+        elif (self.spool.active or self.health.is_open) and (reason := self.spool.no_room()):
+            raise _spool_full(reason)
 
     def send(self, records: list[Record]) -> asyncio.Future[KafkaError | None]:
-        """Queue the records; the future tells whether Kafka has them all.
+        """Queue the records; the future tells whether Kafka, or the spool, has them all.
 
         Refuses (503) when the queue is full, a topic is missing, or Kafka is away and no probe is
-        due.
+        due; with a spool instead when that has no room.
         """
         health = self.health
-        if not health.take_probe():
-            raise self._away()
         if health.missing:
             for topic, _, _ in records:
                 if topic in health.missing:
                     raise _topic_missing(topic)
         future = self._loop.create_future()
         delivery = Delivery(len(records), future, time.monotonic(), self._finished.append)
-        produce, on_record = self._producer.produce, delivery.on_record
-        topic = ""
+        if self.spool is not None:
+            delivery.records = records
+            if self._goes_to_spool(self.spool):
+                self._send_to_spool(self.spool, delivery)
+                return future
+        elif not health.take_probe():
+            raise self._away()
         try:
-            for topic, value, key in records:
-                produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+            self._produce(delivery, records)
         except BufferError:
-            raise try_later(
-                "queue_full",
-                "too many events wait for Kafka: send the request again in a moment",
-            ) from None
-        except KafkaException as exception:
-            raise self.refusal(naming_topic(exception.args[0], topic)) from None
+            if self.spool is None:
+                raise try_later(
+                    "queue_full",
+                    "too many events wait for Kafka: send the request again in a moment",
+                ) from None
+            self._waiting.append(delivery)
+            self._divert(self.spool, "the queue to Kafka is full")
+            return future
         self.records_produced += len(records)
         self._waiting.append(delivery)
         return future
@@ -133,43 +154,135 @@ class RecordProducer:
     def send_each(self, records: list[Record]) -> asyncio.Future[list[KafkaError | None]]:
         """Like `send`, and the future tells of each record by itself.
 
-        Refuses (503) only while Kafka is away and no probe is due; a record that found the queue
-        full or its topic missing has that as its error.
+        Refuses (503) only while nothing can take records; a record that found the queue full or
+        its topic missing has that as its error.
         """
-        if not self.health.take_probe():
-            raise self._away()
         future = self._loop.create_future()
         delivery = DeliveryOfEach(len(records), future, time.monotonic(), self._finished.append)
-        produce, missing = self._producer.produce, self.health.missing
-        for index, (topic, value, key) in enumerate(records):
-            on_record = delivery.on_record_at(index)
-            if topic in missing:
-                error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic)
-                self._refused_records.append((on_record, error))
-                continue
-            try:
-                produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
-            except BufferError:
-                error = KafkaError(KafkaError._QUEUE_FULL)
-            except KafkaException as exception:
-                error = naming_topic(exception.args[0], topic)
-            else:
-                continue
-            # The poll thread may be counting this very delivery, so it is the one to be told.
-            self._refused_records.append((on_record, error))
+        if self.spool is not None:
+            delivery.records = records
+            if self._goes_to_spool(self.spool):
+                missing = self.health.missing
+                for index, (topic, _, _) in enumerate(records if missing else []):
+                    if topic in missing:
+                        delivery.errors[index] = KafkaError(KafkaError._UNKNOWN_TOPIC, topic)
+                self._send_to_spool(self.spool, delivery)
+                return future
+        elif not self.health.take_probe():
+            raise self._away()
+        self._produce_each(delivery, records)
         self.records_produced += len(records)
         self._waiting.append(delivery)
         return future
 
+    def _produce(self, delivery: Delivery, records: list[Record]) -> None:
+        """Queue the records. Raises BufferError, or refuses, perhaps halfway."""
+        produce, on_record = self._producer.produce, delivery.on_record
+        topic = ""
+        try:
+            for topic, value, key in records:
+                produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+        except KafkaException as exception:
+            raise self.refusal(naming_topic(exception.args[0], topic)) from None
+
+    def _produce_each(self, delivery: DeliveryOfEach, records: list[Record]) -> None:
+        """Queue the records; those that cannot be have that as their error."""
+        produce, missing = self._producer.produce, self.health.missing
+        for index, (topic, value, key) in enumerate(records):
+            on_record = delivery.on_record_at(index)
+            error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic) if topic in missing else None
+            if error is None:
+                try:
+                    produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+                except BufferError:
+                    error = KafkaError(KafkaError._QUEUE_FULL)
+                except KafkaException as exception:
+                    error = naming_topic(exception.args[0], topic)
+            if error is not None:
+                # The poll thread may be counting this very delivery, so it is the one to be told.
+                self._refused_records.append((on_record, error))
+
+    def _goes_to_spool(self, spool: Spool) -> bool:
+        """Whether a new request goes to the spool, behind those that wait."""
+        if not spool.active and self.health.is_open:
+            self._divert(spool, self.health.problem() or "Kafka does not answer")
+            return True
+        return spool.active
+
+    def _send_to_spool(self, spool: Spool, delivery: Delivery) -> None:
+        reason = spool.no_room()
+        if reason:
+            raise _spool_full(reason)
+        spool.take(delivery, self.health.problem() or "Kafka does not answer")
+
+    def _divert(self, spool: Spool, reason: str) -> None:
+        """From now on through the spool, beginning with all that wait, in their order.
+
+        Their records stay in librdkafka's queue as well. Should they arrive after all, they do so
+        no later than their copies from the spool, and before anything behind those: the order of
+        first arrivals is kept, and a uuid is stored once.
+        """
+        while self._waiting:
+            delivery = self._waiting.popleft()
+            if not delivery.future.done():
+                spool.take(delivery, reason)
+
+    def _send_from_spool(self, records: list[Record]) -> asyncio.Future[list[KafkaError | None]]:
+        """Produce whatever the breaker says, and wait as long as librdkafka does."""
+        future = self._loop.create_future()
+        delivery = DeliveryOfEach(len(records), future, time.monotonic(), self._finished.append)
+        self._produce_each(delivery, records)
+        self.records_produced += len(records)
+        return future
+
+    def _resume(self, queued: deque[Delivery]) -> None:
+        """Produce what is queued for an empty spool; what finds no room stays queued."""
+        while queued:
+            outer = queued[0]
+            if not outer.future.done():
+                future = self._loop.create_future()
+                count = len(outer.to_spool)
+                inner = Delivery(count, future, outer.started, self._finished.append)
+                inner.records = outer.to_spool
+                try:
+                    self._produce(inner, outer.to_spool)
+                except (BufferError, Refused):
+                    return
+                future.add_done_callback(partial(_pass_on, outer))
+                self.records_produced += count
+                self._waiting.append(inner)
+            queued.popleft()
+
     def problem(self) -> str | None:
         """Why records cannot be sent now, or None."""
-        return self.defect() or self.health.problem()
+        problem = self.defect() or self.health.problem()
+        if self.spool is None or self.defect():
+            return problem
+        if self.health.main_topic_missing:
+            return problem
+        if problem or self.spool.active:
+            reason = self.spool.no_room()
+            return f"{problem or 'the spool is being drained'}; {reason}" if reason else None
+        return None
+
+    def degraded(self) -> str | None:
+        """What an operator should know while records can be taken all the same, or None."""
+        spool = self.spool
+        if spool is None or not spool.active:
+            return None
+        why = self.health.problem() or spool.trouble or "they are on their way to Kafka"
+        return (
+            f"events go through the spool ({why}): {spool.records} records, {spool.bytes} bytes, "
+            f"the oldest of {spool.oldest_seconds:.0f} s ago"
+        )
 
     def defect(self) -> str | None:
         """What is wrong with this process so that only a new one helps, or None."""
         for thread in self._threads:
             if not thread.is_alive() and not self._stopping.is_set():
                 return f"the thread {thread.name} has died: restart the process; its log says why"
+        if self.spool is not None and self._threads and (dead := self.spool.dead()):
+            return f"the task {dead} has ended: restart the process; its log says why"
         silent = time.monotonic() - self._polled_at
         if self._threads and silent > HUNG_SECONDS + 2 * self._timeout:
             return f"the thread kafka-poll hangs since {silent:.0f} s: restart the process"
@@ -195,6 +308,11 @@ class RecordProducer:
                 "not_acknowledged",
                 "transient error, please retry: Kafka took none of a batch that was too large",
             )
+        if code == KafkaError._QUEUE_FULL:
+            return try_later(
+                "queue_full",
+                "too many events wait for Kafka: send the request again in a moment",
+            )
         self.health.delivery_failed(error.str())
         return try_later(
             "not_acknowledged",
@@ -205,6 +323,8 @@ class RecordProducer:
     async def close(self) -> None:
         """Wait for what is queued, at most FLUSH_SECONDS, and stop the threads."""
         self._sweeper.cancel()
+        if self.spool is not None:
+            await self.spool.close()
         self._stopping.set()
         self._watch.stop()
         for thread in self._threads:
@@ -217,26 +337,40 @@ class RecordProducer:
         return try_later("kafka_away", f"transient error, please retry: {self.health.problem()}")
 
     def _settle(self, finished: list[Delivery]) -> None:
+        spool, diverts = self.spool, None
         for delivery in finished:
             self.records_acknowledged += delivery.expected - delivery.failed
             if delivery.error is None:
                 self.health.delivered()
+                delivery.settle()
+                continue
+            self.records_failed[delivery.error.name()] += delivery.failed
+            if spool is not None and delivery.can_spool() and not delivery.future.done():
+                diverts = delivery.error.str()
+                self.health.delivery_failed(diverts)
             else:
-                self.records_failed[delivery.error.name()] += delivery.failed
-            delivery.settle()
+                delivery.settle()
+        if spool is not None and diverts is not None:
+            self._divert(spool, f"Kafka did not acknowledge: {diverts}")
 
     def _sweep(self) -> None:
         """Give up on deliveries that waited too long, and forget the finished ones before them."""
         limit = self._timeout + DEADLINE_GRACE_SECONDS
+        now = time.monotonic()
+        spool = self.spool
+        if spool is not None:
+            spool.give_up_before(now - limit)
         if self.health.is_open:
             limit = min(limit, OPEN_WAIT_SECONDS)
-        too_old = time.monotonic() - limit
         waiting = self._waiting
-        while waiting and (waiting[0].future.done() or waiting[0].started < too_old):
-            delivery = waiting.popleft()
-            if not delivery.future.done():
+        while waiting and (waiting[0].future.done() or waiting[0].started < now - limit):
+            if waiting[0].future.done():
+                waiting.popleft()
+            elif spool is not None:
+                self._divert(spool, self.health.problem() or "Kafka did not acknowledge in time")
+            else:
                 self.requests_given_up += 1
-                delivery.give_up(KafkaError(KafkaError._TIMED_OUT))
+                waiting.popleft().give_up(KafkaError(KafkaError._TIMED_OUT))
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _poll(self) -> None:
@@ -298,6 +432,17 @@ class RecordProducer:
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.health.brokers_down(error.str())
             self._watch.look_now()
+
+
+def _pass_on(outer: Delivery, inner: asyncio.Future[KafkaError | None]) -> None:
+    if inner.cancelled():
+        return
+    error = inner.result()
+    outer.stored() if error is None else outer.not_stored(error)
+
+
+def _spool_full(reason: str) -> Refused:
+    return try_later("spool_full", f"transient error, please retry: {reason}", retry_after=5)
 
 
 def _topic_missing(topic: str) -> Refused:
