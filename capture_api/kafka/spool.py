@@ -52,7 +52,7 @@ GROUP_BYTES = 4 << 20
 """What is written and synced at once."""
 FULL = 0.9
 """The part of its size at which it is called full; the rest is for what is on its way by then."""
-QUEUED_BYTES = 64 << 20
+QUEUED_BYTES = 32 << 20
 """What may wait in memory for the disk."""
 ADOPT_SECONDS = 5.0
 """How often folders whose owner died are looked for."""
