@@ -40,6 +40,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("http_requests", _C, "Requests answered.", ("path", "status")),
     Metric("http_request_duration_seconds", _H, "From a request's head to its answer.", ("path",)),
     Metric("capture_requests_refused", _C, "Requests refused, by the answer's code.", ("code",)),
+    Metric(
+        "capture_connections_ended",
+        _C,
+        "Connections that were too many, too slow or too greedy.",
+        ("cause",),
+    ),
     Metric("capture_events_received", _C, "Events in requests that could be read."),
     Metric("capture_events_ingested", _C, "Events that Kafka has acknowledged."),
     Metric("capture_events_dropped", _C, "Events left out on purpose.", ("cause",)),

@@ -11,6 +11,7 @@ from capture_api.projects import Projects
 from capture_api.protection.guard import Guard
 from capture_api.protection.routing import Why
 from capture_api.wire.body import Budget
+from capture_api.wire.connections import ENDED
 
 _DROPS = frozenset({Why.RULE_DROP})
 
@@ -51,6 +52,7 @@ class Worker:
                 for path, timing in metrics.durations.items()
             ),
             *(Sample("capture_requests_refused", [code], n) for code, n in metrics.refused.items()),
+            *(Sample("capture_connections_ended", [cause], n) for cause, n in ENDED.items()),
             Sample("capture_in_flight_bytes", [], self.budget.held),
             Sample("capture_in_flight_bytes_limit", [], self.budget.limit),
             Sample("capture_ready", [], float(not self.problems())),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from orchestration.settings import Settings
 
 SPARE_FILES = 256
 """Open files that are no connections of clients: Kafka, the ledger, the log, the sockets."""
+
+ENDED: Counter[str] = Counter()
+"""How many connections this process has cut off or refused, by cause; read for /metrics."""
 
 SURPLUS_CONNECTIONS = 256
 """Connections over the limit that are answered 503; what comes on top is cut off at once."""
@@ -76,6 +80,7 @@ class Sweep:
         shortest = min(limits.head_seconds, limits.idle_seconds, limits.stall_seconds)
         self._interval = min(1.0, shortest / 4)
         self._running = False
+        self._told: Counter[str] = Counter()
 
     def watch(self, loop: asyncio.AbstractEventLoop, connections: Iterable[Any]) -> None:
         """Call `sweep(now)` of these connections until there are none."""
@@ -89,5 +94,16 @@ class Sweep:
         now = loop.time()
         for connection in there:
             connection.sweep(now)
+        self._tell()
         if there:
             self.watch(loop, connections)
+
+    def _tell(self) -> None:
+        """One line for all that were cut off since the last sweep: they may be very many."""
+        new = ENDED - self._told
+        if new:
+            self._told = ENDED.copy()
+            log.info(
+                "connections cut off or refused: %s",
+                ", ".join(f"{count} {cause}" for cause, count in sorted(new.items())),
+            )

@@ -13,7 +13,6 @@ on its way while the server shuts down is served.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from capture_api.answers import (
     send_answer,
 )
 from capture_api.refusal import Refused, bad_request, try_later
-from capture_api.wire.connections import SURPLUS_CONNECTIONS, Sweep
+from capture_api.wire.connections import ENDED, SURPLUS_CONNECTIONS, Sweep
 
 MAX_HEAD_BYTES = 64 << 10
 """Request line and headers, or trailers, that a client may send without completing them."""
@@ -40,13 +39,15 @@ LEAVE_SECONDS = 1.0
 
 _CLOSE = (b"connection", b"close")
 
-_SILENT = "has sent nothing"
-_HEAD = "has not completed its headers"
-_IDLE = "has been idle"
-_DRAIN = "has not completed a body that was refused"
-_UNREAD = "does not read its answers"
-
-log = logging.getLogger("tidemark.capture")
+_SILENT = "silent"
+_HEAD = "slow_head"
+_IDLE = "idle"
+_DRAIN = "slow_refused_body"
+_UNREAD = "unread_answers"
+_TOO_MANY = "too_many"
+_LARGE_HEAD = "large_head"
+_LARGE_REFUSED = "large_refused_body"
+"""What a connection may be at, and why it is ended."""
 
 
 class At(NamedTuple):
@@ -77,6 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._sweep.watch(self.loop, self.connections)
         surplus = len(self.connections) - self._limits.connections
         if surplus > 0:
+            ENDED[_TOO_MANY] += 1
             self.app = _no_room
             if surplus > SURPLUS_CONNECTIONS:
                 transport.abort()
@@ -98,7 +100,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._refuse_bytes(bad_request(f"this is not HTTP: {error}", "bad_http"))
             break
         if self._without_progress > MAX_HEAD_BYTES and not self.transport.is_closing():
-            log.info("hung up on %s: headers of more than %d bytes", self.client, MAX_HEAD_BYTES)
+            ENDED[_LARGE_HEAD] += 1
             self._refuse_bytes(
                 Refused(431, "head_too_large", f"the headers have more than {MAX_HEAD_BYTES} bytes")
             )
@@ -118,7 +120,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.expect_100_continue = False  # it does not wait
         if self.cycle.response_complete:
             self._drained += len(body)
-            if self._drained > self._limits.drain_bytes:
+            if self._drained > self._limits.drain_bytes and not self.transport.is_closing():
+                ENDED[_LARGE_REFUSED] += 1
                 self.transport.close()
         else:
             super().on_body(body)
@@ -183,7 +186,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if now - self._since < patience:
             return
         if what is not _IDLE:
-            log.info("hung up on %s: for %.0f s it %s", self.client, now - self._since, what)
+            ENDED[what] += 1
         if what is _HEAD:
             text = f"the headers are not complete after {patience:g} s: send the request again"
             self._refuse_bytes(Refused(408, "head_stalled", text))

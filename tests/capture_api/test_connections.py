@@ -177,7 +177,11 @@ def test_client_that_does_not_read_is_cut_off(capture: Any, wire: Any, until: An
         return False
 
     until(cut_off, "the client that does not read is cut off")
-    assert "does not read its answers" in capture.log()
+    until(lambda: "1 unread_answers" in capture.log(), "the log tells")
+    assert (
+        'capture_connections_ended_total{cause="unread_answers"} 1'
+        in capture.client.get("/metrics").text
+    )
 
 
 @pytest.mark.parametrize("beyond", [1, MAX_BODY])
