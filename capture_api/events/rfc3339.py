@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 _FORM = re.compile(
     r"([0-9]{4})(-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:)([0-9]{2})"
     r"(?:\.([0-9]{1,32}))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
+# Nearly always, and read by `datetime` alone.
+_USUAL_FORM = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
+    r"(?:\.[0-9]{1,32})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+)
+_EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1)
 _CALENDAR_DAYS = 146_097
 """The days of 400 years, after which the calendar repeats itself."""
@@ -20,6 +26,17 @@ def parse_rfc3339(text: str) -> int | None:
 
     The years 0000 to 9999, so the result may lie a little outside of what `datetime` can hold.
     """
+    if _USUAL_FORM.fullmatch(text):
+        try:
+            past = datetime.fromisoformat(text) - _EPOCH_UTC
+        except (ValueError, OverflowError):
+            return _parse_with_care(text)
+        return past.days * _DAY_US + past.seconds * _SECOND_US + past.microseconds
+    return _parse_with_care(text)
+
+
+def _parse_with_care(text: str) -> int | None:
+    """Leap seconds, the year 0, other letters, and zones that reach out of the calendar."""
     found = _FORM.fullmatch(text)
     if found is None:
         return None

@@ -84,7 +84,10 @@ class V1Endpoint:
         budget: Budget,
     ) -> None:
         self._max_compressed = settings.capture_v1_max_compressed_bytes
-        self._max_decompressed = settings.capture_v1_max_decompressed_bytes
+        # What could never be held is not to be tried again and again.
+        self._max_decompressed = min(
+            settings.capture_v1_max_decompressed_bytes, settings.capture_max_inflight_bytes
+        )
         self._projects = projects
         self._producer = producer
         self._guard = guard
@@ -165,6 +168,7 @@ class V1Endpoint:
                 raise bad_request("the request has no body: send a batch as JSON", "empty_body")
             if head.encoding:
                 text = inflate_as(head.encoding, text, self._max_decompressed)
+                charge.release()  # the compressed body is gone
                 charge.add(len(text))
             batch = parse_batch(text)
             uuids = event_uuids(batch.batch)
