@@ -12,7 +12,7 @@ _FORM = re.compile(
 # Nearly always, and read by `datetime` alone.
 _USUAL_FORM = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
-    r"(?:\.[0-9]{1,32})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+    r"(?:\.[0-9]{1,32})?(?:Z|[+-][0-9]{2}:[0-5][0-9])"
 )
 _EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1)

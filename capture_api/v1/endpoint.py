@@ -203,16 +203,16 @@ class V1Endpoint:
         started = time.perf_counter()
         errors = await delivery
         self._metrics.ack.observe(time.perf_counter() - started)
-        found: dict[int, Result] = {}  # by code: the producer takes note of each error once
+        found: dict[tuple[int, str], Result] = {}  # the producer takes note of each error once
         for index, error in zip(pending.indices, errors, strict=True):
             if error is None or index is None:
                 continue
-            code = error.code()
-            if code not in found:
+            kind = error.code(), error.str()
+            if kind not in found:
                 self._metrics.produce_errors[error.name()] += 1
                 too_big = self._producer.refusal(error).status == 413
-                found[code] = TOO_BIG if too_big else NOT_PERSISTED
-            pending.results[index] = found[code]
+                found[kind] = TOO_BIG if too_big else NOT_PERSISTED
+            pending.results[index] = found[kind]
 
     def _count(self, pending: Pending) -> None:
         """Enter the results into the metrics, and what was kept into the project's usage."""
