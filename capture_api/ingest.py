@@ -73,7 +73,9 @@ class Ingest:
         self._metrics = metrics
         self.senders = Senders(settings.trusted_proxies)
         self._refusals = RefusalLog()
-        self.budget = Budget(settings.capture_max_inflight_bytes)
+        self.budget = Budget(
+            settings.capture_max_inflight_bytes, settings.capture_stall_timeout_seconds
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""

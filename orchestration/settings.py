@@ -356,8 +356,8 @@ class Settings(BaseSettings):
     capture_stall_timeout_seconds: float = Field(
         30.0,
         gt=0,
-        description="Seconds a client may leave answers unread, or take over the rest of a "
-        "refused body.",
+        description="Seconds a body may take besides those of its bytes at 64 kB/s, or the rest of "
+        "a refused one, or answers may be left unread.",
     )
     capture_trusted_proxies: str = Field(
         "",

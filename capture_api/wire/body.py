@@ -17,15 +17,16 @@ from capture_api.refusal import Refused, bad_request, too_large, try_later
 
 STALL_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 64_000
-"""A body has STALL_SECONDS and the time its bytes so far take at this rate, counted from the start:
-one that trickles is given up, lest slow clients hold the whole budget."""
+"""A body has the budget's `stall_seconds` and the time that its bytes so far take at this rate,
+counted from the start: one that trickles is given up, lest slow clients hold the whole budget."""
 
 
 class Budget:
-    """The bytes of requests that the process holds, and how many it may."""
+    """The bytes of requests that the process holds, how many it may, and for whom it waits."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, stall_seconds: float = STALL_SECONDS) -> None:
         self.limit = limit
+        self.stall_seconds = stall_seconds
         self.held = 0
 
 
@@ -49,6 +50,10 @@ class Charge:
             )
         budget.held += count
         self._bytes += count
+
+    def deadline(self, began: float, size: int) -> float:
+        """Until when a body that began then, and has so many bytes now, may go on."""
+        return began + self._budget.stall_seconds + size / SLOWEST_BYTES_PER_SECOND
 
     def release(self) -> None:
         """Give everything back; may be called again."""
@@ -90,7 +95,7 @@ async def _read_slowly(
     chunks = [chunk]
     size = len(chunk)
     try:
-        async with asyncio.timeout_at(_deadline(now, size)) as patience:
+        async with asyncio.timeout_at(charge.deadline(now, size)) as patience:
             while True:
                 message = await coming
                 chunk = _chunk(message, size, limit, charge)
@@ -98,7 +103,7 @@ async def _read_slowly(
                 size += len(chunk)
                 if not message.get("more_body"):
                     return b"".join(chunks)
-                patience.reschedule(_deadline(now, size))
+                patience.reschedule(charge.deadline(now, size))
                 coming = receive()
     except TimeoutError:
         raise Refused(
@@ -130,10 +135,6 @@ def _chunk(message: Message, size: int, limit: int, charge: Charge) -> bytes:
         raise _over(limit)
     charge.add(len(chunk))
     return chunk
-
-
-def _deadline(began: float, size: int) -> float:
-    return began + STALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND
 
 
 def _over(limit: int) -> Refused:

@@ -59,7 +59,6 @@ def test_chunks_are_joined() -> None:
     ],
 )
 def test_what_is_not_read_to_its_end(
-    monkeypatch: pytest.MonkeyPatch,
     chunks: tuple[bytes, ...],
     declared: bytes | None,
     end: str,
@@ -67,8 +66,7 @@ def test_what_is_not_read_to_its_end(
     code: str,
 ) -> None:
     """Too long, stalled and broken-off bodies end in their refusal, and hold nothing afterwards."""
-    monkeypatch.setattr(body, "STALL_SECONDS", 0.01)
-    budget = Budget(1_000)
+    budget = Budget(1_000, stall_seconds=0.01)
     with pytest.raises(Refused) as caught:
         read(*chunks, declared=declared, budget=budget, end=end)
     assert (caught.value.status, caught.value.code) == (status, code)
@@ -90,9 +88,8 @@ def test_budget_is_shared_and_given_back() -> None:
     assert budget.held == 0
 
 
-def test_trickling_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trickling_body_is_given_up() -> None:
     """A byte now and then does not buy more time: the deadline is one for the whole body."""
-    monkeypatch.setattr(body, "STALL_SECONDS", 0.05)
     pieces = 0
 
     async def receive() -> dict[str, Any]:
@@ -102,7 +99,7 @@ def test_trickling_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"type": "http.request", "body": b"a", "more_body": pieces < LIMIT}
 
     async def main() -> None:
-        with Charge(Budget(LIMIT)) as charge:
+        with Charge(Budget(LIMIT, stall_seconds=0.05)) as charge:
             await read_body(receive, None, LIMIT, charge)
 
     with pytest.raises(Refused) as caught:
@@ -113,7 +110,6 @@ def test_trickling_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_body_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that came at a fair rate move the deadline."""
-    monkeypatch.setattr(body, "STALL_SECONDS", 0.0)
     monkeypatch.setattr(body, "SLOWEST_BYTES_PER_SECOND", 1)
     started = False
 
@@ -126,7 +122,7 @@ def test_large_body_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"type": "http.request", "body": b"a" * LIMIT, "more_body": True}
 
     async def main() -> bytes:
-        with Charge(Budget(LIMIT)) as charge:
+        with Charge(Budget(LIMIT, stall_seconds=0.0)) as charge:
             return await read_body(receive, None, LIMIT, charge)
 
     assert asyncio.run(main()) == b"a" * LIMIT

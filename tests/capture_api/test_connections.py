@@ -184,6 +184,22 @@ def test_client_that_does_not_read_is_cut_off(capture: Any, wire: Any, until: An
     )
 
 
+@pytest.mark.parametrize("framing", ["declared", "chunked"])
+def test_stalled_body_is_answered_408(capture: Any, wire: Any, framing: str) -> None:
+    """And the connection is closed: what comes of the body later is no request."""
+    whole = request(capture, b"Origin: https://shop.example", length=1_000)
+    if framing == "chunked":
+        whole = chunked(capture, b"2\r\n{}\r\n").replace(
+            b"Host: x", b"Host: x\r\nOrigin: https://shop.example"
+        )
+    connection = wire().send(whole)
+    answer = connection.answer()
+    assert (answer.status, answer.code) == (408, "body_stalled")
+    assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+    assert answer.headers["connection"] == "close"
+    assert connection.ended()
+
+
 @pytest.mark.parametrize("beyond", [1, MAX_BODY])
 def test_refused_body_leaves_the_connection_usable(capture: Any, wire: Any, beyond: int) -> None:
     """413 by Content-Length or mid-stream: the rest is read and forgotten, the next is served."""
