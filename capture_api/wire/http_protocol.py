@@ -13,8 +13,9 @@ on its way while the server shuts down is served.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -30,9 +31,13 @@ from capture_api.answers import (
 )
 from capture_api.refusal import Refused, bad_request, try_later
 from capture_api.wire.connections import ENDED, SURPLUS_CONNECTIONS, Sweep
+from capture_api.wire.quick_cycle import QuickCycle
 
 MAX_HEAD_BYTES = 64 << 10
 """Request line and headers, or trailers, that a client may send without completing them."""
+
+SHORT_URL_BYTES = 64
+"""Up to this, a URL is remembered with its parts: SDKs send the same few all the time."""
 
 LEAVE_SECONDS = 1.0
 """An idle connection stays open so long at shutdown, for a request that is already on its way."""
@@ -99,6 +104,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserError as error:
                 self._refuse_bytes(bad_request(f"this is not HTTP: {error}", "bad_http"))
             break
+        cycle = self.cycle
+        if isinstance(cycle, QuickCycle) and cycle.parts is not None and not self.pipeline:
+            cycle.start(self.app)  # the rest of its body comes later
         if self._without_progress > MAX_HEAD_BYTES and not self.transport.is_closing():
             ENDED[_LARGE_HEAD] += 1
             self._refuse_bytes(
@@ -108,9 +116,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The parser has a whole head."""
         self._without_progress = 0
-        if self.parser.should_upgrade():
+        parser = self.parser
+        if parser.should_upgrade():
             return  # it comes again without
-        super().on_headers_complete()
+        if self.expect_100_continue:
+            super().on_headers_complete()
+        else:
+            version = parser.get_http_version()
+            scope = self.scope
+            scope["method"] = parser.get_method().decode("ascii")
+            scope["http_version"] = version
+            url = self.url
+            split = split_url if len(url) > SHORT_URL_BYTES else _split_short_url
+            scope["path"], scope["raw_path"], scope["query_string"] = split(url)
+            previous = self.cycle
+            self.cycle = QuickCycle(self, version != "1.0" and parser.should_keep_alive())
+            if previous is not None and not previous.response_complete:
+                self.flow.pause_reading()
+                self.pipeline.appendleft((self.cycle, self.app))
         if self._leaving:
             self.cycle.keep_alive = False
 
@@ -118,11 +141,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The parser has bytes of a body."""
         self._without_progress = 0
         self.expect_100_continue = False  # it does not wait
-        if self.cycle.response_complete:
+        cycle = self.cycle
+        if cycle.response_complete:
             self._drained += len(body)
             if self._drained > self._limits.drain_bytes and not self.transport.is_closing():
                 ENDED[_LARGE_REFUSED] += 1
                 self.transport.close()
+        elif isinstance(cycle, QuickCycle) and cycle.parts is not None:
+            cycle.parts.append(body)
         else:
             super().on_body(body)
 
@@ -131,8 +157,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._without_progress = 0
         if self.parser.should_upgrade():
             return
+        cycle = self.cycle
+        if isinstance(cycle, QuickCycle) and cycle.parts is not None:
+            cycle.more_body = False
+            if not self.pipeline:
+                cycle.start(self.app)
+            return
         super().on_message_complete()
-        self.cycle.more_body = False  # also of one that is answered already
+        cycle.more_body = False  # also of one that is answered already
         if self.app is _no_room and self.cycle.response_complete:
             self.transport.close()
 
@@ -142,11 +174,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._drained = 0
-        self.flow.resume_reading()
         if self.pipeline:
+            # Not read on: a client that sends without waiting must not fill the memory.
             cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-        elif self.expect_100_continue and self.cycle.more_body:
+            if isinstance(cycle, QuickCycle):
+                cycle.start(app)
+            else:
+                self._start_asgi_task(cycle, app)
+            return
+        self.flow.resume_reading()
+        if self.expect_100_continue and self.cycle.more_body:
             # Refused before it was told to go on: whether the body comes nobody knows, so nothing
             # after this can be understood.
             self.transport.close()
@@ -247,6 +284,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             headers.append(_CLOSE)
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[answer.status] + lines + b"\r\n" + answer.body
+
+
+def split_url(url: bytes) -> tuple[str, bytes, bytes]:
+    """The path, the path as it was sent, and the query string."""
+    parsed = httptools.parse_url(url)
+    raw_path = parsed.path
+    path = raw_path.decode("ascii")
+    return unquote(path) if "%" in path else path, raw_path, parsed.query or b""
+
+
+_split_short_url = lru_cache(1024)(split_url)
 
 
 async def _refuse(refused: Refused, scope: Scope, _: Receive, send: Send) -> None:
