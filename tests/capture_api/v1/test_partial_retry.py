@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,5 +139,37 @@ def test_kafka_away(
     until(
         lambda: send().json().get("results", {"": {}}).popitem()[1] == {"result": "ok"},
         "events are taken in again",
+        60,
+    )
+
+
+def test_kafka_away_with_a_spool(
+    tmp_path: Path,
+    new_broker: Callable[[], Any],
+    new_capture: Callable[..., Any],
+    v1: Any,
+    event: Any,
+    until: Callable[..., None],
+) -> None:
+    """Each event is `ok` once it is on disk, and in Kafka when that is back."""
+    broker = new_broker().start()
+    other = new_capture(
+        broker.bootstrap_servers,
+        TIDEMARK_CAPTURE_ACK_TIMEOUT_MS=str(ACK_TIMEOUT_MS),
+        TIDEMARK_CAPTURE_SPOOL_DIR=str(tmp_path / "spool"),
+    ).start()
+    broker.kill()
+    headers = {"Authorization": f"Bearer {other.token}"}
+    sent = []
+    for _ in range(3):
+        events = [event(), event()]
+        response = v1(*events, headers=headers, to=other)
+        assert response.json()["results"] == {e["uuid"]: {"result": "ok"} for e in events}
+        assert "Retry-After" not in response.headers
+        sent += [e["uuid"] for e in events]
+    broker.start()
+    until(
+        lambda: sorted(record.value["uuid"] for record in other.records()) == sorted(sent),
+        "the events are in Kafka, each once",
         60,
     )
