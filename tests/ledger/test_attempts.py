@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -13,7 +12,6 @@ from sqlalchemy import Engine
 from assets.pipeline.batch import Range
 from orchestration.ledger.attempts import attempt, attempts_of
 from orchestration.ledger.batches import record_plan
-from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.leases import held_lease
 from tests.stack import ROOT
 from tests.staging import batch_of
@@ -22,12 +20,11 @@ BATCH = batch_of(Range(0, 0, 5))
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Engine:
+def ledger(ledger: Engine) -> Engine:
     """A ledger with one planned batch."""
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    with held_lease(opened, "topic/events", 60) as lease:
-        record_plan(opened, lease, BATCH)
-    return opened
+    with held_lease(ledger, "topic/events", 60) as lease:
+        record_plan(ledger, lease, BATCH)
+    return ledger
 
 
 def failing(ledger: Engine, error: BaseException) -> None:
@@ -78,7 +75,7 @@ def test_a_long_error_is_cut(ledger: Engine) -> None:
     assert failed.error_text == "x" * 4_000
 
 
-def test_a_killed_attempt_stays_open(ledger: Engine, tmp_path: Path) -> None:
+def test_a_killed_attempt_stays_open(ledger: Engine, ledger_url: str) -> None:
     """It has no end, because nobody saw it; the next try has the next number."""
     code = (
         "import os, signal, sys\n"
@@ -87,8 +84,9 @@ def test_a_killed_attempt_stays_open(ledger: Engine, tmp_path: Path) -> None:
         "with attempt(open_ledger(sys.argv[1]), sys.argv[2], 'load', 'killed'):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    done = subprocess.run([sys.executable, "-c", code, url, BATCH.batch_id], cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, ledger_url, BATCH.batch_id], cwd=ROOT, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     with attempt(ledger, BATCH.batch_id, "load", "next") as number:
         assert number == 2

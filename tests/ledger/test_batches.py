@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -43,7 +42,6 @@ from orchestration.ledger.batches import (
     states,
     unfinished_batches,
 )
-from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.keys import live_key_files, replace_key_files
 from orchestration.ledger.leases import Lease, held_lease
 from tests.stack import ROOT
@@ -62,12 +60,6 @@ STAGED = Staged(
     bytes_read=7_000,
 )
 KEYS = KeyFile("keys/one.arrow", DAY, 3)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Engine:
-    """An empty ledger."""
-    return open_ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
 @pytest.fixture
@@ -300,12 +292,14 @@ print(won)
 """
 
 
-def test_two_processes_plan_without_overlap_or_hole(ledger: Engine, tmp_path: Path) -> None:
+def test_two_processes_plan_without_overlap_or_hole(ledger: Engine, ledger_url: str) -> None:
     """Planners that race from two processes store every range once, whoever wins it."""
-    url = f"sqlite:///{tmp_path}/ledger.db"
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", _PLANNER, url, name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _PLANNER, ledger_url, name],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for name in ("one", "two")
     ]

@@ -8,22 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select, update
 
 from assets.pipeline.errors import LeaseHeld, LeaseLost
-from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.leases import Lease, check_fence, held_lease
 from orchestration.ledger.tables import leases
 from tests.stack import ROOT
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Engine:
-    """An empty ledger."""
-    return open_ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
 def expires_at(ledger: Engine) -> int:
@@ -112,7 +104,7 @@ def test_a_lost_lease_is_not_renewed(ledger: Engine) -> None:
     assert expires_at(ledger) == 5
 
 
-def test_a_killed_holder_of_this_host_is_replaced_at_once(ledger: Engine, tmp_path: Path) -> None:
+def test_a_killed_holder_of_this_host_is_replaced_at_once(ledger: Engine, ledger_url: str) -> None:
     """A worker that was killed does not block the next one until its lease runs out."""
     code = (
         "import os, signal, sys\n"
@@ -121,8 +113,7 @@ def test_a_killed_holder_of_this_host_is_replaced_at_once(ledger: Engine, tmp_pa
         "with held_lease(open_ledger(sys.argv[1]), 'topic/a', 3600):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    killed = subprocess.run([sys.executable, "-c", code, url], cwd=ROOT, check=False)
+    killed = subprocess.run([sys.executable, "-c", code, ledger_url], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     with held_lease(ledger, "topic/a", 60) as lease:
         assert lease.fence == 2
