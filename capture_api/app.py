@@ -33,6 +33,7 @@ from capture_api.garbage import search_rarely
 from capture_api.health import health_routes
 from capture_api.ingest import INGEST_PATHS, Ingest
 from capture_api.kafka.producer import RecordProducer
+from capture_api.leaving import Leaving
 from capture_api.metrics import Metrics
 from capture_api.projects import Projects
 from capture_api.protection.guard import Guard
@@ -98,7 +99,8 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     guard = Guard(settings, projects)
     metrics = Metrics()
     ingest = Ingest(settings, projects, producer, guard, metrics)
-    worker = Worker(metrics, projects, guard, producer, ingest.budget)
+    leaving = Leaving(settings.capture_leave_seconds)
+    worker = Worker(metrics, projects, guard, producer, ingest.budget, leaving)
     exposition = Exposition(worker.read, workers_folder)
 
     @asynccontextmanager
@@ -108,6 +110,7 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
         guard.start()
         exposition.start()
         search_rarely()
+        leaving.watch()
         yield
         await producer.close()
         await guard.close()

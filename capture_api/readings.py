@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from capture_api.exposition import Reading, Sample, process_samples
 from capture_api.kafka.producer import RecordProducer
+from capture_api.leaving import Leaving
 from capture_api.metrics import Metrics
 from capture_api.projects import Projects
 from capture_api.protection.guard import Guard
@@ -25,6 +26,7 @@ class Worker:
     guard: Guard
     producer: RecordProducer
     budget: Budget
+    leaving: Leaving
 
     def read(self) -> Reading:
         """All its samples."""
@@ -38,7 +40,8 @@ class Worker:
 
     def problems(self) -> list[str]:
         """Why the worker is not ready for events; empty when it is."""
-        return [text for text in (self.projects.problem(), self.producer.problem()) if text]
+        parts = (self.leaving, self.projects, self.producer)
+        return [text for part in parts if (text := part.problem())]
 
     def _of_requests(self) -> Reading:
         metrics = self.metrics

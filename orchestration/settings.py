@@ -329,6 +329,11 @@ class Settings(BaseSettings):
         description="Events whose token no project has: enforce (401), dry_run (taken in, counted "
         "and logged), off (taken in); those taken in become dead letters.",
     )
+    capture_leave_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between SIGTERM, when readiness turns 503, and the end of accepting.",
+    )
     capture_spool_dir: str = Field(
         "",
         description="Folder on a disk of its own where the API keeps accepted events while Kafka "

@@ -136,16 +136,12 @@ class RecordProducer:
                 return future
         elif not health.take_probe():
             raise self._away()
-        try:
-            self._produce(delivery, records)
-        except BufferError:
-            if self.spool is None:
-                raise try_later(
-                    "queue_full",
-                    "too many events wait for Kafka: send the request again in a moment",
-                ) from None
+        error = self._produce(delivery, records)
+        if error is not None:
+            if self.spool is None or error.code() in NAMING_TOPIC:
+                raise self.refusal(error)
             self._waiting.append(delivery)
-            self._divert(self.spool, "the queue to Kafka is full")
+            self._divert(self.spool, error.str())
             return future
         self.records_produced += len(records)
         self._waiting.append(delivery)
@@ -175,15 +171,18 @@ class RecordProducer:
         self._waiting.append(delivery)
         return future
 
-    def _produce(self, delivery: Delivery, records: list[Record]) -> None:
-        """Queue the records. Raises BufferError, or refuses, perhaps halfway."""
+    def _produce(self, delivery: Delivery, records: list[Record]) -> KafkaError | None:
+        """Queue the records; the error that ended it, perhaps halfway."""
         produce, on_record = self._producer.produce, delivery.on_record
         topic = ""
         try:
             for topic, value, key in records:
                 produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+        except BufferError:
+            return KafkaError(KafkaError._QUEUE_FULL)
         except KafkaException as exception:
-            raise self.refusal(naming_topic(exception.args[0], topic)) from None
+            return naming_topic(exception.args[0], topic)
+        return None
 
     def _produce_each(self, delivery: DeliveryOfEach, records: list[Record]) -> None:
         """Queue the records; those that cannot be have that as their error."""
@@ -244,9 +243,7 @@ class RecordProducer:
                 count = len(outer.to_spool)
                 inner = Delivery(count, future, outer.started, self._finished.append)
                 inner.records = outer.to_spool
-                try:
-                    self._produce(inner, outer.to_spool)
-                except (BufferError, Refused):
+                if self._produce(inner, outer.to_spool) is not None:
                     return
                 future.add_done_callback(partial(_pass_on, outer))
                 self.records_produced += count

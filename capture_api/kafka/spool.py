@@ -273,20 +273,42 @@ class Spool:
     async def _drain(self, folder: SpoolFolder) -> None:
         """Send all that is in the folder now."""
         while True:
-            start, sizes = folder.position, dict(folder.sizes)
-            chunk = await self._in(self._reader, folder.read, start, sizes)
-            if chunk is None:
-                break
-            self._oldest = chunk.written_at or self._oldest
-            await self._deliver(folder, chunk)
-            await self._mark(folder, chunk.end)
-            folder.records = max(0, folder.records - len(chunk.records))
-            self.records_drained += len(chunk.records)
-        folder.records = 0 if folder.sizes == sizes else folder.records
+            try:
+                if not await self._drain_chunk(folder):
+                    break
+            except FileNotFoundError as error:
+                log.error("a segment of the spool was taken away, and its records: %s", error)
+                there = await self._in(self._reader, folder.present)
+                for number in folder.sizes.keys() - there:
+                    del folder.sizes[number]
+            except OSError as error:
+                if self.trouble != str(error):
+                    log.error("the spool in %s cannot be drained: %s", folder.path, error)
+                self.trouble = str(error)
+                self._go_on_writing()
+                await asyncio.sleep(DISK_PAUSE_SECONDS)
         if folder is not self._own:
             self._folders.remove(folder)
-            await self._in(self._reader, folder.remove)
+            try:
+                await self._in(self._reader, folder.remove)
+            except OSError as error:
+                log.error("the drained folder %s cannot be removed: %s", folder.path, error)
             log.info("the spool of an earlier process is drained: %s", folder.path)
+
+    async def _drain_chunk(self, folder: SpoolFolder) -> bool:
+        """Send the next records; False when there are none."""
+        sizes = dict(folder.sizes)
+        chunk = await self._in(self._reader, folder.read, folder.position, sizes)
+        if chunk is None:
+            if folder.sizes == sizes:
+                folder.records = 0  # what was counted may have been damaged since
+            return False
+        self._oldest = chunk.written_at or self._oldest
+        await self._deliver(folder, chunk)
+        await self._mark(folder, chunk.end)
+        folder.records = max(0, folder.records - len(chunk.records))
+        self.records_drained += len(chunk.records)
+        return True
 
     async def _deliver(self, folder: SpoolFolder, chunk: Chunk) -> None:
         """Send the records until Kafka has each of them, or will never take it."""

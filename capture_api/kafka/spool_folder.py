@@ -112,6 +112,10 @@ class SpoolFolder:
                 return self._read_at(number, offset, sizes[number])
         return None
 
+    def present(self) -> set[int]:
+        """The numbers of the segments that there are."""
+        return {int(p.stem) for p in self.path.glob("*.segment") if p.stem.isdigit()}
+
     def mark(self, position: Position, done: Iterable[int]) -> None:
         """Kafka has everything up to here: remember it, and remove the segments that are done."""
         slot = self._marks % 2

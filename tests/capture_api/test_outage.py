@@ -207,3 +207,24 @@ def test_shutdown_finishes_what_was_accepted(
     assert ended.is_set()
     assert accepted - {record.value["uuid"] for record in capture.records()} == set()
     assert "Traceback" not in capture.log()
+
+
+def test_readiness_turns_before_the_server_leaves(
+    kafka: str, new_capture: Callable[..., Any], until: Any
+) -> None:
+    """After SIGTERM load balancers are told first, and events are still taken meanwhile; a second
+    SIGTERM does not wait any longer."""
+    capture = new_capture(kafka, TIDEMARK_CAPTURE_LEAVE_SECONDS="3600").start()
+    event = {"event": "e", "distinct_id": "d"}
+    capture.process.terminate()
+    until(lambda: capture.status("/_readiness") == 503, "readiness says that it leaves")
+    assert "about to end" in capture.client.get("/_readiness").text
+    assert capture.status("/_liveness") == 200
+    assert capture.client.post("/batch", json=capture.batch(event)).status_code == 200
+    assert capture.stop() == 0
+
+
+def test_server_leaves_after_the_delay(kafka: str, new_capture: Callable[..., Any]) -> None:
+    """One SIGTERM is enough."""
+    capture = new_capture(kafka, TIDEMARK_CAPTURE_LEAVE_SECONDS="0.2").start()
+    assert capture.stop() == 0
