@@ -35,7 +35,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.TIME_OUT_OF_RANGE: "A time lies before 1900 or after 2299, which no column can hold.",
     Reason.NUMBER_OUT_OF_RANGE: "A project id or flags value does not fit its column.",
     Reason.TOO_LARGE: "The event was larger than a record may be; the edge wrote down what came.",
-    Reason.UNKNOWN_PROJECT: "No project had the token when the edge took the event in.",
+    Reason.UNKNOWN_PROJECT: "No project had the token, which stands in the key, when it came in.",
 }
 """What each reason means."""
 
