@@ -63,10 +63,13 @@ class RecordHead(msgspec.Struct, frozen=True, gc=False):
 _encoder = msgspec.json.Encoder()
 
 
-def encode_value(head: RecordHead, properties: bytes) -> bytes:
-    """The record's value. `properties` is a valid JSON object in UTF-8, as the client sent it."""
+def encode_value(head: RecordHead, properties: bytes, one_line: bool = False) -> bytes:
+    """The record's value. `properties` is a valid JSON object in UTF-8, as the client sent it.
+
+    `one_line` is whether it is known to have no line breaks.
+    """
     # Valid JSON has raw line breaks only between tokens, where a blank means the same.
-    if b"\n" in properties or b"\r" in properties:
+    if not one_line and (b"\n" in properties or b"\r" in properties):
         properties = properties.replace(b"\n", b" ").replace(b"\r", b" ")
     return b"".join((_encoder.encode(head)[:-1], PROPERTIES_MARK, properties, b"}"))
 

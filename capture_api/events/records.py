@@ -168,6 +168,7 @@ def build_records(
                     flags,
                 ),
                 properties,
+                payload.one_line,
             )
             size = len(key) + len(value)
             if size > RECORD_MAX_BYTES:

@@ -8,9 +8,7 @@ down refuse the whole record, or store infinity.
                                         └─ perhaps ─▶ a large exponent or many digits, and not in a
                                                       string? ─▶ the exact value
 
-The first look never misses one. It drops from the text all but quotes, separators, the letter e
-and a letter each of `true` and `false`: of `"a":-1.5e3,` remains `"":e,`, and of a string or
-another number never an e between separators, unless the string holds that itself.
+The first look is at the skeleton of the text, and never misses one.
 """
 
 from __future__ import annotations
@@ -18,13 +16,10 @@ from __future__ import annotations
 import re
 from math import isinf
 
+from capture_api.wire.skeleton import NUMBER_WITH_EXPONENT
+
 MAX_SUSPECTS = 100_000
 """Numbers of one text whose exact value is looked at. More of them than that are no events."""
-
-_KEPT = b'eE"uf:,[]}'
-_TO_SKELETON = bytes.maketrans(b"E:[]}", b"e,,,,")
-_DROPPED = bytes(set(range(256)) - set(_KEPT))
-_EXPONENT = b",e,"
 
 _STRIDE = 16
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
@@ -36,14 +31,15 @@ _SUSPECT = re.compile(rb"[:,\[\s]-?(?:[0-9][0-9.]*[eE]\+?[0-9]{3}|[0-9]{200})")
 _NUMBER = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
-def out_of_range(text: bytes) -> bytes | None:
+def out_of_range(text: bytes, bones: bytes) -> bytes | None:
     """The first number of valid JSON that rounds to infinity as a double, or None.
+
+    `bones` is the text's skeleton.
 
     With more than MAX_SUSPECTS candidates, the last that was looked at: that is no event any more.
     """
-    if _EXPONENT not in text.translate(_TO_SKELETON, _DROPPED) and _LONG_RUN not in text[
-        ::_STRIDE
-    ].translate(_TO_ZEROS):
+    samples = text[::_STRIDE].translate(_TO_ZEROS)
+    if NUMBER_WITH_EXPONENT not in bones and _LONG_RUN not in samples:
         return None
     seen, in_string = 0, False
     for count, suspect in enumerate(_SUSPECT.finditer(text)):

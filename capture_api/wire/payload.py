@@ -12,6 +12,7 @@ from msgspec import Raw
 from capture_api.events.timestamps import sent_at_in_body
 from capture_api.refusal import Refused, bad_request, bad_token, too_large
 from capture_api.wire.numbers import out_of_range
+from capture_api.wire.skeleton import skeleton
 from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
 MAX_EVENTS = 50_000
@@ -26,6 +27,7 @@ NULL = Raw(b"null")
 TRUE = Raw(b"true")
 FALSE = Raw(b"false")
 _PECULIAR = (b'"$cookieless_mode"', b'"$ignore_sent_at"', b'"capture_internal"')
+_PECULIAR_BONES = tuple(skeleton(mark) for mark in _PECULIAR)
 PERFORMANCE_EVENT = "$performance_event"
 """The name of events that nobody wants any more: PostHog passes over them, and so does Tidemark."""
 _NO_PROPERTIES = Raw(b"{}")
@@ -73,7 +75,7 @@ class Payload(msgspec.Struct, frozen=True):
     """A request's events and what it says about all of them. `sent_at` is in µs.
 
     `peculiar` is whether the text names a property that the edge itself obeys, so that for nearly
-    all requests no event's properties need a look.
+    all requests no event's properties need a look. `one_line` is whether it has no line breaks.
     """
 
     token: str
@@ -81,6 +83,7 @@ class Payload(msgspec.Struct, frozen=True):
     sent_at: int | None
     historical: bool
     peculiar: bool
+    one_line: bool
 
 
 _events_decoder = msgspec.json.Decoder(list[Event])
@@ -104,7 +107,8 @@ def parse_payload(text: bytes) -> Payload:
         raise bad_request(f"failed to parse the request: {error}", "bad_json") from None
     except RecursionError:
         raise bad_request("failed to parse the request: nested too deeply", "too_deep") from None
-    number = out_of_range(text)
+    bones = skeleton(text)
+    number = out_of_range(text, bones)
     if number is not None:
         raise bad_request(
             f"failed to parse the request: the number {_shortened(number)} is out of range; send "
@@ -129,11 +133,14 @@ def parse_payload(text: bytes) -> Payload:
     if events[0].event == PERFORMANCE_EVENT and all(
         event.event == PERFORMANCE_EVENT for event in events
     ):
-        return Payload("", [], None, historical, False)
+        return Payload("", [], None, historical, False, True)
     if token is None:
         token = _token_of_events(events)
-    peculiar = any(mark in text for mark in _PECULIAR)
-    return Payload(valid_token(token), events, sent_at, historical, peculiar)
+    peculiar = any(bone in bones for bone in _PECULIAR_BONES) and any(
+        mark in text for mark in _PECULIAR
+    )
+    one_line = b"\n" not in text and b"\r" not in text
+    return Payload(valid_token(token), events, sent_at, historical, peculiar, one_line)
 
 
 def properties_head(properties: bytes) -> PropertiesHead:
