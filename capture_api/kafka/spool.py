@@ -94,6 +94,8 @@ class Spool:
         self._paused = False  # the writer, lest the end is never reached
         self._wanted = asyncio.Event()  # something is queued, or the writer may go on
         self._changed = asyncio.Event()  # something is stored, or the writer came to rest
+        self._ahead: asyncio.Future[Chunk | None] | None = None  # what the drain reads next
+        self._marking: asyncio.Future[None] | None = None
         self._disk_error = ""
         self._try_disk_at = 0.0  # monotonic seconds
         self._oldest = 0.0  # seconds since 1970
@@ -184,6 +186,7 @@ class Spool:
             self._changed.clear()
             await self._changed.wait()
         writing.cancel()
+        await self._marked()
         for executor in (self._reader, self._writer):
             await asyncio.to_thread(executor.shutdown)
         for folder in self._folders:
@@ -277,11 +280,13 @@ class Spool:
                 if not await self._drain_chunk(folder):
                     break
             except FileNotFoundError as error:
+                self._ahead = None
                 log.error("a segment of the spool was taken away, and its records: %s", error)
                 there = await self._in(self._reader, folder.present)
                 for number in folder.sizes.keys() - there:
                     del folder.sizes[number]
             except OSError as error:
+                self._ahead = None  # it lies behind what was not delivered
                 if self.trouble != str(error):
                     log.error("the spool in %s cannot be drained: %s", folder.path, error)
                 self.trouble = str(error)
@@ -296,19 +301,37 @@ class Spool:
             log.info("the spool of an earlier process is drained: %s", folder.path)
 
     async def _drain_chunk(self, folder: SpoolFolder) -> bool:
-        """Send the next records; False when there are none."""
-        sizes = dict(folder.sizes)
-        chunk = await self._in(self._reader, folder.read, folder.position, sizes)
+        """Send the next records; False when there are none.
+
+        While Kafka takes them, the next are read and the position behind the last is marked.
+        """
+        ahead, self._ahead = self._ahead, None
+        chunk = await ahead if ahead is not None else None
         if chunk is None:
+            sizes = dict(folder.sizes)
+            chunk = await self._in(self._reader, folder.read, folder.position, sizes)
+        if chunk is None:
+            await self._marked()
             if folder.sizes == sizes:
                 folder.records = 0  # what was counted may have been damaged since
             return False
         self._oldest = chunk.written_at or self._oldest
+        self._ahead = asyncio.ensure_future(
+            self._in(self._reader, folder.read, chunk.end, dict(folder.sizes))
+        )
         await self._deliver(folder, chunk)
-        await self._mark(folder, chunk.end)
+        folder.position = chunk.end
         folder.records = max(0, folder.records - len(chunk.records))
         self.records_drained += len(chunk.records)
+        await self._marked()
+        self._marking = asyncio.ensure_future(self._mark(folder, chunk.end))
         return True
+
+    async def _marked(self) -> None:
+        """Wait until the position is where it was last told to be."""
+        marking, self._marking = self._marking, None
+        if marking is not None:
+            await marking
 
     async def _deliver(self, folder: SpoolFolder, chunk: Chunk) -> None:
         """Send the records until Kafka has each of them, or will never take it."""
@@ -345,8 +368,8 @@ class Spool:
             topic,
             folder.path / "refused.segment",
         )
-        self.records_refused += 1
         await self._in(self._reader, folder.set_aside, [record], time.time())
+        self.records_refused += 1
 
     async def _mark(self, folder: SpoolFolder, end: Position) -> None:
         done = [number for number in folder.sizes if number < end.segment]
@@ -356,8 +379,7 @@ class Spool:
             log.error("the position in %s cannot be written: %s", folder.path, error)
         else:
             for number in done:
-                del folder.sizes[number]
-        folder.position = end
+                folder.sizes.pop(number, None)
 
     async def _end(self) -> None:
         """All is drained and the writer rests: what is queued goes directly, and all that follows.

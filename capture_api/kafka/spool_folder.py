@@ -33,7 +33,7 @@ from capture_api.kafka.spool_frames import (
     walk,
 )
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
 """What is read, and sent to Kafka, at once; more only where one request is larger."""
 FIRST_FRAME = len(SEGMENT_MAGIC)
 _SLOT = struct.Struct("<QQQI")  # number of the mark, segment, offset, CRC-32 of those

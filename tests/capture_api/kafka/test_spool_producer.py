@@ -14,7 +14,7 @@ import pytest
 
 from capture_api.events.records import Record
 from capture_api.kafka.producer import RecordProducer
-from capture_api.kafka.spool_folder import claim
+from capture_api.kafka.spool_folder import SpoolFolder, claim
 from capture_api.refusal import Refused
 from local_stack.kafka.topics import ensure_topic
 from orchestration.settings import Settings
@@ -260,3 +260,36 @@ def test_failed_delivery_goes_to_the_spool(configured: Callable[..., Settings]) 
         await drained(producer)
 
     run(settings, use)
+
+
+def test_disk_error_while_draining_skips_nothing(
+    kafka: str, configured: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be set aside is tried again; what lies behind it waits, and all arrives."""
+    before = configured(kafka_bootstrap_servers=NOBODY, capture_spool_max_bytes=64 << 20)
+    small = f"{before.topic}-small"
+    ensure_topic(kafka, small, 1, {"max.message.bytes": "5000"})
+
+    async def fill(producer: RecordProducer) -> None:
+        assert await producer.send([(small, os.urandom(20_000), None)]) is None
+        for _ in range(50):
+            assert await producer.send([(before.topic, os.urandom(100_000), None)]) is None
+
+    run(before, fill)
+    failures = iter([OSError(5, "a fault of the disk")] * 2)
+    keep = SpoolFolder.set_aside
+
+    def fail_first(folder: SpoolFolder, records: list[Record], now: float) -> None:
+        for failure in failures:
+            raise failure
+        keep(folder, records, now)
+
+    monkeypatch.setattr(SpoolFolder, "set_aside", fail_first)
+
+    async def use(producer: RecordProducer) -> None:
+        spool = producer.spool
+        assert spool is not None
+        await drained(producer)
+        assert (spool.records_drained, spool.records_refused) == (51, 1)
+
+    run(configured(topic=before.topic), use)
