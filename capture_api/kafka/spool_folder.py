@@ -229,20 +229,25 @@ class SpoolFolder:
             path.unlink(missing_ok=True)
 
     def _read_position(self) -> Position:
-        try:
-            data = (self.path / "position").read_bytes()
-        except FileNotFoundError:
-            return Position(0, 0)
-        best = (0, 0, 0)
-        for offset in range(0, len(data) - _SLOT.size + 1, _SLOT.size):
-            number, segment, place, checksum = _SLOT.unpack_from(data, offset)
-            if zlib.crc32(data[offset : offset + _SLOT.size - 4]) == checksum:
-                best = max(best, (number, segment, place))
-        self._marks = best[0]
-        return Position(best[1], best[2])
+        self._marks, position = read_position(self.path)
+        return position
 
     def _path(self, number: int) -> Path:
         return self.path / f"{number:08}.segment"
+
+
+def read_position(path: Path) -> tuple[int, Position]:
+    """The number of a folder's last mark, and the position that it says."""
+    try:
+        data = (path / "position").read_bytes()
+    except FileNotFoundError:
+        return 0, Position(0, 0)
+    best = (0, 0, 0)
+    for offset in range(0, len(data) - _SLOT.size + 1, _SLOT.size):
+        number, segment, place, checksum = _SLOT.unpack_from(data, offset)
+        if zlib.crc32(data[offset : offset + _SLOT.size - 4]) == checksum:
+            best = max(best, (number, segment, place))
+    return best[0], Position(best[1], best[2])
 
 
 def claim(path: Path, segment_bytes: int) -> SpoolFolder | None:

@@ -2,7 +2,8 @@
 
     id ─▶ ClickHouse: rows, dead letters          ┐
        ─▶ lake: duplicates, what is not loaded    ├─▶ records ─▶ their batches, from the ledger
-       ─▶ Kafka: what is not staged               ┘           └▶ how long each step took
+       ─▶ Kafka: what is not staged               │           └▶ how long each step took
+       ─▶ spool: what Kafka could not take        ┘
 
 A part that is away is told as such, and the others are asked all the same. Nothing is written.
 """
@@ -22,6 +23,7 @@ from assets.pipeline.lake import Lake
 from orchestration.explain.in_clickhouse import search_clickhouse
 from orchestration.explain.in_kafka import Found, search_kafka
 from orchestration.explain.in_lake import UNREADABLE, Lookup, search_batch
+from orchestration.explain.in_spool import search_spool
 from orchestration.explain.record import Record, Search, Verdict
 from orchestration.explain.wanted import Wanted
 from orchestration.ledger.attempts import Attempt, attempts_of
@@ -63,6 +65,7 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
     if not search.records and wanted.made_at_ms is not None and "Kafka" not in search.away:
         for found in search_kafka(settings, ledger, wanted, search, staged_too=True):
             search.add(_placed(ledger, lake, wanted, search, found))
+    search_spool(settings, wanted, search)
     records = [_with_first_topic(ledger, record) for record in search.records.values()]
     batches = _batches_of(ledger, records)
     return Explanation(

@@ -19,6 +19,7 @@ class Verdict(StrEnum):
     STAGED = "staged"
     PLANNED = "planned"
     WAITING = "waiting"
+    SPOOLED = "spooled"
     MISSING = "missing"
 
 
@@ -29,18 +30,21 @@ SENTENCES = {
     Verdict.STAGED: "it is in the lake and not in ClickHouse yet",
     Verdict.PLANNED: "it is in Kafka, and a batch that will read it is planned",
     Verdict.WAITING: "it is in Kafka, and no batch holds it yet: the next micro-batch will",
+    Verdict.SPOOLED: "the capture API has it on disk and sends it on when Kafka takes it",
     Verdict.MISSING: "its batch is done, but it is not where it should be",
 }
 
 
 class Place(NamedTuple):
-    """Where a record stands in Kafka."""
+    """Where a record stands in Kafka; a partition below nought: not there yet."""
 
     topic: str
     partition: int
     offset: int
 
     def __str__(self) -> str:
+        if self.partition < 0:
+            return f"for {self.topic}, not in Kafka yet"
         return f"{self.topic} {self.partition}:{self.offset}"
 
 

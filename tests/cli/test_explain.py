@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from assets.pipeline.worker import load_batches, load_dead_letters, stage_batches
 from capture_api.events.uuids import mint_uuid
+from capture_api.kafka.spool_folder import Position, claim
+from capture_api.kafka.spool_frames import SEGMENT_MAGIC, encode_frame
 from orchestration.cli import tidemark
 from orchestration.explain import in_kafka
 from orchestration.explain.text import WIDTH
@@ -229,6 +232,32 @@ def test_without_kafka_the_rest_answers(stack: Stack) -> None:
     result = run(stack, uuid_of(2), kafka_bootstrap_servers=away)
     assert result.exit_code == 1
     assert "AWAY: Kafka could not be asked" in result.output
+
+
+def test_what_the_capture_api_has_spooled_is_found(stack: Stack, tmp_path: Path) -> None:
+    """Acknowledged while Kafka was away, it is on disk; what Kafka has meanwhile is shown there."""
+    topic = stack.settings.topic
+    folder = tmp_path / "worker-a"
+    folder.mkdir()
+
+    def frame(*numbers: int) -> bytes:
+        return encode_frame([(topic, value_of(n), b"token:ada") for n in numbers], time.time())
+
+    drained = frame(1)
+    (folder / "00000001.segment").write_bytes(SEGMENT_MAGIC + drained + frame(2, 3) + b"torn")
+    (folder / "refused.segment").write_bytes(frame(4))
+    claimed = claim(folder, 1 << 20)
+    assert claimed is not None
+    claimed.mark(Position(1, len(SEGMENT_MAGIC + drained)), ())
+    spool = {"capture_spool_dir": str(tmp_path)}
+    stack.send(value_of(3))
+    found = {n: explained(stack, uuid_of(n), **spool) for n in (1, 2, 3, 4)}
+    claimed.close()
+    seen = {n: [each["verdict"] for each in found[n]["records"]] for n in found}
+    assert seen == {1: [], 2: ["spooled"], 3: ["waiting"], 4: ["spooled"]}
+    [record] = found[2]["records"]
+    assert (record["topic"], record["partition"], record["offset"]) == (topic, None, None)
+    assert "Kafka has refused it for good" in found[4]["records"][0]["note"]
 
 
 def test_a_row_that_somebody_deleted_is_missing(stack: Stack) -> None:
