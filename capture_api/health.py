@@ -14,7 +14,7 @@ def health_routes(worker: Worker) -> APIRouter:
 
     @routes.get("/_liveness", summary="The process works: 200, or 503 when only a new one helps.")
     async def liveness() -> Response:
-        defect = worker.producer.defect()
+        defect = worker.defect()
         if defect:
             return as_response(json_answer(503, {"status": "broken", "problems": [defect]}))
         return as_response(json_answer(200, {"status": "Ok"}))

@@ -154,6 +154,12 @@ class Projects:
             retry_after=2,
         )
 
+    def defect(self) -> str | None:
+        """What is wrong so that only a new process helps, or None."""
+        if self._thread.ident is None or self._thread.is_alive() or self._stopping:
+            return None
+        return "the thread projects has died: restart the process; its log says why"
+
     def problem(self) -> str | None:
         """Why tokens cannot be judged, or None. An old copy is good enough."""
         return None if self._loaded else f"the projects cannot be read: {self._error}"

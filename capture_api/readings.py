@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from capture_api.exposition import Reading, Sample, process_samples
+from capture_api.kafka.configuration import QUEUE_MESSAGES
 from capture_api.kafka.producer import RecordProducer
 from capture_api.leaving import Leaving
 from capture_api.metrics import Metrics
@@ -37,6 +38,10 @@ class Worker:
             *self._of_kafka(),
             *process_samples(),
         ]
+
+    def defect(self) -> str | None:
+        """What is wrong with the process so that only a new one helps, or None."""
+        return self.producer.defect() or self.projects.defect()
 
     def problems(self) -> list[str]:
         """Why the worker is not ready for events; empty when it is."""
@@ -111,7 +116,28 @@ class Worker:
                 for code, count in metrics.produce_errors.items()
             ),
             Sample("capture_kafka_produce_bytes", [], metrics.produce_bytes),
+            Sample("capture_kafka_producer_queue_depth", [], producer.queue_depth),
+            Sample("capture_kafka_producer_queue_depth_limit", [], QUEUE_MESSAGES),
+            Sample("capture_kafka_requests_given_up", [], producer.requests_given_up),
+            *(
+                Sample("capture_kafka_records_failed", [code], count)
+                for code, count in producer.records_failed.items()
+            ),
             Sample("capture_kafka_away", [], float(producer.health.problem() is not None)),
+            *self._of_spool(),
+        ]
+
+    def _of_spool(self) -> Reading:
+        spool = self.producer.spool
+        if spool is None:
+            return []
+        return [
+            Sample("capture_spool_records", [], spool.records),
+            Sample("capture_spool_bytes", [], spool.bytes),
+            Sample("capture_spool_oldest_seconds", [], spool.oldest_seconds),
+            Sample("capture_spool_stored", [], spool.records_stored),
+            Sample("capture_spool_drained", [], spool.records_drained),
+            Sample("capture_spool_set_aside", [], spool.records_refused),
         ]
 
 
