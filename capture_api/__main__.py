@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = Settings()  # type: ignore[call-arg]
+        _make_spool_folder(settings)
         app = create_app(settings) if settings.capture_workers == 1 else None
+    except OSError as error:
+        print(f"capture_api: TIDEMARK_CAPTURE_SPOOL_DIR: {error}", file=sys.stderr)
+        return 1
     except (ValidationError, SettingsError, KafkaException) as error:
         print(f"capture_api: {_in_one_line(error)}", file=sys.stderr)
         return 1
@@ -79,6 +84,15 @@ def worker_app() -> CaptureApp:
 def workers_folder(settings: Settings) -> Path:
     """Where the workers of one port leave their numbers for each other."""
     return settings.home / "capture" / "workers"
+
+
+def _make_spool_folder(settings: Settings) -> None:
+    """Find out now, rather than in an outage, that nothing can be written there."""
+    if settings.capture_spool_dir:
+        folder = Path(settings.capture_spool_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def _in_one_line(error: ValidationError | SettingsError | KafkaException) -> str:

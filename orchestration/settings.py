@@ -382,6 +382,15 @@ class Settings(BaseSettings):
         Cadence(text)
         return text
 
+    @field_validator("capture_redis_url")
+    @classmethod
+    def _redis_url_has_a_scheme(cls, url: str) -> str:
+        if url and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "not an address of Redis: write redis://HOST:PORT/0, rediss:// or unix://"
+            )
+        return url
+
     @field_validator("home", mode="before")
     @classmethod
     def _empty_home_is_unset(cls, home: object) -> object:

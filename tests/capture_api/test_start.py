@@ -17,6 +17,10 @@ import pytest
         ("TIDEMARK_KAFKA_OPTIONS", '{"no.such": "setting"}', "no.such"),
         ("TIDEMARK_CAPTURE_LINGER_MS", "6000", "linger.ms"),
         ("TIDEMARK_CAPTURE_LINGER_MS", "-1", "TIDEMARK_CAPTURE_LINGER_MS"),
+        ("TIDEMARK_CAPTURE_SPOOL_DIR", "/proc/nowhere", "TIDEMARK_CAPTURE_SPOOL_DIR"),
+        ("TIDEMARK_CAPTURE_REDIS_URL", "nonsense", "redis://HOST:PORT"),
+        ("TIDEMARK_CAPTURE_TRUSTED_PROXIES", "nonsense", "TIDEMARK_CAPTURE_TRUSTED_PROXIES"),
+        ("TIDEMARK_CAPTURE_RATE_LIMITS", "maybe", "'enforce', 'dry_run' or 'off'"),
     ],
 )
 def test_bad_setting_is_one_line(tmp_path: Path, name: str, value: str, text: str) -> None:
