@@ -48,6 +48,8 @@ class Exchange:
     status: int | None = None
     answered: int | None = None
     """The server's own status, where the request was forwarded."""
+    answer: bytes = b""
+    """The body of the server's answer."""
 
     @property
     def path(self) -> str:
@@ -76,16 +78,25 @@ def no_faults(_: Exchange) -> Fault:
     return Fault.NONE
 
 
-def seeded(seed: int, shares: dict[Fault, float], prefixes: Iterable[str]) -> Plan:
-    """Each POST to these paths has these chances; the same seed makes the same faults."""
+def dealt(
+    seed: int, deck: dict[Fault, int], prefixes: Iterable[str], first: Iterable[Fault] = ()
+) -> Plan:
+    """POSTs to these paths draw from a shuffled deck of so many cards each, over and over.
+
+    `first` lies on top of the first deck.
+    Every fault happens, and none for ever; the same seed gives the same order.
+    """
     dice = random.Random(seed)
-    faults, weights = list(shares), list(shares.values())
+    cards = [fault for fault, count in deck.items() for _ in range(count)]
     starts = tuple(prefixes)
+    hand = [*first][::-1]
 
     def plan(exchange: Exchange) -> Fault:
         if exchange.method != "POST" or not exchange.path.startswith(starts):
             return Fault.NONE
-        return dice.choices([*faults, Fault.NONE], [*weights, 1 - sum(weights)])[0]
+        if not hand:
+            hand.extend(dice.sample(cards, len(cards)))
+        return hand.pop()
 
     return plan
 
@@ -168,6 +179,7 @@ class FaultyProxy:
                 upstream[1].write(head + body)
                 answer_head, answer_body = await _message(upstream[0])
                 exchange.answered = int(answer_head.split(b" ", 2)[1])
+                exchange.answer = answer_body
                 if exchange.fault is Fault.RESET_AFTER:
                     return _reset(writer)
                 exchange.status = exchange.answered

@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from capture_api.ingest import INGEST_PATHS
-from tests.faulty_proxy import Fault, FaultyProxy, Plan, seeded
+from capture_api.v1.endpoint import V1_PATHS
+from tests.faulty_proxy import Fault, FaultyProxy, Plan, dealt
 from tests.sdks.conftest import Way
 
-SHARES = {
-    Fault.UNAVAILABLE: 0.06,
-    Fault.UNAVAILABLE_LATER: 0.06,
-    Fault.RESET_BEFORE: 0.06,
-    Fault.RESET_AFTER: 0.10,
-    Fault.DELAY: 0.05,
+DECK = {
+    Fault.NONE: 13,
+    Fault.UNAVAILABLE: 1,
+    Fault.UNAVAILABLE_LATER: 1,
+    Fault.RESET_BEFORE: 1,
+    Fault.RESET_AFTER: 2,
+    Fault.DELAY: 1,
 }
+"""Of so many requests, in any order."""
+
+EVENT_PATHS = (*INGEST_PATHS, *V1_PATHS)
 
 
 def faults(seed: int) -> Plan:
-    """About every third request of events is spoilt."""
-    return seeded(seed, SHARES, INGEST_PATHS)
+    """About every third request of events is spoilt, the first one in the worst way."""
+    return dealt(seed, DECK, EVENT_PATHS, first=[Fault.RESET_AFTER])
 
 
-def seen(proxy: FaultyProxy) -> set[Fault]:
-    """The faults that really happened."""
-    return {exchange.fault for exchange in list(proxy.exchanges)} - {Fault.NONE}
+def first_tries(plan: Plan) -> Plan:
+    """The plan for what posthog-js sends first: it gives up what fails four times."""
+    return lambda exchange: Fault.NONE if "retry_count=" in exchange.target else plan(exchange)
+
+
+def all_seen(proxy: FaultyProxy) -> bool:
+    """Whether every fault has happened."""
+    return {exchange.fault for exchange in list(proxy.exchanges)} >= DECK.keys()
 
 
 def answered_but_unheard(proxy: FaultyProxy) -> int:
@@ -45,6 +55,6 @@ def restart_broker(way: Way, until: Callable[..., None]) -> None:
 def accepted(proxy: FaultyProxy) -> int:
     """Requests of events that the client knows to be accepted."""
     return sum(
-        exchange.status == 200 and exchange.path.rstrip("/") in INGEST_PATHS
+        exchange.status == 200 and exchange.path.rstrip("/") in EVENT_PATHS
         for exchange in list(proxy.exchanges)
     )
