@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_every_dependency_is_pinned_with_a_hash(lock: str) -> None:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     assert len(lines) > 50
     assert [line for line in lines if "==" not in line or "--hash=sha256:" not in line] == []
+
+
+def test_the_lock_of_the_javascript_sdks_has_hashes_and_no_addresses() -> None:
+    """Every package that the tests take from npm has its integrity, and no host is named."""
+    text = (ROOT / "tests" / "sdks" / "package-lock.json").read_text()
+    packages = {name: p for name, p in json.loads(text)["packages"].items() if name}
+    assert len(packages) > 10
+    assert [name for name, package in packages.items() if "integrity" not in package] == []
+    assert "://" not in text
 
 
 def test_every_reason_has_a_sentence() -> None:

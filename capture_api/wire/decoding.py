@@ -21,8 +21,9 @@ from capture_api.refusal import Refused, bad_request, too_large
 from capture_api.wire.lz64 import decode_lz64
 from capture_api.wire.query import Query, known_compression
 
-LEGACY_PATHS = frozenset({"/e", "/capture", "/track", "/engage", "/flags"})
-"""Paths whose decoded text may be base64 once more: those that clients send old forms to."""
+LEGACY_PATHS = frozenset({"/e", "/i/v0/e", "/capture", "/track", "/engage", "/flags"})
+"""Paths whose decoded text may be base64 once more: those that clients send old forms to.
+posthog-js sends them to /i/v0/e, too: the beacons of pages whose compression is switched off."""
 
 GZIP_MEMBERS = 16
 """Streams that may stand one after the other: each costs a copy of all that follows it."""

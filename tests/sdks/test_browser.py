@@ -46,6 +46,14 @@ def posts(way: Way) -> list[Exchange]:
     return [e for e in list(way.proxy.exchanges) if e.method == "POST" and e.path in paths]
 
 
+def told_config(way: Way) -> bool:
+    """Whether the SDK has heard where to send events and how."""
+    return any(
+        exchange.status == 200 and exchange.path.startswith(("/array/", "/decide/"))
+        for exchange in list(way.proxy.exchanges)
+    )
+
+
 def test_events_survive_faults_and_a_restart_of_the_broker(
     way: Way, browser: Browser, modules: Path, until: Until
 ) -> None:
@@ -135,6 +143,7 @@ def test_events_of_a_page_that_is_left(
     """What waits in the queue goes out by beacon, or by fetch with keepalive, and is kept."""
     slow = {"request_queue_config": {"flush_interval_ms": 5000}}
     with page_with(browser, way, modules / script, **options, **slow) as page:
+        until(lambda: told_config(way), "the SDK has its configuration")
         page.evaluate("witness.capture(20, 100)")
         page.goto("about:blank")
         until(lambda: len(in_kafka(way).uuids) == 20, "the events are in Kafka")
