@@ -28,6 +28,7 @@ from capture_api.answers import (
     with_headers,
 )
 from capture_api.described.document import TITLE, openapi_document
+from capture_api.described.page import add_page
 from capture_api.exposition import CONTENT_TYPE, Exposition
 from capture_api.garbage import search_rarely
 from capture_api.health import health_routes
@@ -121,6 +122,8 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
         title=TITLE,
         lifespan=lifespan,
         redirect_slashes=False,  # SDKs do not follow redirects of a POST
+        docs_url=None,
+        redoc_url=None,
     )
     app.ingest = ingest
     app.metrics = metrics
@@ -130,6 +133,7 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     app.include_router(stub_routes(projects, ingest.budget))
     app.include_router(health_routes(worker))
     app.include_router(metrics_route(exposition))
+    add_page(app)
     app.add_exception_handler(HTTPException, _http_error)
     return app
 

@@ -129,4 +129,10 @@ def test_the_examples_work(capture: Any) -> None:
 
 def test_docs_are_served(capture: Any) -> None:
     """A page that shows the document."""
-    assert "/openapi.json" in capture.client.get("/docs").text
+    page = capture.client.get("/docs").text
+    assert "openapi.json" in page
+    assert "http" not in page.replace("http-equiv", ""), "it loads nothing from elsewhere"
+    for name in re.findall(r'(?:src|href)="([^"]+)"', page):
+        loaded = capture.client.get(f"/{name}")
+        assert loaded.status_code == 200, name
+        assert len(loaded.content) > 100
