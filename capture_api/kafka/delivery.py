@@ -17,7 +17,7 @@ from typing import Any
 from confluent_kafka import KafkaError
 
 from capture_api.events.records import Record
-from capture_api.kafka.errors import NAMING_TOPIC, naming_topic
+from capture_api.kafka.errors import SPOOL_IS_NO_HELP, naming_topic
 
 OnRecord = Callable[[KafkaError | None, Any], None]
 
@@ -159,4 +159,4 @@ class DeliveryOfEach(Delivery):
 
 
 def _may_be_spooled(error: KafkaError | None) -> bool:
-    return error is not None and error.code() not in NAMING_TOPIC
+    return error is not None and error.code() not in SPOOL_IS_NO_HELP

@@ -20,6 +20,19 @@ MISSING_TOPIC = frozenset(
 NAMING_TOPIC = MISSING_TOPIC | {KafkaError.MSG_SIZE_TOO_LARGE}
 """Errors whose `str()` is the topic's name once they are with a delivery."""
 
+FOR_GOOD = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.POLICY_VIOLATION,
+    }
+)
+"""Errors of a record that no other try would help."""
+OF_THE_TOPIC = MISSING_TOPIC | {KafkaError.TOPIC_AUTHORIZATION_FAILED}
+"""Errors that last until somebody mends the topic; other topics are well."""
+SPOOL_IS_NO_HELP = NAMING_TOPIC | FOR_GOOD | OF_THE_TOPIC
+"""Errors that waiting on a disk would not cure: the client is told instead."""
+
 
 def naming_topic(error: KafkaError, topic: Any) -> KafkaError:
     """The error, or one whose text is the topic's name."""

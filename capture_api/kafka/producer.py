@@ -49,6 +49,8 @@ HUNG_SECONDS = 30.0
 """The poll thread comes round ten times a second; silent for so long, it does not come back."""
 SETTLED_SECONDS = 1.0
 """After a change of batch.size, how long refusals may still be about batches made before it."""
+LOST_ANSWER_SECONDS = 5.0
+"""How much later than librdkafka's own timeout an answer to the spool counts as lost."""
 FLUSH_SECONDS = 5.0
 """At the end, how long what nobody waits for any more may still take."""
 
@@ -80,6 +82,7 @@ class RecordProducer:
                 self.health,
                 self._send_from_spool,
                 self._resume,
+                self.refusal,
             )
         self._threads: list[threading.Thread] = []
         self._polled_at = time.monotonic()
@@ -190,14 +193,16 @@ class RecordProducer:
     def _produce_each(self, delivery: DeliveryOfEach, records: list[Record]) -> None:
         """Queue the records; those that cannot be have that as their error."""
         produce, missing = self._producer.produce, self.health.missing
+        full: KafkaError | None = None
         for index, (topic, value, key) in enumerate(records):
             on_record = delivery.on_record_at(index)
-            error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic) if topic in missing else None
+            # Once one found no room, none behind it goes before it.
+            error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic) if topic in missing else full
             if error is None:
                 try:
                     produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
                 except BufferError:
-                    error = KafkaError(KafkaError._QUEUE_FULL)
+                    error = full = KafkaError(KafkaError._QUEUE_FULL)
                 except KafkaException as exception:
                     error = naming_topic(exception.args[0], topic)
             if error is not None:
@@ -234,6 +239,13 @@ class RecordProducer:
         future = self._loop.create_future()
         delivery = DeliveryOfEach(len(records), future, time.monotonic(), self._finished.append)
         self._produce_each(delivery, records)
+        # Should an answer be lost with a replaced producer, the drain goes on all the same.
+        lost = self._loop.call_later(
+            self._timeout + LOST_ANSWER_SECONDS,
+            delivery.give_up,
+            KafkaError(KafkaError._TIMED_OUT),
+        )
+        future.add_done_callback(lambda _: lost.cancel())
         self.records_produced += len(records)
         return future
 
@@ -414,6 +426,8 @@ class RecordProducer:
         self._loop.call_soon_threadsafe(sent.set)
         sent.wait(self._timeout)
         previous.flush(self._timeout)
+        previous.purge()  # what has no answer by now gets this one
+        previous.poll(0)
         self._hand_over()
         self._batches_fit_at = time.monotonic()
 

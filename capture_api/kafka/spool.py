@@ -38,6 +38,7 @@ from confluent_kafka import KafkaError
 
 from capture_api.events.records import Record
 from capture_api.kafka.delivery import Delivery
+from capture_api.kafka.errors import FOR_GOOD, OF_THE_TOPIC
 from capture_api.kafka.health import KafkaHealth
 from capture_api.kafka.spool_folder import (
     Chunk,
@@ -58,6 +59,10 @@ ADOPT_SECONDS = 5.0
 """How often folders whose owner died are looked for."""
 PAUSE_SECONDS = 0.2
 """Between tries while Kafka refuses."""
+TOPIC_SECONDS = 60.0
+"""How long records for a topic that is missing or forbidden hold up what is behind them."""
+READ_TRIES = 10
+"""Tries at reading a segment, DISK_PAUSE_SECONDS apart, before it is passed over."""
 DISK_PAUSE_SECONDS = 1.0
 """Between tries while the disk refuses; requests between them are answered 503 at once."""
 
@@ -71,7 +76,8 @@ class Spool:
     """The spool of one process; between `start` and `close`, on one event loop.
 
     `send` produces records whatever the breaker says; `resume` takes over what is still queued when
-    the spool is empty, and leaves what Kafka's queue has no room for.
+    the spool is empty, and leaves what Kafka's queue has no room for; `tell` hears of topics that
+    are missing.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Spool:
         health: KafkaHealth,
         send: Send,
         resume: Callable[[deque[Delivery]], None],
+        tell: Callable[[KafkaError], object],
     ) -> None:
         self._root = Path(root)
         self._max_bytes = max_bytes
@@ -88,6 +95,7 @@ class Spool:
         self._health = health
         self._send = send
         self._resume = resume
+        self._tell = tell
         self._queued: deque[Delivery] = deque()
         self._queued_bytes = 0
         self._writing: list[Delivery] = []
@@ -121,6 +129,11 @@ class Spool:
         return sum([folder.bytes for folder in self._folders]) + self._queued_bytes
 
     @property
+    def _own_bytes(self) -> int:
+        """What counts against the size: what was adopted is only on its way out."""
+        return self._own.bytes + self._queued_bytes
+
+    @property
     def oldest_seconds(self) -> float:
         """Age of the oldest record that Kafka has not acknowledged; 0 when there is none."""
         return max(0.0, time.time() - self._oldest) if self._oldest and self.records else 0.0
@@ -140,6 +153,8 @@ class Spool:
             asyncio.create_task(self._write_on(), name="spool-write"),
             asyncio.create_task(self._drain_on(), name="spool-drain"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(_log_death)
 
     def dead(self) -> str | None:
         """The name of a task that ended, or None."""
@@ -149,8 +164,8 @@ class Spool:
         """Why no records can be taken now, or None."""
         if self._disk_error and time.monotonic() < self._try_disk_at:
             return f"the spool cannot be written: {self._disk_error}"
-        if self.bytes >= self._max_bytes * FULL:
-            return f"the spool is full: {self.bytes} of {self._max_bytes} bytes"
+        if self._own_bytes >= self._max_bytes * FULL:
+            return f"the spool is full: {self._own_bytes} of {self._max_bytes} bytes"
         if self._queued_bytes >= QUEUED_BYTES:
             return f"{self._queued_bytes} bytes wait for the spool's disk"
         return None
@@ -163,7 +178,10 @@ class Spool:
         if not self.active:
             self._begin(reason)
         size = delivery.hand_over()
-        if self.bytes + size > self._max_bytes:
+        if not delivery.to_spool:
+            delivery.stored()  # nothing of it can be helped here
+            return
+        if self._own_bytes + size > self._max_bytes:
             delivery.not_stored(_full())
             return
         self._queued.append(delivery)
@@ -182,9 +200,11 @@ class Spool:
         writing, draining = self._tasks
         draining.cancel()
         self._go_on_writing()
-        while self._writing or self._queued:
+        while (self._writing or self._queued) and not writing.done():
             self._changed.clear()
-            await self._changed.wait()
+            change = asyncio.ensure_future(self._changed.wait())
+            await asyncio.wait([change, writing], return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
         writing.cancel()
         await self._marked()
         for executor in (self._reader, self._writer):
@@ -275,10 +295,12 @@ class Spool:
 
     async def _drain(self, folder: SpoolFolder) -> None:
         """Send all that is in the folder now."""
+        failures = 0
         while True:
             try:
                 if not await self._drain_chunk(folder):
                     break
+                failures = 0
             except FileNotFoundError as error:
                 self._ahead = None
                 log.error("a segment of the spool was taken away, and its records: %s", error)
@@ -290,6 +312,10 @@ class Spool:
                 if self.trouble != str(error):
                     log.error("the spool in %s cannot be drained: %s", folder.path, error)
                 self.trouble = str(error)
+                failures += 1
+                if failures >= READ_TRIES:
+                    failures = 0
+                    self._pass_over(folder)
                 self._go_on_writing()
                 await asyncio.sleep(DISK_PAUSE_SECONDS)
         if folder is not self._own:
@@ -299,6 +325,14 @@ class Spool:
             except OSError as error:
                 log.error("the drained folder %s cannot be removed: %s", folder.path, error)
             log.info("the spool of an earlier process is drained: %s", folder.path)
+
+    def _pass_over(self, folder: SpoolFolder) -> None:
+        """Leave the segment that cannot be read; what is behind it must not wait for ever."""
+        number = min((n for n in folder.sizes if n >= folder.position.segment), default=None)
+        if number is not None:
+            log.error("segment %d of %s is passed over, and kept", number, folder.path)
+            folder.give_up_segment(number)
+            folder.position = Position(number + 1, 0)
 
     async def _drain_chunk(self, folder: SpoolFolder) -> bool:
         """Send the next records; False when there are none.
@@ -336,21 +370,36 @@ class Spool:
     async def _deliver(self, folder: SpoolFolder, chunk: Chunk) -> None:
         """Send the records until Kafka has each of them, or will never take it."""
         rest = chunk.records
+        topic_fails_since: float | None = None
         while rest:
             await self._wait_for_kafka()
             errors = await self._send(rest)
-            failed = [(r, e) for r, e in zip(rest, errors, strict=True) if e is not None]
-            refused = [r for r, e in failed if e.code() == KafkaError.MSG_SIZE_TOO_LARGE]
-            if len(rest) == 1 and refused:
-                await self._set_aside(folder, refused[0])
-                return
-            rest = [record for record, _ in failed]
-            if refused:  # its batch, perhaps: each by itself will tell
-                for record in refused:
-                    await self._deliver(folder, Chunk([record], chunk.written_at, chunk.end))
-                rest = [record for record in rest if record not in refused]
+            alone, again = len(rest) == 1, []
+            topic_fails = False
+            for record, error in zip(rest, errors, strict=True):
+                if error is None:
+                    continue
+                self.trouble = error.str()
+                if error.code() in FOR_GOOD:
+                    if alone:
+                        await self._set_aside(folder, record, error)
+                    else:  # its batch, perhaps: by itself it will tell
+                        one = Chunk([record], chunk.written_at, chunk.end)
+                        await self._deliver(folder, one)
+                    continue
+                if error.code() in OF_THE_TOPIC:
+                    topic_fails = True
+                    self._tell(error)
+                    now = self._loop.time()
+                    topic_fails_since = topic_fails_since or now
+                    if now - topic_fails_since > TOPIC_SECONDS:
+                        await self._set_aside(folder, record, error)
+                        continue
+                again.append(record)
+            if not topic_fails:
+                topic_fails_since = None
+            rest = again
             if rest:
-                self.trouble = failed[0][1].str()
                 self._go_on_writing()
                 await asyncio.sleep(PAUSE_SECONDS)
         self.trouble = ""
@@ -360,15 +409,27 @@ class Spool:
             self._go_on_writing()
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _set_aside(self, folder: SpoolFolder, record: Record) -> None:
+    async def _set_aside(self, folder: SpoolFolder, record: Record, error: KafkaError) -> None:
+        """Keep the record beside the segments. While the disk refuses that, nothing else goes on:
+        what was delivered before it is not to be sent again.
+        """
         topic, value, _ = record
         log.error(
-            "Kafka takes no record of %d bytes in %r: it is set aside in %s",
+            "Kafka does not take a record of %d bytes for %r (%s): it is set aside in %s",
             len(value),
             topic,
+            error.name(),
             folder.path / "refused.segment",
         )
-        await self._in(self._reader, folder.set_aside, [record], time.time())
+        while True:
+            try:
+                await self._in(self._reader, folder.set_aside, [record], time.time())
+            except OSError as disk_error:
+                self.trouble = f"a record cannot be set aside: {disk_error}"
+                self._go_on_writing()
+                await asyncio.sleep(DISK_PAUSE_SECONDS)
+            else:
+                break
         self.records_refused += 1
 
     async def _mark(self, folder: SpoolFolder, end: Position) -> None:
@@ -428,6 +489,11 @@ class Spool:
 
     async def _in(self, executor: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(executor, call, *arguments)
+
+
+def _log_death(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the task %s has ended", task.get_name(), exc_info=error)
 
 
 def _full() -> KafkaError:

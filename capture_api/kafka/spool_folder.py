@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from capture_api.events.records import Record
 from capture_api.kafka.spool_frames import (
+    HEAD,
     SEGMENT_MAGIC,
     decode_frames,
     encode_frame,
@@ -118,6 +119,10 @@ class SpoolFolder:
 
     def mark(self, position: Position, done: Iterable[int]) -> None:
         """Kafka has everything up to here: remember it, and remove the segments that are done."""
+        done = list(done)
+        # These first: after a crash, what lies before the mark is removed.
+        for number in self._damaged.intersection(done):
+            self._remove_segment(number)
         slot = self._marks % 2
         body = _SLOT.pack(self._marks + 1, position.segment, position.offset, 0)[:-4]
         os.pwrite(self._positions, body + struct.pack("<I", zlib.crc32(body)), slot * _SLOT.size)
@@ -135,21 +140,34 @@ class SpoolFolder:
     def set_aside(self, records: Sequence[Record], now: float) -> None:
         """Keep records that Kafka will never take where a person finds them."""
         file = os.open(self.path / "refused.segment", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        whole = os.fstat(file).st_size
         try:
-            _write_all(file, encode_frame(records, now))
+            _write_all(file, (b"" if whole else SEGMENT_MAGIC) + encode_frame(records, now))
             os.fsync(file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, whole)
+            raise
         finally:
             os.close(file)
 
     def remove(self) -> None:
-        """Remove an emptied folder; what is set aside or damaged in it stays, and so it."""
-        for number in self.sizes:
-            self._remove_segment(number)
-        if {path.name for path in self.path.iterdir()} <= {"lock", "position"}:
-            for name in ("position", "lock"):
-                (self.path / name).unlink()
-            self.path.rmdir()
-        self.close()
+        """Remove an emptied folder; one with something set aside or damaged is renamed and kept."""
+        try:
+            for number in self.sizes:
+                self._remove_segment(number)
+            if {path.name for path in self.path.iterdir()} <= {"lock", "position"}:
+                for name in ("position", "lock"):
+                    (self.path / name).unlink()
+                self.path.rmdir()
+            else:
+                self.path.rename(self.path.with_name(f"kept-{self.path.name}"))
+        finally:
+            self.close()
+
+    def give_up_segment(self, number: int) -> None:
+        """Count it as damaged: it cannot be read at all, and is kept for a person."""
+        self._damaged.add(number)
 
     def close(self) -> None:
         """Give the folder up, as the end of the process does."""
@@ -174,26 +192,36 @@ class SpoolFolder:
 
     def _leave_segment(self) -> None:
         """Append to it no more. What lies behind the last whole write was never acknowledged."""
-        if self._segment < 0:
+        file, self._segment = self._segment, -1
+        if file < 0:
             return
         with contextlib.suppress(OSError):
-            os.ftruncate(self._segment, self._written)
-        os.close(self._segment)
-        self._segment = -1
+            os.ftruncate(file, self._written)
+        os.close(file)
+        if self._written <= FIRST_FRAME:
+            self._path(self._number).unlink(missing_ok=True)
 
     def _read_at(self, number: int, offset: int, end: int) -> Chunk:
         file = os.open(self._path(number), os.O_RDONLY)
         try:
             data = os.pread(file, min(CHUNK_BYTES, end - offset), offset)
-            if frame_length(data) > len(data):
-                data = os.pread(file, frame_length(data), offset)
+            length = _declared_length(data)
+            if len(data) < length <= end - offset:
+                data = os.pread(file, length, offset)
         finally:
             os.close(file)
         frames = decode_frames(data)
         if not frames.length:
-            log.error("%s cannot be read any more from byte %d on", self._path(number), offset)
             self._damaged.add(number)
-            return Chunk([], 0.0, Position(number, end))
+            # Only what is inside a frame may be bad: then those behind it are read all the same.
+            behind = offset + length if offset + length <= end else end
+            log.error(
+                "%s cannot be read from byte %d to %d: it is kept",
+                self._path(number),
+                offset,
+                behind,
+            )
+            return Chunk([], 0.0, Position(number, behind))
         return Chunk(frames.records, frames.written_at, Position(number, offset + frames.length))
 
     def _find_segments(self) -> None:
@@ -206,7 +234,12 @@ class SpoolFolder:
             first = self.position.offset if number == self.position.segment else 0
             first = max(first, FIRST_FRAME)
             end, records = walk(data, first) if data.startswith(SEGMENT_MAGIC) else (0, 0)
-            if end < len(data) and number == max(paths) and end:
+            inside = end and end + _declared_length(data[end : end + HEAD.size]) <= len(data)
+            if end < len(data) and inside:
+                log.error("%s has unreadable bytes from %d on: it is kept", path, end)
+                self._damaged.add(number)
+                end = len(data)  # what lies behind them is read
+            elif end < len(data) and number == max(paths) and end:
                 log.warning(
                     "%s: cut off %d bytes after its last whole request, which were being written "
                     "when the process ended: never acknowledged",
@@ -250,6 +283,26 @@ def read_position(path: Path) -> tuple[int, Position]:
     return best[0], Position(best[1], best[2])
 
 
+def _declared_length(head: bytes) -> int:
+    """What the frame at the beginning says that it takes; more than there can be without a head."""
+    length = frame_length(head) if len(head) >= HEAD.size else 0
+    return length if length > HEAD.size else 1 << 62  # zeros are what a power cut leaves
+
+
+def _claim_or_tell(path: Path, segment_bytes: int) -> SpoolFolder | None:
+    """The folder, if nobody owns it and it can be used: one bad folder must not stop the others."""
+    try:
+        return claim(path, segment_bytes)
+    except OSError as error:
+        if path not in _told:
+            _told.add(path)
+            log.error("the spool's folder %s cannot be used, and is left alone: %s", path, error)
+        return None
+
+
+_told: set[Path] = set()
+
+
 def claim(path: Path, segment_bytes: int) -> SpoolFolder | None:
     """The folder, if nobody owns it. Raises OSError when it cannot be used."""
     try:
@@ -273,7 +326,7 @@ def claim_own(root: Path, segment_bytes: int) -> SpoolFolder:
     """A folder of one's own: one whose owner is dead, or a new one."""
     root.mkdir(parents=True, exist_ok=True)
     for path in sorted(root.glob("worker-*")):
-        if (folder := claim(path, segment_bytes)) is not None:
+        if (folder := _claim_or_tell(path, segment_bytes)) is not None:
             return folder
     path = root / f"worker-{uuid4().hex[:12]}"
     path.mkdir()
@@ -284,7 +337,7 @@ def claim_own(root: Path, segment_bytes: int) -> SpoolFolder:
 
 def claim_orphans(root: Path, segment_bytes: int) -> list[SpoolFolder]:
     """Every folder that nobody owns."""
-    found = (claim(path, segment_bytes) for path in sorted(root.glob("worker-*")))
+    found = (_claim_or_tell(path, segment_bytes) for path in sorted(root.glob("worker-*")))
     return [folder for folder in found if folder is not None]
 
 

@@ -27,18 +27,23 @@ def topic_limits(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
     resources = {topic: ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics}
     configuration: dict[str, str | int | float | bool] = {**settings.kafka_client}
     admin = AdminClient(configuration, logger=client_log())
-    futures = admin.describe_configs(list(resources.values()), request_timeout=ASK_TIMEOUT_SECONDS)
-    limits = {}
+    limits: dict[str, int] = {}
+    try:
+        futures = admin.describe_configs(
+            list(resources.values()), request_timeout=ASK_TIMEOUT_SECONDS
+        )
+    except KafkaException as error:
+        log.warning("max.message.bytes of the topics cannot be read: %s", error)
+        return limits
     for topic, resource in resources.items():
         try:
             entries = futures[resource].result(ASK_TIMEOUT_SECONDS + 1)
-        except (KafkaException, TimeoutError) as error:
+            limits[topic] = int(entries["max.message.bytes"].value)
+        except (KafkaException, TimeoutError, KeyError, TypeError, ValueError) as error:
             log.warning(
                 "max.message.bytes of the topic %r cannot be read; should it be below 1 MB, set "
                 "batch.size in TIDEMARK_KAFKA_OPTIONS: %s",
                 topic,
                 error,
             )
-        else:
-            limits[topic] = int(entries["max.message.bytes"].value)
     return limits

@@ -221,11 +221,55 @@ def test_what_kafka_never_takes_outlives_its_folder(folder: SpoolFolder) -> None
     """Records set aside are kept when everything else is drained."""
     folder.set_aside(request(1), 1.0)
     folder.remove()
-    assert [path.name for path in sorted(folder.path.iterdir())] == [
-        "lock",
-        "position",
-        "refused.segment",
-    ]
+    assert not folder.path.exists(), "nobody adopts it again"
+    kept = folder.path.with_name(f"kept-{folder.path.name}")
+    assert {path.name for path in kept.iterdir()} == {"lock", "position", "refused.segment"}
+    again = folder.path.with_name("worker-again")
+    again.mkdir()
+    (kept / "refused.segment").rename(again / "00000001.segment")
+    [found] = claim_orphans(again.parent, SEGMENT)
+    assert drain(found) == request(1)
+
+
+def test_damage_inside_the_newest_segment_costs_one_request(folder: SpoolFolder) -> None:
+    """Whole requests behind the damage are read, and the segment is kept for a person."""
+    for number in range(10):
+        add(folder, request(number))
+    path = folder.path / "00000001.segment"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    found = crash_and_claim(folder)
+    assert len(drain(found)) == 18
+    assert path.read_bytes() == data
+    found.mark(Position(2, 0), [1])
+    assert path.with_suffix(".damaged").read_bytes() == data
+
+
+def test_a_folder_that_cannot_be_used_stops_no_other(folder: SpoolFolder) -> None:
+    """A start goes on with a folder of its own, and orphans beside the bad one are adopted."""
+    root = folder.path.parent
+    bad = root / "worker-000"
+    (bad / "00000001.segment").mkdir(parents=True)
+    add(folder, request(1))
+    os.close(folder._lock)
+    own = claim_own(root, SEGMENT)
+    assert own.path == folder.path
+    os.close(own._lock)
+    assert [found.path for found in claim_orphans(root, SEGMENT)] == [folder.path]
+
+
+def test_appends_that_fail_leave_no_segments(folder: SpoolFolder) -> None:
+    """A disk that has room for a name only does not fill up with empty files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        for _ in range(5):
+            with pytest.raises(OSError, match="large"):
+                folder.append([request(1, 10_000)], 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(folder.path.glob("*.segment")) == []
 
 
 def test_unusable_folder_is_an_error(tmp_path: Path, settings: Callable[..., object]) -> None:

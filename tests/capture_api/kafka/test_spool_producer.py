@@ -154,7 +154,7 @@ def test_full_disk_is_told_and_recovers(configured: Callable[..., Settings]) -> 
             assert error is not None
             assert producer.refusal(error).status == 503
             errors = await producer.send_each(some("one", 2)) if not spool.no_room() else [error]
-            assert None not in errors
+            assert all(each is not None for each in errors)  # a KafkaError cannot be compared
             assert "cannot be written" in str(producer.problem())
             with pytest.raises(Refused) as caught:
                 producer.check()
@@ -193,6 +193,37 @@ def test_record_that_kafka_never_takes_is_set_aside(
     run(configured(topic=before.topic), use)
     [kept] = (tmp_path / "spool").glob("*/refused.segment")
     assert large[1] in kept.read_bytes()
+
+
+def test_record_that_kafka_refuses_for_good_holds_up_nobody(
+    configured: Callable[..., Settings], kafka: str, tmp_path: Path
+) -> None:
+    """It is no case for the spool; and in the spool, it is set aside and the others arrive."""
+    settings = configured(kafka_options={"queue.buffering.max.messages": "10"})
+    compacted = f"{settings.topic}-compacted"
+    ensure_topic(kafka, compacted, 1, {"cleanup.policy": "compact"})
+    without_key: Record = (compacted, b"x", None)
+
+    async def use(producer: RecordProducer) -> None:
+        spool = producer.spool
+        assert spool is not None
+        error = await producer.send([without_key])
+        assert error is not None
+        assert producer.refusal(error).status == 503
+        assert not spool.active
+        # The queue is full, so all of this goes through the spool.
+        requests = [some(settings.topic, 8) for _ in range(10)]
+        answers = [producer.send(records) for records in requests[:5]]
+        answers += [producer.send([without_key])]
+        answers += [producer.send(records) for records in requests[5:]]
+        assert await asyncio.gather(*answers) == [None] * 11
+        await drained(producer)
+        assert spool.records_refused == 1
+        assert await producer.send(some(settings.topic, 3)) is None
+
+    run(settings, use)
+    [kept] = (tmp_path / "spool").glob("*/refused.segment")
+    assert kept.stat().st_size > 0
 
 
 def test_missing_topic_is_refused_though_there_is_a_spool(
