@@ -116,7 +116,7 @@ def test_nothing_else_is_served(serving: Any, name: str) -> None:
         connection.sendall(head.encode())
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 404 ")
-    assert b'"no_such_script"' in answer
+    assert b'"no_such_' in answer  # a script, or a path where a line break is in it
     assert b"secret" not in answer.replace(name.encode() or b"\0", b"")
 
 
