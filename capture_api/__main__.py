@@ -23,6 +23,7 @@ from capture_api.app import CaptureApp, create_app
 from capture_api.exposition import new_folder
 from capture_api.garbage import use_few_arenas
 from capture_api.logs import start_logging
+from capture_api.scripts import check_scripts_dir
 from capture_api.wire.connections import Sweep, connection_limits
 from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
@@ -38,6 +39,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = Settings()  # type: ignore[call-arg]
+        if (problem := _scripts_problem(settings)) is not None:
+            print(f"capture_api: TIDEMARK_CAPTURE_SCRIPTS_DIR: {problem}", file=sys.stderr)
+            return 1
         _make_spool_folder(settings)
         app = create_app(settings) if settings.capture_workers == 1 else None
     except OSError as error:
@@ -96,6 +100,15 @@ def _make_spool_folder(settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def _scripts_problem(settings: Settings) -> OSError | None:
+    """Why the folder of posthog-js cannot be served, now rather than in a page."""
+    try:
+        check_scripts_dir(settings)
+    except OSError as error:
+        return error
+    return None
 
 
 def _in_one_line(error: ValidationError | SettingsError | KafkaException) -> str:

@@ -40,6 +40,7 @@ from capture_api.projects import Projects
 from capture_api.protection.guard import Guard
 from capture_api.readings import Worker
 from capture_api.refusal import Refused
+from capture_api.scripts import script_routes
 from capture_api.stubs import stub_routes
 from capture_api.v1.endpoint import V1_PATHS, V1Endpoint
 from orchestration.settings import Settings
@@ -131,6 +132,7 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     app.v1 = V1Endpoint(settings, projects, producer, guard, metrics, ingest.senders, ingest.budget)
     app._v1_paths = _spellings(V1_PATHS)
     app.include_router(stub_routes(projects, ingest.budget))
+    app.include_router(script_routes(settings, projects))
     app.include_router(health_routes(worker))
     app.include_router(metrics_route(exposition))
     add_page(app)

@@ -16,10 +16,6 @@ from capture_api.answers import Answer, as_response, json_answer
 
 _TELEMETRY = "are not taken in: send them to a telemetry backend of their own"
 _AI = "is not taken in: send $ai_… events to /batch, /i/v0/ai/batch or /i/v1/ai/events"
-_SCRIPTS = (
-    "PostHog's scripts are not served here: bundle posthog-js from npm, or serve its dist folder "
-    "and name that host as asset_host"
-)
 
 NOT_SERVED = {
     "/s": "session replay is not taken in: switch session recording off",
@@ -30,8 +26,6 @@ NOT_SERVED = {
     "/i/v1/traces": f"traces {_TELEMETRY}",
     "/i/v1/metrics": f"metrics {_TELEMETRY}",
     "/api/push_subscriptions": "push notifications are not sent from here",
-    "/array/{token}/array.js": _SCRIPTS,
-    "/static/{script:path}": _SCRIPTS,
 }
 """Path and the text of its refusal."""
 

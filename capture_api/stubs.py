@@ -91,12 +91,14 @@ def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
 
     async def config(token: str) -> Response:
         """Remote configuration of a project."""
-        return as_response(await _unknown(projects, token) or json_answer(200, REMOTE_CONFIG))
+        return as_response(await unknown_token(projects, token) or json_answer(200, REMOTE_CONFIG))
 
     async def config_script(token: str) -> Response:
         """Remote configuration of a project as a script."""
-        refusal = await _unknown(projects, token)
-        return as_response(refusal or text_answer(_script(token), "application/javascript"))
+        refusal = await unknown_token(projects, token)
+        return as_response(
+            refusal or text_answer(config_script_text(token), "application/javascript")
+        )
 
     for paths, endpoint, methods in (
         (("/flags", "/decide"), flags, ["GET", "POST"]),
@@ -150,7 +152,7 @@ async def _token(request: Request, budget: Budget) -> str:
     return valid_token(found.token or found.api_key or query.token)
 
 
-async def _unknown(projects: Projects, token: str) -> Answer | None:
+async def unknown_token(projects: Projects, token: str) -> Answer | None:
     """The refusal for a token that is not good, or nothing."""
     try:
         await projects.find(token)
@@ -161,7 +163,7 @@ async def _unknown(projects: Projects, token: str) -> Answer | None:
     return None
 
 
-def _script(token: str) -> str:
+def config_script_text(token: str) -> str:
     """Remote configuration where posthog-js looks for it in a page."""
     name = msgspec.json.encode(token).decode()
     content = msgspec.json.encode({"config": REMOTE_CONFIG, "siteApps": []}).decode()

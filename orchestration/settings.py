@@ -342,6 +342,11 @@ class Settings(BaseSettings):
     capture_spool_max_bytes: int = Field(
         1 << 30, ge=1 << 20, description="Bytes that the spool of one worker may take; then 503."
     )
+    capture_scripts_dir: str = Field(
+        "",
+        description="Folder with posthog-js's `dist` from npm, served on /static/ for PostHog's "
+        "HTML snippet; empty: none, and these paths are 404.",
+    )
     capture_project_refresh_seconds: float = Field(
         2.0, gt=0, description="Seconds between looks at the project list."
     )

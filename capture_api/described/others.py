@@ -19,10 +19,12 @@ from capture_api.described.parts import (
 )
 from capture_api.exposition import CONTENT_TYPE
 from capture_api.not_served import NOT_SERVED, PAUSES
+from capture_api.scripts import MEDIA_TYPES, NO_FOLDER
 from capture_api.stubs import NOTHING, REMOTE_CONFIG
 
 _FLAG_PAYLOAD = "/api/projects/@current/feature_flags/{key}/remote_config"
 
+_SCRIPTS = "scripts for the HTML snippet"
 _STUBS, _HEALTH, _NOT_SERVED = "stubs for SDKs", "health", "not served"
 
 _FLAGS_EXAMPLE: Json = {
@@ -93,6 +95,7 @@ def paths() -> dict[str, Json]:
     described |= {path: {"get": _nothing(path, content)} for path, content in NOTHING.items()}
     described |= {_FLAG_PAYLOAD: {"get": _flag_payload()}}
     described |= _configs()
+    described |= _scripts()
     described |= {_plain(path): _not_served(path, why) for path, why in NOT_SERVED.items()}
     return described | _health()
 
@@ -176,6 +179,40 @@ def _configs() -> dict[str, Json]:
             )
         }
         for name, found in (("config", config), ("config.js", script))
+    }
+
+
+def _scripts() -> dict[str, Json]:
+    examples = {"no folder is set": {"code": "not_served", "detail": NO_FOLDER}}
+    name = parameter("path", "script", text(), "A file.", required=True, example="array.js")
+    found = {
+        "/static/{script}": ("A file of posthog-js", name, MEDIA_TYPES.values(), {}),
+        "/array/{token}/array.js": (
+            "posthog-js after the project's remote configuration",
+            _TOKEN,
+            [MEDIA_TYPES["js"]],
+            {"503": _AWAY},
+        ),
+    }
+    return {
+        path: {
+            "get": _operation(
+                _SCRIPTS,
+                f"get {path}",
+                summary,
+                {
+                    "200": {
+                        "description": "The file.",
+                        "content": {kind: {"schema": text()} for kind in kinds},
+                    },
+                    "304": {"description": "It is the one that the browser has."},
+                    "404": answer("There is none, and why.", ref("Refusal"), examples),
+                    **more,
+                },
+                parameters=[place],
+            )
+        }
+        for path, (summary, place, kinds, more) in found.items()
     }
 
 
