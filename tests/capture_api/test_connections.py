@@ -82,6 +82,15 @@ class Wire:
         self._left += received
 
 
+def status_if_any(connection: Wire) -> int | None:
+    """The status of the next answer, or None where the other side hangs up instead."""
+    try:
+        status: int = connection.answer().status
+    except AssertionError:
+        return None
+    return status
+
+
 @pytest.fixture
 def wire(capture: Any) -> Iterator[Callable[[], Wire]]:
     """Makes connections to the capture API."""
@@ -231,9 +240,7 @@ def test_body_longer_than_declared(capture: Any, wire: Any, extra: bytes) -> Non
     """The request is what was declared, and answered; what follows is no request."""
     connection = wire().send(request(capture) + extra)
     assert connection.answer().status == 200
-    rest = contextlib.suppress(AssertionError)
-    with rest:
-        assert connection.answer().status in (400, 408)
+    assert status_if_any(connection) in (None, 400, 408)
     assert connection.ended()
 
 
@@ -301,8 +308,7 @@ def test_garbage_after_pipelined_requests_does_not_touch_their_answers(
     for garbage in (b"\0\0", chunked(capture, b"zz\r\n")):
         connection = wire().send(request(capture) * 3 + garbage)
         assert [connection.answer().status for _ in range(3)] == [200] * 3
-        with contextlib.suppress(AssertionError):
-            assert connection.answer().status == 400
+        assert status_if_any(connection) in (None, 400)
         assert connection.ended()
 
 

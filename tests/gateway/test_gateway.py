@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -184,6 +185,33 @@ def test_no_replica_is_a_503_that_is_sent_again(new_gateway: Callable[..., Any])
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN["Origin"]
     assert response.headers["Access-Control-Allow-Headers"] == "x-a"
     assert "POST" in response.headers["Access-Control-Allow-Methods"]
+
+
+@pytest.mark.parametrize(("method", "status"), [("POST", b"503"), ("OPTIONS", b"204")])
+def test_slow_requests_of_an_address_are_limited(
+    new_gateway: Callable[..., Any], replicas: Any, until: Any, method: str, status: bytes
+) -> None:
+    """Of any method: with two at work whose bodies do not come, nothing waits for the others';
+    they are told to wait, or that a preflight may go on."""
+    changes = {("nginx.conf", "limit_conn connections 200"): "limit_conn connections 2"}
+    gateway = new_gateway(replicas[0].port, changes=changes)
+    start = f"{method} /batch HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(ssl_socket(gateway)) for _ in range(6)]
+        for connection in slow:
+            connection.sendall(start)
+            connection.setblocking(False)
+        answers: dict[int, bytes] = {}
+
+        def four_refused() -> bool:
+            for number, connection in enumerate(slow):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    answers.setdefault(number, connection.recv(65536))
+            return len(answers) >= 4
+
+        until(four_refused, "four of six are refused")
+        assert {answer.split()[1] for answer in answers.values()} == {status}
+        assert len(answers) == 4
 
 
 def test_too_many_requests_of_an_address_are_told_to_wait(
