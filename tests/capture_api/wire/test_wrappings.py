@@ -46,7 +46,8 @@ def wrapping_rows() -> list[Row]:
     rows = []
     for path in (*OLD_PATHS, *NEW_PATHS, "/engage"):
         shapes = {"person": (PERSON, ("$identify",))} if path == "/engage" else SHAPES
-        old = path not in NEW_PATHS
+        # PostHog takes base64 in a form on its old paths. /i/v0/e is where browsers' beacons go.
+        old = path not in NEW_PATHS or path == "/i/v0/e"
         for method in ("POST", "GET"):
             for shape, (body, events) in shapes.items():
                 for name, wrap, content_type, query, taken in (
