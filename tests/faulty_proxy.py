@@ -33,6 +33,7 @@ class Fault(Enum):
     UNAVAILABLE = auto()  # 503 instead of forwarding it
     UNAVAILABLE_LATER = auto()  # the same, with Retry-After
     RESET_BEFORE = auto()  # reset the connection instead of forwarding it
+    RESET_DURING = auto()  # forward it, and reset the connection while the server is at it
     RESET_AFTER = auto()  # forward it, and reset the connection instead of answering
 
 
@@ -177,9 +178,14 @@ class FaultyProxy:
                 if upstream is None or upstream[0].at_eof():  # servers end idle connections
                     upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
                 upstream[1].write(head + body)
+                if exchange.fault is Fault.RESET_DURING:
+                    await upstream[1].drain()
+                    _reset(writer)
                 answer_head, answer_body = await _message(upstream[0])
                 exchange.answered = int(answer_head.split(b" ", 2)[1])
                 exchange.answer = answer_body
+                if exchange.fault is Fault.RESET_DURING:
+                    return None
                 if exchange.fault is Fault.RESET_AFTER:
                     return _reset(writer)
                 exchange.status = exchange.answered

@@ -1,7 +1,8 @@
-"""Named points between two stages at which a test may kill the process.
+"""Named points between two steps at which a test may kill or stop the process.
 
 `TIDEMARK_FAILPOINT=after-insert` makes the process kill itself, as `kill -9` would, the first
-time it passes that point. Unset, a point costs a look into the environment.
+time it passes that point; with `after-insert:stop` it stops there, as `kill -STOP` would, until
+somebody lets it go on. Unset, a point costs a look into the environment.
 """
 
 from __future__ import annotations
@@ -12,16 +13,29 @@ import signal
 VARIABLE = "TIDEMARK_FAILPOINT"
 
 POINTS = (
+    "before-plan",  # cut, not stored
     "after-plan",
+    "while-staging",  # everything is written, under names of its own
+    "half-published",  # the first file has its name, the others have not
     "after-stage",  # files written, not registered
     "after-register",
+    "between-topics",  # one topic is staged, the next is not planned
     "before-insert",
-    "after-insert",  # rows in ClickHouse, the ledger does not know
+    "before-send",  # the proof said "nothing", the lease is ours, nothing is sent
+    "after-send",  # rows in ClickHouse, not proved
+    "after-insert",  # rows in ClickHouse and proved, the ledger does not know
     "after-loaded",
+    "after-commit",  # the group's offsets are committed, the ledger does not know
+    "after-dead-letters",
+    "after-mirror",
 )
 
 
 def failpoint(name: str) -> None:
-    """Die here if the environment says so."""
-    if os.environ.get(VARIABLE) == name:
+    """Die or stop here if the environment says so."""
+    wanted = os.environ.get(VARIABLE)
+    if wanted == name:
         os.kill(os.getpid(), signal.SIGKILL)
+    elif wanted == f"{name}:stop":
+        del os.environ[VARIABLE]  # once
+        os.kill(os.getpid(), signal.SIGSTOP)

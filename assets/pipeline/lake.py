@@ -22,6 +22,7 @@ from typing import IO, Any
 from pyarrow import fs
 
 from assets.pipeline.errors import StagedFileDamaged, TransientError
+from assets.pipeline.failpoints import failpoint
 
 _HASH_CHUNK_BYTES = 1 << 20
 _PARTIAL_SUFFIX = ".partial"
@@ -102,6 +103,7 @@ class Lake:
                     os.fsync(sink.fileno())
                 partial.replace(target)
                 _sync_folder(target.parent)
+            failpoint("half-published")
         finally:
             partial.unlink(missing_ok=True)
 

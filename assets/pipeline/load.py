@@ -8,7 +8,7 @@ everything else, the proof is asked before any insert, and again after it.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import IO
 
 from clickhouse_connect.driver.client import Client
@@ -18,6 +18,7 @@ from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.clock import StageClock
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from assets.pipeline.errors import ProofFailed
+from assets.pipeline.failpoints import failpoint
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints
 
@@ -33,9 +34,11 @@ def load(
     kind: Kind,
     run_id: str,
     clock: StageClock,
+    may_insert: Callable[[], None] = lambda: None,
 ) -> bool:
     """Bring a staged file into its table and prove it. False when it was there already.
 
+    `may_insert` is asked last before the insert, and raises when another worker has taken over.
     Raises ProofFailed when the table holds something else than nothing or all of the file,
     before or after the insert; StagedFileDamaged when the file is not what was registered.
     """
@@ -56,7 +59,10 @@ def load(
 
     with clock.stage("load"):
         lake.check(file.path, file.bytes, file.sha256)
+        may_insert()
+        failpoint("before-send")
         insert(client, database, table, lake, file, batch, run_id)
+        failpoint("after-send")
 
     with clock.stage("prove"):
         after = read_fingerprints(client, database, table, batch.batch_id)

@@ -31,6 +31,7 @@ from assets.pipeline.columns import (
 from assets.pipeline.duplicates import Found, SeenKeys, key_columns
 from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError
+from assets.pipeline.failpoints import failpoint
 from assets.pipeline.fingerprint import FingerprintSum
 from assets.pipeline.key_files import write_key_file
 from assets.pipeline.lake import Lake
@@ -66,6 +67,7 @@ def stage(
                 judged = judge(chunk.records.column("value"))
             writer.add(chunk, judged)
         writer.finish()
+        failpoint("while-staging")
     key_file = None
     if len(seen.added()):
         with clock.stage("stage"):

@@ -129,6 +129,7 @@ def stage_batches(worker: Worker, held: list[LaneTrouble] | None = None) -> list
             until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
             with aside.errors(), _side_topic_may_be_away(worker, topic):
                 _stage_topic(worker, lease, topic, until, aside, staged)
+            failpoint("between-topics")
         if staged:
             keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
     aside.raise_first()
@@ -189,7 +190,11 @@ def load_batches(worker: Worker) -> list[Batch]:
     aside = PutAside()
     worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
     with worker.lease() as lease:
-        for batch in worker.unfinished():
+        unfinished = worker.unfinished()
+        # Before any row: a ledger that is restored from a backup then meets what it has forgotten.
+        due = [batch for batch in unfinished if batch.state in (State.STAGED, State.LOADING)]
+        mirror(worker.clickhouse, worker.settings.clickhouse_database, due, [])
+        for batch in unfinished:
             with aside.errors():
                 if batch.state in (State.STAGED, State.LOADING):
                     _load_one(worker, lease, batch)
@@ -213,12 +218,14 @@ def load_dead_letters(worker: Worker) -> list[Batch]:
                     done.append(batch)
         waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
         told = [*done, *waiting]
+        failpoint("after-dead-letters")
         mirror(
             worker.clickhouse,
             worker.settings.clickhouse_database,
             told,
             [attempt for batch in told for attempt in attempts_of(worker.ledger, batch.batch_id)],
         )
+        failpoint("after-mirror")
         # Only now: until then the next worker does all of this again.
         for batch in done:
             ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
@@ -263,6 +270,7 @@ def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
     trouble = commit_offsets(worker.settings.kafka_client, newest.topic, ends, newest.batch_id)
     if trouble:
         worker.say(f"group offsets of {newest.topic} were not committed (no harm done): {trouble}")
+    failpoint("after-commit")
     for batch in loaded:
         ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
 
@@ -335,6 +343,7 @@ def _plan_one(
             code_version=TRANSFORM_VERSION,
             planned_at=now_us(),
         )
+        failpoint("before-plan")
         ledger_batches.record_plan(worker.ledger, lease, batch)
     ledger_batches.add_timings(worker.ledger, batch.batch_id, clock.timings())
     worker.say(
@@ -421,6 +430,7 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
                 Kind.EVENTS,
                 worker.run_id,
                 clock,
+                may_insert=lambda: assert_held(ledger, lease),
             )
         except StagedFileDamaged as error:
             _stage_again_if_possible(worker, lease, batch, error)
@@ -476,6 +486,7 @@ def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
                 Kind.DEAD_LETTERS,
                 worker.run_id,
                 StageClock(),
+                may_insert=lambda: assert_held(worker.ledger, lease),
             )
         except (ProofFailed, StagedFileDamaged) as error:
             note = f"dead letters: {error}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -15,12 +17,21 @@ import pytest
 
 from assets.pipeline.batch import Balance, State
 from assets.pipeline.failpoints import VARIABLE
+from tests.faults.matrix import Registry
+from tests.faults.run_worker import AGAIN
+from tests.ledger.conftest import postgresql  # noqa: F401  # a fixture
 from tests.records import Sent, transaction, value_of
 from tests.stack import ROOT, Place, Stack
 
 WORKER_SECONDS = 120.0
 
 BROKEN = b'{"v":1,"uuid":"cut off'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of the failure matrix, and the lines at the end of a run."""
+    config.addinivalue_line("markers", "matrix(*faults): rows of the failure matrix")
+    config.pluginmanager.register(Registry(), "failure-matrix")
 
 
 @dataclass
@@ -31,6 +42,7 @@ class Scene:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     stored: list[Place] = field(default_factory=list)  # records that have to be found
     delivered: Balance = field(default_factory=Balance)
+    next_number: int = 10_000
 
     def fill(self, sound: int, partitions: int) -> None:
         """Put sound, repeated, broken, empty and aborted records into the topic."""
@@ -46,36 +58,86 @@ class Scene:
             ok=sound, rejected=9, duplicate=len(repeated), tombstone=6, absent=5
         )
 
-    def start_worker(self, failpoint: str = "") -> subprocess.Popen[bytes]:
-        """Start a worker; with a failpoint, one that kills itself there."""
-        values = self.stack.settings.model_dump(mode="json", exclude_defaults=True)
+    def send_more(self, count: int) -> None:
+        """Put sound records into the topic, with numbers of their own."""
+        numbers = range(self.next_number, self.next_number + count)
+        self.next_number += count
+        self.stored += self.stack.send_numbers(numbers, len(self.partitions()))
+        self.delivered += Balance(ok=count)
+
+    def start_worker(
+        self, failpoint: str = "", *, file_bytes: int | None = None, **changed: object
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker; with a failpoint, one that kills (or stops) itself there.
+
+        It can write no file larger than `file_bytes`, and `changed` are settings of its own.
+        """
+        values = self.stack.settings.model_dump(mode="json", exclude_defaults=True) | changed
         environment = {
             **os.environ,
             **{f"TIDEMARK_{name.upper()}": str(value) for name, value in values.items()},
             VARIABLE: failpoint,
         }
+        limit = resource.RLIM_INFINITY if file_bytes is None else file_bytes
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.run_worker"], cwd=ROOT, env=environment
+            [sys.executable, "-m", "tests.faults.run_worker"],
+            cwd=ROOT,
+            env=environment,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )
         self.started.append(worker)
         return worker
 
-    def work(self, failpoint: str = "") -> int:
+    def work(self, failpoint: str = "", *, file_bytes: int | None = None, **changed: object) -> int:
         """Run a worker to its end; gives its exit code."""
-        return self.start_worker(failpoint).wait(WORKER_SECONDS)
+        worker = self.start_worker(failpoint, file_bytes=file_bytes, **changed)
+        return worker.wait(WORKER_SECONDS)
+
+    def work_when_free(self) -> int:
+        """Run workers, as ticks do, until one of them is let in; gives its exit code."""
+        end = time.monotonic() + WORKER_SECONDS
+        while (code := self.work()) == AGAIN:
+            assert time.monotonic() < end, "no worker was let in"
+        return code
+
+    def kill_at(self, failpoint: str) -> None:
+        """Run a worker that is killed at the failpoint."""
+        assert self.work(failpoint) == -signal.SIGKILL
+
+    def stop_at(self, failpoint: str) -> subprocess.Popen[bytes]:
+        """Start a worker, and return when it has stopped at the failpoint."""
+        worker = self.start_worker(f"{failpoint}:stop")
+        _, status = os.waitpid(worker.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"the worker ended before {failpoint}"
+        return worker
+
+    def wake(self, worker: subprocess.Popen[bytes]) -> int:
+        """Let a stopped worker go on; gives its exit code."""
+        worker.send_signal(signal.SIGCONT)
+        return worker.wait(WORKER_SECONDS)
 
     def await_state(self, state: State, worker: subprocess.Popen[bytes]) -> None:
         """Return when some batch stands in that state, while the worker is alive."""
+        self.await_true(
+            lambda: any(batch.state is state for batch in self.stack.batches()),
+            f"a batch was {state}",
+            worker,
+        )
+
+    def await_true(
+        self, condition: Callable[[], bool], what: str, worker: subprocess.Popen[bytes]
+    ) -> None:
+        """Return when the condition holds, while the worker is alive."""
         end = time.monotonic() + WORKER_SECONDS
-        while all(batch.state is not state for batch in self.stack.batches()):
-            assert worker.poll() is None, f"the worker ended before a batch was {state}"
-            assert time.monotonic() < end, f"no batch became {state}"
+        while not condition():
+            assert worker.poll() is None, f"the worker ended before {what}"
+            assert time.monotonic() < end, f"not in time: {what}"
 
     def prove(self) -> None:
         """Every record is found at its offset, once; and the balances say the same."""
         batches = self.stack.batches()
         assert {batch.state for batch in batches} == {State.COMMITTED}
-        assert self.stack.account().places == Counter(self.stored)
+        self.prove_places()
         balances = [batch.staged.balance for batch in batches if batch.staged]
         assert sum(balances, Balance()) == self.delivered
         for partition, high in self.stack.topic.highs(self.partitions()).items():
@@ -88,9 +150,23 @@ class Scene:
         )
         assert uuids == [(self.delivered.ok, self.delivered.ok)]
 
+    def prove_places(self) -> None:
+        """Lost 0, doubled 0: each record is where it has to be, once."""
+        found, wanted = self.stack.account().places, Counter(self.stored)
+        assert wanted - found == Counter(), "lost"
+        assert found - wanted == Counter(), "doubled"
+
     def partitions(self) -> range:
         """The topic's partitions."""
         return range(self.stack.topic.identity().partitions)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_values(request: pytest.FixtureRequest) -> dict[str, object]:
+    """The settings of a new ledger, of either kind."""
+    if request.param == "sqlite":
+        return {}
+    return {"ledger_url": request.getfixturevalue("postgresql")()}
 
 
 @pytest.fixture
@@ -108,3 +184,4 @@ def new_scene(new_stack: Callable[..., Stack]) -> Iterator[Callable[..., Scene]]
         for worker in scene.started:
             worker.kill()
             worker.wait()
+        scene.stack.ledger.dispose()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from assets.pipeline.batch import State
+from assets.pipeline.clickhouse import make_tables
 from tests.conftest import Broker
 from tests.faults.conftest import WORKER_SECONDS, Scene
+from tests.faults.run_worker import AGAIN
+from tests.faults.test_insert_in_doubt import is_insert
+from tests.faulty_proxy import FaultyProxy
 from tests.stack import ClickHouseServer
 
 NewScene = Callable[..., Scene]
@@ -20,6 +24,14 @@ def server(new_clickhouse: Callable[[], ClickHouseServer]) -> ClickHouseServer:
     return new_clickhouse().start()
 
 
+@pytest.fixture
+def proxy(server: ClickHouseServer) -> Iterator[FaultyProxy]:
+    """A way to that ClickHouse on which a test sees what is sent."""
+    with FaultyProxy(server.port) as between:
+        yield between
+
+
+@pytest.mark.matrix("server killed in mid-insert")
 @pytest.mark.parametrize("reached", [State.LOADING, State.LOADED])
 def test_clickhouse_is_killed_while_loading(
     new_scene: NewScene, server: ClickHouseServer, reached: State
@@ -29,12 +41,34 @@ def test_clickhouse_is_killed_while_loading(
     worker = scene.start_worker()
     scene.await_state(reached, worker)
     server.kill()
-    assert worker.wait(WORKER_SECONDS) == 3
+    assert worker.wait(WORKER_SECONDS) == AGAIN
     server.start()
     assert scene.work() == 0
     scene.prove()
 
 
+@pytest.mark.matrix("server killed in mid-insert")
+def test_clickhouse_is_killed_in_mid_insert(
+    proxy: FaultyProxy, new_scene: NewScene, server: ClickHouseServer
+) -> None:
+    """An insert of which the server has the bytes and that takes seconds: all of it comes again."""
+    scene = new_scene(sound=60, partitions=1, clickhouse_url=proxy.url)
+    make_tables(scene.stack.client, scene.stack.database)
+    scene.stack.client.command(
+        f"ALTER TABLE {scene.stack.database}.events "
+        "ADD COLUMN slow UInt8 DEFAULT sleepEachRow(0.04)"
+    )
+    worker = scene.start_worker()
+    scene.await_true(lambda: any(map(is_insert, proxy.exchanges)), "the insert was sent", worker)
+    server.kill()
+    assert worker.wait(WORKER_SECONDS) == AGAIN
+    server.start()
+    assert scene.stack.rows("SELECT count() FROM {database}.events") == [(0,)]
+    assert scene.work() == 0
+    scene.prove()
+
+
+@pytest.mark.matrix("Kafka killed while it is read")
 def test_kafka_is_killed_while_reading(
     new_scene: NewScene, new_broker: Callable[[], Broker]
 ) -> None:
@@ -47,6 +81,6 @@ def test_kafka_is_killed_while_reading(
     scene.await_state(State.STAGED, worker)
     broker.kill()
     broker.start()
-    assert worker.wait(WORKER_SECONDS) in (0, 3)
+    assert worker.wait(WORKER_SECONDS) in (0, AGAIN)
     assert scene.work() == 0
     scene.prove()

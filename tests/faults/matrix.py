@@ -1,0 +1,175 @@
+"""The failure matrix: what can break, who mends it, and which tests break it for real.
+
+    ROWS ──@pytest.mark.matrix("fault")──▶ tests ──▶ outcome of each row, at the end of a run
+                                            └──────▶ docs/failure-matrix.md
+
+`python -m tests.faults.matrix` prints the page, with `--write` it writes it. Invariant: every row
+has a test, and no test names a row that is not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "failure-matrix.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, what the next run does about it, and how it ends."""
+
+    fault: str
+    recovery: str
+    result: str
+
+
+ROWS = (
+    Row("before the plan is stored", "plans again from the old end", "once"),
+    Row("two planners at once", "the lease lets one in, the other tries again", "one range, once"),
+    Row("after the plan, before reading", "stages the same ranges", "once"),
+    Row("while staging", "removes what is half-written, reads again", "once"),
+    Row("files published, not registered", "stages again, removes the earlier files", "once"),
+    Row("disk full while staging", "stages again once there is room", "once"),
+    Row("registered, before the insert", "the proof says nothing is there: inserts", "once"),
+    Row("between the topics of one run", "loads the staged topic, plans the others", "once"),
+    Row("insert sent, connection lost", "the proof decides; the token covers a late one", "once"),
+    Row("server killed in mid-insert", "the proof decides: nothing or all is there", "once"),
+    Row("insert done, answer lost", "the proof says all is there: inserts nothing", "once"),
+    Row("proved, before the ledger knows", "the proof says all is there", "once"),
+    Row("loaded, before the group's commit", "commits the group's offsets", "once"),
+    Row("committed, dead letters not reported", "proves and mirrors them again", "once"),
+    Row("deduplication window gone", "the proof, not the token, decides", "once"),
+    Row("settings changed between attempts", "ranges from the plan, the proof decides", "once"),
+    Row("a paused worker wakes", "the fence refuses it, the token drops its insert", "once"),
+    Row("too many parts", "tries again when the server takes inserts", "once"),
+    Row("the proof finds something else", "`suspect`: a person clears it, `retry`", "once, seen"),
+    Row("Kafka killed while it is read", "waits or ends; the next run goes on", "once"),
+    Row("Kafka lost records before they were read", "`gap`, until `retry --accept-gap`", "told"),
+    Row("topic deleted and made anew", "old plan is a `gap`; the new one from 0", "told, once"),
+    Row("partitions increased", "a new lane from its first offset", "once"),
+    Row("transactions, aborts and markers", "counted as absent", "once"),
+    Row("tombstones, empty and broken values", "counted, or dead letters", "once"),
+    Row("staged file damaged or deleted, Kafka has it", "stages the batch again", "once"),
+    Row("staged file gone, Kafka has nothing", "`suspect` until the file is back", "told, once"),
+    Row("ledger restored from an older backup", "refuses to plan", "told, nothing doubled"),
+    Row("ClickHouse restored from an older state", "the audit names what is missing", "told"),
+    Row("anything, at random, for a while", "the next run goes on", "once"),
+)
+
+ELSEWHERE = """\
+Rows that other designs need and this one has no state for: an insert over several partitions (a
+batch has one arrival date, so one insert is one block of one partition), a materialized view that
+fails (there is none), and the swap of a rebuilt day (not here yet).
+
+What no run mends by itself: rows of loaded batches that ClickHouse has lost (the audit names the
+batches and their files are kept, but no command loads a committed batch again), and a batch whose
+staged file is lost for good after Kafka has forgotten its records (it stays `suspect`).
+"""
+
+
+@dataclass
+class Registry:
+    """A pytest plugin: knows which tests stand for a row, and how they came out."""
+
+    tests: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Note the rows of every test."""
+        known = {row.fault for row in ROWS}
+        for item in items:
+            for mark in item.iter_markers("matrix"):
+                for fault in mark.args:
+                    if fault not in known:
+                        raise pytest.UsageError(f"{item.nodeid}: no row {fault!r} in the matrix")
+                    if item.nodeid not in self.tests[fault]:
+                        self.tests[fault].append(item.nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how a test came out; what went wrong stays."""
+        counts = report.when == "call" or report.outcome != "passed"
+        if counts and self.outcomes.get(report.nodeid, "passed") == "passed":
+            self.outcomes[report.nodeid] = report.outcome
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """One line for each row of which a test ran."""
+        lines = list(self.lines())
+        if lines:
+            terminalreporter.section("failure matrix")
+            for line in lines:
+                terminalreporter.write_line(line)
+
+    def lines(self) -> Iterable[str]:
+        """Row, outcome, tests."""
+        for row in ROWS:
+            ran = [test for test in self.tests[row.fault] if test in self.outcomes]
+            if ran:
+                outcomes = {self.outcomes[test] for test in ran}
+                worst = next(o for o in ("failed", "skipped", "passed") if o in outcomes)
+                names = ", ".join(test.rpartition("::")[2] for test in ran)
+                yield f"{worst:8}{row.fault}: {row.result} ({names})"
+
+
+def page(tests: dict[str, list[str]]) -> str:
+    """docs/failure-matrix.md for these tests."""
+    lines = [
+        "# The failure matrix",
+        "",
+        "What can break on the way from Kafka to ClickHouse, and what becomes of it. The tests of",
+        "a row kill or break the part for real, let the next run recover, and then prove by",
+        "offsets what is in ClickHouse and in the lake: *once* means nothing lost and nothing",
+        "doubled, *told* that somebody is shown exactly what is missing. `make test",
+        "ARGS=tests/faults` prints each row's outcome; `python -m tests.faults.soak` breaks things",
+        "at random for as long as you like. This page is written by",
+        "`python -m tests.faults.matrix --write`.",
+        "",
+        "| fault | what the next run does | result | tests |",
+        "|---|---|---|---|",
+    ]
+    for row in ROWS:
+        cells = ", ".join(_linked(tests[row.fault])) or "**none**"
+        lines.append(f"| {row.fault} | {row.recovery} | {row.result} | {cells} |")
+    return "\n".join([*lines, "", ELSEWHERE])
+
+
+def _linked(tests: Iterable[str]) -> Iterable[str]:
+    cases: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for test in tests:
+        path, _, name = test.rpartition("::")
+        function, _, case = name.partition("[")
+        cases[path, function].append(case.rstrip("]"))
+    for (path, function), found in cases.items():
+        said = f" ({', '.join(found)})" if any(found) else ""
+        yield f"[{function.removeprefix('test_').replace('_', ' ')}](../{path}){said}"
+
+
+def collected() -> dict[str, list[str]]:
+    """Each row's tests, without running them."""
+    registry = Registry()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        folder = str(Path(__file__).parent)
+        code = pytest.main(["--collect-only", "-q", folder], plugins=[registry])
+    assert code == 0, said.getvalue()
+    return registry.tests
+
+
+def main() -> None:
+    """Print the page, or write it."""
+    text = page(collected())
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(text)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

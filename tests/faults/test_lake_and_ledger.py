@@ -1,0 +1,134 @@
+"""The lake or the ledger is not what it was: no room, damaged or lost files, an older backup."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assets.pipeline.batch import Balance, Kind, State
+from assets.pipeline.worker import retry_batch
+from tests.faults.conftest import Scene
+from tests.faults.run_worker import AGAIN, STOPPED
+from tests.records import delete_before, value_of
+from tests.stack import Stack
+
+NewScene = Callable[..., Scene]
+
+
+@pytest.mark.matrix("disk full while staging")
+def test_the_disk_is_full_while_staging(new_scene: NewScene) -> None:
+    """The worker leaves no part of a file behind, and the next one with room stages it all."""
+    scene = new_scene(sound=60)
+    dice = np.random.default_rng(1)
+    bulky = [
+        value_of(1_000 + n, b'{"x":"%s"}' % dice.bytes(60_000).hex().encode()) for n in range(60)
+    ]
+    scene.stored += scene.stack.send(*bulky)
+    scene.delivered += Balance(ok=len(bulky))
+    assert scene.work(file_bytes=1_500_000) == AGAIN
+    (batch,) = scene.stack.batches()
+    assert batch.state is State.PLANNED
+    assert list(scene.stack.lake_file("events").rglob("*.p*")) == []
+    assert scene.work() == 0
+    scene.prove()
+
+
+def staged_file(stack: Stack, kind: Kind) -> Path:
+    """The file of the one batch."""
+    (batch,) = stack.batches()
+    assert batch.staged is not None
+    file = batch.staged.file(kind)
+    assert file is not None
+    return stack.lake_file(file.path)
+
+
+def flip_a_bit(path: Path) -> None:
+    """As a bad disk does."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    """As a copy that was broken off."""
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.matrix("staged file damaged or deleted, Kafka has it")
+@pytest.mark.parametrize("harm", [flip_a_bit, cut_short, Path.unlink])
+def test_a_staged_file_is_harmed_before_it_is_loaded(
+    new_scene: NewScene, harm: Callable[[Path], None]
+) -> None:
+    """Nothing of it is loaded: the next run stages the batch again from Kafka, and loads it."""
+    scene = new_scene()
+    scene.kill_at("after-register")
+    harm(staged_file(scene.stack, Kind.EVENTS))
+    assert scene.work() == STOPPED
+    assert scene.stack.rows("SELECT count() FROM {database}.events") == [(0,)]
+    scene.kill_at("after-send")
+    assert scene.work() == 0
+    scene.prove()
+
+
+@pytest.mark.matrix("staged file gone, Kafka has nothing")
+@pytest.mark.parametrize("harm", [flip_a_bit, Path.unlink])
+def test_a_staged_file_was_the_only_copy(new_scene: NewScene, harm: Callable[[Path], None]) -> None:
+    """The batch waits for a person, and is whole when the file is back; later ones are loaded."""
+    scene = new_scene()
+    scene.kill_at("after-register")
+    path = staged_file(scene.stack, Kind.EVENTS)
+    whole = path.read_bytes()
+    harm(path)
+    highs = scene.stack.topic.highs(scene.partitions())
+    delete_before(scene.stack.kafka, scene.stack.settings.topic, highs)
+    scene.send_more(20)
+    assert scene.work() == STOPPED
+    assert scene.work() == 0
+    waiting, later = scene.stack.batches()
+    assert (waiting.state, later.state) == (State.SUSPECT, State.COMMITTED)
+    assert "Nor can it be staged again: Kafka's retention took records" in waiting.note
+    path.write_bytes(whole)
+    retry_batch(scene.stack.worker(), waiting.batch_id)
+    assert scene.work() == 0
+    scene.prove()
+
+
+def copied(source: Path, target: Path) -> None:
+    """A backup of a SQLite file, or its restoration."""
+    with sqlite3.connect(source) as one, sqlite3.connect(target) as other:
+        one.backup(other)
+    one.close()
+    other.close()
+
+
+@pytest.mark.matrix("ledger restored from an older backup")
+@pytest.mark.parametrize("point", ["after-send", "after-loaded", ""])
+def test_the_ledger_is_restored_from_an_older_backup(
+    new_scene: NewScene, tmp_path: Path, point: str
+) -> None:
+    """However little of a batch had been done since, its rows are not loaded under another name."""
+    ledger = tmp_path / "ledger.db"
+    scene = new_scene(ledger_url=f"sqlite:///{ledger}")
+    assert scene.work() == 0
+    older, newer = tmp_path / "older.db", tmp_path / "newer.db"
+    copied(ledger, older)
+    scene.send_more(40)
+    if point:
+        scene.kill_at(point)
+    else:
+        assert scene.work() == 0
+    scene.stack.ledger.dispose()
+    copied(ledger, newer)
+    copied(older, ledger)
+    scene.send_more(30)
+    places = scene.stack.account().places
+    assert scene.work() == STOPPED
+    assert scene.stack.account().places == places
+    assert len(scene.stack.batches()) == 1
+    copied(newer, ledger)
+    assert scene.work() == 0
+    scene.prove()
