@@ -21,7 +21,8 @@ POINTS = (
     "after-register",
     "between-topics",  # one topic is staged, the next is not planned
     "before-insert",
-    "before-send",  # the proof said "nothing", the lease is ours, nothing is sent
+    "before-check",  # the proof said "nothing"
+    "before-send",  # the file is whole, the lease is ours, nothing is sent
     "after-send",  # rows in ClickHouse, not proved
     "after-insert",  # rows in ClickHouse and proved, the ledger does not know
     "after-loaded",

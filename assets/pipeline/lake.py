@@ -92,8 +92,7 @@ class Lake:
             return
         target = Path(self.full_path(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in target.parent.glob(f"{target.name}.*{_PARTIAL_SUFFIX}"):
-            abandoned.unlink(missing_ok=True)
+        _delete_abandoned(target)
         partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
         try:
             with _named_errors("writing", path):
@@ -119,9 +118,11 @@ class Lake:
                 yield stream
 
     def delete(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it is there, and what a writer of it that was killed left behind."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.full_path(path))
+        if self.is_local:
+            _delete_abandoned(Path(self.full_path(path)))
 
     def check(self, path: str, size: int, sha256: str) -> None:
         """Raise StagedFileDamaged unless the file is byte for byte what was registered."""
@@ -149,6 +150,11 @@ def _named_errors(doing: str, path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise TransientError(f"{doing} {path} in the lake failed: {error}") from error
+
+
+def _delete_abandoned(target: Path) -> None:
+    for abandoned in target.parent.glob(f"{target.name}.*{_PARTIAL_SUFFIX}"):
+        abandoned.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -57,6 +57,7 @@ def load(
     if proof is Proof.OTHER:
         raise _suspect(batch, table, staged, before, "before the insert")
 
+    failpoint("before-check")
     with clock.stage("load"):
         lake.check(file.path, file.bytes, file.sha256)
         may_insert()

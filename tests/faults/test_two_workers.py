@@ -62,7 +62,7 @@ def test_a_paused_worker_wakes_on_postgresql(
 def test_a_paused_worker_wakes_when_its_token_is_forgotten(new_scene: NewScene) -> None:
     """Without a token to drop it, the insert is not sent: the lease is asked right before."""
     scene = new_scene(lease_seconds=4, batch_max_records=150)
-    paused = scene.stop_at("before-insert")
+    paused = scene.stop_at("before-check")
     assert scene.work_when_free() == 0
     scene.stack.client.command(
         f"ALTER TABLE {scene.stack.database}.events "
