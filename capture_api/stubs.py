@@ -155,7 +155,7 @@ async def _token(request: Request, budget: Budget) -> str:
 async def unknown_token(projects: Projects, token: str) -> Answer | None:
     """The refusal for a token that is not good, or nothing."""
     try:
-        await projects.find(token)
+        await projects.find(valid_token(token))  # unknown ones are remembered: only short ones
     except Refused as refused:
         if refused.status == 401:
             refused = Refused(404, "unknown_token", refused.detail)

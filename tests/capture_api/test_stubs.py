@@ -148,3 +148,10 @@ def test_bodies_of_what_is_not_served_are_thrown_away(capture: Any) -> None:
             assert refused.status_code == 404
             assert client.post("/e/", json=capture.batch(EVENT)).status_code == 200
     assert psutil.Process(capture.process.pid).memory_info().rss - memory < 20 << 20
+
+
+def test_a_token_that_cannot_be_one_is_not_looked_up(capture: Any) -> None:
+    """A long path is a 404 in the API's form, and nothing of it is remembered."""
+    response = capture.client.get(f"/array/{'x' * 10_000}/config")
+    assert (response.status_code, response.json()["code"]) == (404, "unknown_token")
+    assert "too_long" in response.json()["detail"]
