@@ -50,7 +50,6 @@ _COMMANDS = {
     "demo": "demo",
     "batch": "batch",
     "retry": "batch",
-    "release": "batch",
     "explain": "explain",
     "projects": "projects",
     "rules": "rules",

@@ -27,7 +27,6 @@ from sqlalchemy import (
 from assets.pipeline.batch import (
     TRANSITIONS,
     UNFINISHED,
-    WAITING,
     Balance,
     Batch,
     Fingerprint,
@@ -48,7 +47,6 @@ from orchestration.ledger.tables import (
     key_files,
     lanes,
     ranges,
-    rejections,
     staged_files,
 )
 
@@ -155,25 +153,10 @@ def _move_lane(connection: Connection, batch: Batch, range_: Range) -> None:
     )
 
 
-def move(
-    connection: Connection,
-    lease: Lease,
-    batch_id: str,
-    to: State,
-    *,
-    only_from: State | None = None,
-    **values: Any,
-) -> None:
-    """Move a batch to a state that may follow its present one, within the caller's transaction.
-
-    `only_from` names the one state from which the caller means to move it.
-    """
+def move(connection: Connection, lease: Lease, batch_id: str, to: State, **values: Any) -> None:
+    """Move a batch to a state that may follow its present one, within the caller's transaction."""
     check_fence(connection, lease)
-    froms = [
-        state
-        for state, followers in TRANSITIONS.items()
-        if to in followers and only_from in (None, state)
-    ]
+    froms = [state for state, followers in TRANSITIONS.items() if to in followers]
     moved = connection.execute(
         update(batches)
         .where(batches.c.batch_id == batch_id, batches.c.state.in_(froms))
@@ -200,12 +183,8 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
     """Forget what was staged of a batch, of which nothing is loaded: it is planned again."""
     with ledger.begin() as connection:
         move(connection, lease, batch_id, State.PLANNED, staged_at=None, note=note)
-        _forget_staged(connection, batch_id)
-
-
-def _forget_staged(connection: Connection, batch_id: str) -> None:
-    for table in (staged_files, fingerprints, rejections):
-        connection.execute(delete(table).where(table.c.batch_id == batch_id))
+        for table in (staged_files, fingerprints):
+            connection.execute(delete(table).where(table.c.batch_id == batch_id))
 
 
 def set_dead_letters_loaded(ledger: Engine, lease: Lease, batch_id: str) -> None:
@@ -243,28 +222,19 @@ def register_staged(
     staged: Staged,
     key_file: KeyFile | None,
     code_version: str,
-    *,
-    hold: str = "",
-    before: State = State.PLANNED,
 ) -> None:
-    """Register what staging gave: files, balances, fingerprints, index; the batch is staged.
-
-    With `hold`, which says why, it is held instead. `before` is the state it was staged from: of
-    a held batch this takes the place of what was registered.
-    """
+    """Register what staging gave: files, balances, fingerprints, index; the batch is staged."""
     with ledger.begin() as connection:
         move(
             connection,
             lease,
             batch_id,
-            State.HELD if hold else State.STAGED,
-            only_from=before,
+            State.STAGED,
             staged_at=now_us(),
             bytes_read=staged.bytes_read,
             code_version=code_version,
-            note=hold,
+            note="",
         )
-        _forget_staged(connection, batch_id)
         for partition, balance in staged.balances.items():
             connection.execute(
                 update(ranges)
@@ -276,10 +246,6 @@ def register_staged(
                     tombstone=balance.tombstone,
                     absent=balance.absent,
                 )
-            )
-        for reason, records in staged.reasons.items():
-            connection.execute(
-                insert(rejections).values(batch_id=batch_id, reason=reason, records=records)
             )
         for file in staged.files:
             connection.execute(
@@ -334,18 +300,10 @@ def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
     )
 
 
-def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: State) -> None:
+def give_back(ledger: Engine, lease: Lease, batch_id: str, to: State) -> None:
     """Move a batch that waited for a person back to the workers."""
     with ledger.begin() as connection:
-        move(
-            connection,
-            lease,
-            batch_id,
-            to,
-            only_from=waits,
-            note="",
-            retries=batches.c.retries + 1,
-        )
+        move(connection, lease, batch_id, to, note="", retries=batches.c.retries + 1)
 
 
 def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, int]) -> None:
@@ -393,7 +351,7 @@ def waiting_for_a_person(ledger: Engine, *topics: str) -> list[Batch]:
     """Batches that no worker carries on by itself."""
     return _read(
         ledger,
-        and_(batches.c.topic.in_(topics), batches.c.state.in_(WAITING)),
+        and_(batches.c.topic.in_(topics), batches.c.state.in_((State.GAP, State.SUSPECT))),
     )
 
 
@@ -531,7 +489,7 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
         ids = [head.batch_id for head in heads]
         of_batch = {
             table.name: _by_batch(connection, table, ids)
-            for table in (ranges, staged_files, fingerprints, rejections)
+            for table in (ranges, staged_files, fingerprints)
         }
     return [
         Batch(
@@ -572,7 +530,6 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
                 of_batch["ranges"].get(head.batch_id, ()),
                 of_batch["staged_files"].get(head.batch_id, ()),
                 of_batch["fingerprints"].get(head.batch_id, ()),
-                of_batch["rejections"].get(head.batch_id, ()),
             ),
         )
         for head in heads
@@ -592,11 +549,7 @@ def _by_batch(connection: Connection, table: Any, ids: Sequence[str]) -> dict[st
 
 
 def _staged(
-    head: Any,
-    of_ranges: Iterable[Any],
-    files: Iterable[Any],
-    prints: Iterable[Any],
-    reasons: Iterable[Any],
+    head: Any, of_ranges: Iterable[Any], files: Iterable[Any], prints: Iterable[Any]
 ) -> Staged:
     by_kind: dict[Kind, list[Fingerprint]] = {}
     for row in prints:
@@ -624,8 +577,4 @@ def _staged(
             for kind, found in by_kind.items()
         },
         bytes_read=head.bytes_read,
-        reasons={
-            row.reason: row.records
-            for row in sorted(reasons, key=lambda row: (-row.records, row.reason))
-        },
     )
