@@ -23,6 +23,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from assets.pipeline.batch import (
     TRANSITIONS,
@@ -141,16 +142,19 @@ def _move_lane(connection: Connection, batch: Batch, range_: Range) -> None:
         raise PlanConflict(
             f"partition {range_.partition} is planned up to {end}, not {range_.start}"
         )
-    connection.execute(
-        insert(lanes).values(
-            cluster_id=batch.cluster_id,
-            topic_id=batch.topic_id,
-            partition=range_.partition,
-            topic=batch.topic,
-            planned_end=range_.end,
-            opened_at=batch.planned_at,
+    try:
+        connection.execute(
+            insert(lanes).values(
+                cluster_id=batch.cluster_id,
+                topic_id=batch.topic_id,
+                partition=range_.partition,
+                topic=batch.topic,
+                planned_end=range_.end,
+                opened_at=batch.planned_at,
+            )
         )
-    )
+    except IntegrityError as error:  # looked for above, opened by another before this insert
+        raise PlanConflict(f"partition {range_.partition} was opened by another planner") from error
 
 
 def move(connection: Connection, lease: Lease, batch_id: str, to: State, **values: Any) -> None:

@@ -6,11 +6,12 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
 from assets.pipeline.batch import (
     TRANSITIONS,
@@ -44,6 +45,8 @@ from orchestration.ledger.batches import (
 )
 from orchestration.ledger.keys import live_key_files, replace_key_files
 from orchestration.ledger.leases import Lease, held_lease
+from orchestration.ledger.tables import lanes
+from tests.capture_api.conftest import until
 from tests.stack import ROOT
 from tests.staging import DAY, batch_of
 
@@ -269,6 +272,31 @@ def test_key_files_are_replaced_once(ledger: Engine, planned: Callable[..., Batc
     assert replace_key_files(ledger, [KEYS], [late]) is False
     assert live_key_files(ledger, DAY, DAY) == [merged]
     assert live_key_files(ledger, date(2026, 1, 1), date(2026, 1, 2)) == []
+
+
+def test_a_lane_opened_by_another_planner_at_the_same_moment(ledger: Engine) -> None:
+    """Whoever comes second waits for the first one's transaction, then has a conflict."""
+    found: list[type] = []
+
+    def plan() -> None:
+        try:
+            with held_lease(ledger, "topic/events", 60) as lease:
+                record_plan(ledger, lease, batch_of(Range(0, 0, 5)))
+        except Exception as error:
+            found.append(type(error))
+
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    second = threading.Thread(target=plan)
+    with ledger.begin() as first:
+        lane = {"cluster_id": "cluster", "topic_id": "topic-id", "partition": 0}
+        values = {"topic": "events", "planned_end": 3, "opened_at": 1}
+        first.execute(insert(lanes).values(**lane, **values))
+        second.start()
+        if ledger.dialect.name == "postgresql":
+            until(lambda: first.exec_driver_sql(waiting).scalar_one() >= 1, "it waits")
+    second.join(60)
+    assert found == [PlanConflict]
+    assert all_batches(ledger, "events") == []
 
 
 _PLANNER = """
