@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.pipeline.batch import Balance, Batch, Kind
+from assets.pipeline.batch import Balance, Batch, Kind, State
 from assets.pipeline.clickhouse import TABLES_SQL, named_errors
 from assets.pipeline.lake import Lake
 from assets.pipeline.worker import Worker
@@ -41,8 +41,12 @@ def staged_metadata(worker: Worker, batch: Batch) -> Metadata:
     of_date = staged_rows_of_date(
         worker.ledger, batch.arrival_date, Kind.EVENTS, *worker.settings.topics
     )
+    held: Metadata = (
+        {"held": dg.MetadataValue.text(batch.note)} if batch.state is State.HELD else {}
+    )
     return {
         **_identity(worker, batch, "stage"),
+        **held,
         "offsets": dg.MetadataValue.int(batch.offsets),
         **{name: dg.MetadataValue.int(count) for name, count in vars(balance).items()},
         "dagster/partition_row_count": dg.MetadataValue.int(of_date),

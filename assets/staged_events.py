@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.kafka_events import GROUP, kafka_key, observe
 from assets.metadata import arrow_schema, public_address, staged_metadata
-from assets.pipeline.batch import Kind
+from assets.pipeline.batch import Kind, State
 from assets.pipeline.columns import EVENTS
 from assets.pipeline.errors import LaneTrouble
 from assets.pipeline.worker import stage_batches
@@ -52,6 +52,9 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
             staged = stage_batches(worker, held)
             for trouble in held:
                 context.log.error(str(trouble))
+            for batch in staged:
+                if batch.state is State.HELD:
+                    context.log.error(f"batch {batch.batch_id} is held: {batch.note}")
             pipeline.tag_run(context, [*before, *staged])
             observe(context, worker, staged)
             return report(context, worker, _SHEET, staged, before)

@@ -230,6 +230,19 @@ class Settings(BaseSettings):
         ge=1,
         description="Arrival dates, today included, in which a uuid is stored once.",
     )
+    hold_over_percent: float = Field(
+        20.0,
+        ge=0,
+        le=100,
+        description="Percent of a batch's records that may be rejected; beyond it, and beyond "
+        "TIDEMARK_HOLD_OVER_RECORDS, the batch is held. 100: never.",
+    )
+    hold_over_records: int = Field(
+        1_000,
+        ge=0,
+        description="Records of a batch that may be rejected; beyond it, and beyond "
+        "TIDEMARK_HOLD_OVER_PERCENT, the batch is held.",
+    )
     lease_seconds: int = Field(
         60,
         ge=1,

@@ -68,6 +68,9 @@ def test_the_lock_of_the_javascript_sdks_has_hashes_and_no_addresses() -> None:
 def test_every_reason_has_a_sentence() -> None:
     """Whoever looks at a dead letter can read what its reason means."""
     assert set(SENTENCES) == set(Reason)
+    page = (ROOT / "docs" / "dead-letters.md").read_text()
+    rows = [f"| `{reason}` | {sentence} |" for reason, sentence in SENTENCES.items()]
+    assert [row for row in rows if row not in page] == []
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:

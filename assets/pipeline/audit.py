@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from clickhouse_connect.driver.client import Client
 
-from assets.pipeline.batch import Balance, Batch, Kind, Range, State
+from assets.pipeline.batch import WAITING, Balance, Batch, Kind, Range, State
 from assets.pipeline.prove import describe_difference, read_fingerprints_of
 
 LOADED_STATES = (State.LOADED, State.COMMITTED, State.SUSPECT)
@@ -60,8 +60,9 @@ def unbalanced(batches: Iterable[Batch]) -> list[Finding]:
     """Batches whose records do not add up to their offsets, and those that wait for a person."""
     findings = []
     for batch in batches:
-        if batch.state in (State.GAP, State.SUSPECT):
-            findings.append(Finding(batch.batch_id, Trouble.HELD, f"{batch.state}: {batch.note}"))
+        if batch.state in WAITING:
+            text = batch.note if batch.state is State.HELD else f"{batch.state}: {batch.note}"
+            findings.append(Finding(batch.batch_id, Trouble.HELD, text))
         if batch.staged is None:
             continue
         findings += [

@@ -5,10 +5,12 @@ A batch's states, and the stage that moves it on:
     planned ──stage──▶ staged ──load──▶ loading ──prove──▶ loaded ──commit──▶ committed
        │  ▲                              │   │
        │  └── staged file damaged ───────┘   └─▶ suspect (ClickHouse refuses it, or holds
-       └─▶ gap (records no longer in Kafka)               neither nothing nor all of it)
+       ├─▶ gap (records no longer in Kafka)               neither nothing nor all of it)
+       └─▶ held (staged, but too much of it was rejected) ──release──▶ staged
 
-`gap` and `suspect` wait for a person, who looks and says `tidemark retry`; other batches go on.
-What a crash leaves is the state before it: the next worker takes the batch up from there.
+`gap`, `held` and `suspect` wait for a person, who looks and says `tidemark retry` or `tidemark
+release`; other batches go on. What a crash leaves is the state before it: the next worker takes
+the batch up from there.
 """
 
 from __future__ import annotations
@@ -29,22 +31,28 @@ class State(StrEnum):
     LOADED = "loaded"
     COMMITTED = "committed"
     GAP = "gap"
+    HELD = "held"
     SUSPECT = "suspect"
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PLANNED: frozenset({State.STAGED, State.GAP}),
+    State.PLANNED: frozenset({State.STAGED, State.HELD, State.GAP}),
     State.STAGED: frozenset({State.LOADING}),
     State.LOADING: frozenset({State.LOADING, State.LOADED, State.PLANNED, State.SUSPECT}),
     State.LOADED: frozenset({State.COMMITTED, State.SUSPECT}),
     State.COMMITTED: frozenset({State.SUSPECT}),
     State.GAP: frozenset({State.PLANNED}),
+    # Released as it is, or staged again: then it may have to be held again.
+    State.HELD: frozenset({State.STAGED, State.HELD}),
     State.SUSPECT: frozenset({State.LOADING}),
 }
 """Which state may follow which; the ledger refuses anything else."""
 
 UNFINISHED = (State.PLANNED, State.STAGED, State.LOADING, State.LOADED)
 """States from which a worker carries on by itself."""
+
+WAITING = (State.GAP, State.HELD, State.SUSPECT)
+"""States in which a batch waits for a person."""
 
 
 class Kind(StrEnum):
@@ -148,12 +156,16 @@ class KeyFile:
 
 @dataclass(frozen=True)
 class Staged:
-    """What staging a batch gave, registered in one transaction."""
+    """What staging a batch gave, registered in one transaction.
+
+    `reasons` says how many records were rejected for each reason.
+    """
 
     files: tuple[StagedFile, ...]
     balances: dict[int, Balance]
     fingerprints: dict[Kind, tuple[Fingerprint, ...]]
     bytes_read: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def balance(self) -> Balance:

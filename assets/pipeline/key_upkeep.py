@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import Batch, KeyFile, Kind
+from assets.pipeline.batch import Batch, KeyFile, Kind, Staged
 from assets.pipeline.duplicates import SeenKeys, key_columns
 from assets.pipeline.errors import KeyFileUnreadable, StagedFileDamaged
 from assets.pipeline.key_files import files_to_merge, merge_key_files, write_key_file
@@ -66,6 +67,41 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
         lake.delete(path)
     if retired:
         forget_key_files(ledger, retired)
+
+
+def mend_index(
+    ledger: Engine, lake: Lake, before: Batch, staged: Staged, say: Callable[[str], None]
+) -> None:
+    """After a batch was staged again: forget the keys of events that are none any more.
+
+    Else whoever sends such an event once more would be told that it is a duplicate of nothing.
+    """
+    assert before.staged is not None
+    try:
+        lost = _places(lake, before.staged) - _places(lake, staged)
+    except (OSError, pa.ArrowException) as error:
+        say(f"what batch {before.batch_id} held before cannot be read: {error}")
+        lost = {(-1, -1)}
+    if lost:
+        _make_anew(ledger, lake, before.arrival_date, say)
+
+
+def _places(lake: Lake, staged: Staged) -> set[tuple[int, int]]:
+    """Where the events of a staged file stand."""
+    file = staged.file(Kind.EVENTS)
+    if file is None:
+        return set()
+    table = pq.read_table(
+        lake.full_path(file.path),
+        columns=["_partition", "_offset"],
+        filesystem=lake.filesystem,
+        partitioning=None,
+    )
+    return set(
+        zip(
+            table.column("_partition").to_pylist(), table.column("_offset").to_pylist(), strict=True
+        )
+    )
 
 
 def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -> SeenKeys:

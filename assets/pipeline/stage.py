@@ -12,6 +12,7 @@ registration is harmless; once registered, the file is the truth.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -89,6 +90,7 @@ class _BatchWriter:
         self._counts = {
             range_.partition: np.zeros(len(Verdict), np.int64) for range_ in batch.ranges
         }
+        self._reasons: Counter[str] = Counter()
         self._bytes_read = 0
         self._waiting: list[tuple[pa.RecordBatch, Judged]] = []
         self._waiting_rows = self._waiting_bytes = 0
@@ -138,6 +140,7 @@ class _BatchWriter:
             balances=balances,
             fingerprints={kind: sums.result() for kind, sums in self._fingerprints.items()},
             bytes_read=self._bytes_read,
+            reasons=dict(self._reasons),
         )
 
     def _count(self, partitions: npt.NDArray[np.int32], verdicts: npt.NDArray[np.uint8]) -> None:
@@ -213,6 +216,7 @@ class _BatchWriter:
             places.column("partition").to_numpy(), places.column("offset").to_numpy()
         )
         rejections = [judged.rejections[int(row)] for row in rows]
+        self._reasons.update(rejection.reason.value for rejection in rejections)
         values = [value.as_py() for value in places.column("value")]
         batch = self._batch
         table = pa.table(

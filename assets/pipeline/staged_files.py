@@ -107,6 +107,17 @@ def delete_earlier_attempts(batch: Batch, attempt: int, lake: Lake) -> None:
             lake.delete(staged_path(kind, batch, earlier))
 
 
+def delete_unregistered(batch: Batch, attempts: int, lake: Lake) -> None:
+    """Remove what attempts at staging left that died before they were registered, or after."""
+    assert batch.staged is not None
+    registered = {file.path for file in batch.staged.files}
+    for attempt in range(1, attempts + 1):
+        for kind in Kind:
+            path = staged_path(kind, batch, attempt)
+            if path not in registered:
+                lake.delete(path)
+
+
 @contextmanager
 def staged_files(
     batch: Batch, attempt: int, lake: Lake, may_publish: Callable[[], None]

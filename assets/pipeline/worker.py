@@ -42,13 +42,14 @@ from assets.pipeline.errors import (
     TransientError,
 )
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.key_upkeep import keep_index, open_index
+from assets.pipeline.hold import reason_to_hold
+from assets.pipeline.key_upkeep import keep_index, mend_index, open_index
 from assets.pipeline.lake import Lake
 from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror, mirrored_ends
 from assets.pipeline.read import check_readable, lost_below, read_ranges
 from assets.pipeline.stage import stage
-from assets.pipeline.staged_files import delete_earlier_attempts
+from assets.pipeline.staged_files import delete_earlier_attempts, delete_unregistered
 from assets.pipeline.topic import Topic, topics_of
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.ledger import batches as ledger_batches
@@ -363,18 +364,32 @@ def _most_offsets(worker: Worker, topic: str) -> int:
 
 
 def _stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
-    ledger = worker.ledger
+    """Stage a batch that is planned, or one that is held once more."""
+    ledger, settings = worker.ledger, worker.settings
     clock = StageClock()
     with attempt(ledger, batch.batch_id, "stage", worker.run_id) as number:
         try:
             staged, key_file = _staged(worker, lease, batch, number, clock)
         except (Gap, TopicReplaced) as error:
-            ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
+            if batch.state is State.PLANNED:
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
             raise
         failpoint("after-stage")
-        ledger_batches.register_staged(
-            ledger, lease, batch.batch_id, staged, key_file, TRANSFORM_VERSION
+        hold = reason_to_hold(
+            batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
         )
+        ledger_batches.register_staged(
+            ledger,
+            lease,
+            batch.batch_id,
+            staged,
+            key_file,
+            TRANSFORM_VERSION,
+            hold=hold,
+            before=batch.state,
+        )
+        if batch.staged is not None:
+            mend_index(ledger, worker.lake, batch, staged, worker.say)
         delete_earlier_attempts(batch, number, worker.lake)
     failpoint("after-register")
     ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
@@ -502,6 +517,11 @@ def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> Stat
     """
     batch = ledger_batches.read_batch(worker.ledger, batch_id)
     again = {State.GAP: State.PLANNED, State.SUSPECT: State.LOADING}
+    if batch.state is State.HELD:
+        raise BatchError(
+            f"batch {batch_id} is held: `tidemark release {batch_id}` publishes it as it is, "
+            f"`tidemark retry {batch_id} --restage` stages it again"
+        )
     if batch.state not in again:
         raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
     if accept_gap and batch.state is not State.GAP:
@@ -511,8 +531,45 @@ def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> Stat
             skips = lost_below(worker.topic_of(batch), batch.topic_id, batch.ranges)
             ledger_batches.accept_gap(worker.ledger, lease, batch_id, skips)
         else:
-            ledger_batches.give_back(worker.ledger, lease, batch_id, again[batch.state])
+            ledger_batches.give_back(
+                worker.ledger, lease, batch_id, batch.state, again[batch.state]
+            )
     return again[batch.state]
+
+
+def release_batch(worker: Worker, batch_id: str) -> Batch:
+    """Let a held batch go on to loading, as it was staged."""
+    _check_held(worker, batch_id, "be released")
+    with worker.lease() as lease:
+        ledger_batches.give_back(worker.ledger, lease, batch_id, State.HELD, State.STAGED)
+        batch = ledger_batches.read_batch(worker.ledger, batch_id)
+        attempts = [one for one in attempts_of(worker.ledger, batch_id) if one.stage == "stage"]
+        delete_unregistered(batch, len(attempts), worker.lake)
+    return batch
+
+
+def restage_batch(worker: Worker, batch_id: str) -> Batch:
+    """Stage a held batch again with today's code, from Kafka; it may have to be held again.
+
+    What was staged before stays registered until the new files take its place: when Kafka no
+    longer has the records, or the worker dies, the batch is held as it was.
+    """
+    batch = _check_held(worker, batch_id, "be staged again")
+    with worker.lease() as lease:
+        try:
+            return _stage_one(worker, lease, batch)
+        except (Gap, TopicReplaced) as error:
+            raise BatchError(
+                f"batch {batch_id} cannot be staged again: {error}. It stays held as it was "
+                f"staged; `tidemark release {batch_id}` publishes that"
+            ) from error
+
+
+def _check_held(worker: Worker, batch_id: str, to: str) -> Batch:
+    batch = ledger_batches.read_batch(worker.ledger, batch_id)
+    if batch.state is not State.HELD:
+        raise BatchError(f"batch {batch_id} is {batch.state}: only a held batch can {to}")
+    return batch
 
 
 def _read_again(worker: Worker, batches: list[Batch]) -> list[Batch]:

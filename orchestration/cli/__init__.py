@@ -50,6 +50,7 @@ _COMMANDS = {
     "demo": "demo",
     "batch": "batch",
     "retry": "batch",
+    "release": "batch",
     "explain": "explain",
     "projects": "projects",
     "rules": "rules",

@@ -1,4 +1,4 @@
-"""`tidemark batch`: one micro-batch now, without Dagster; `tidemark retry`: one that waits."""
+"""`tidemark batch`: one micro-batch now, without Dagster; `retry`, `release`: one that waits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import click
 
-from assets.pipeline.errors import LaneTrouble
+from assets.pipeline.batch import State
+from assets.pipeline.errors import BatchError, LaneTrouble
 from assets.pipeline.worker import (
     Worker,
     load_batches,
     load_dead_letters,
+    release_batch,
+    restage_batch,
     retry_batch,
     stage_batches,
 )
@@ -27,7 +30,7 @@ def batch(as_json: bool) -> None:
     settings = Settings()
     worker = _worker(settings, lambda line: click.echo(line, err=as_json))
     held: list[LaneTrouble] = []
-    stage_batches(worker, held)
+    staged = stage_batches(worker, held)
     load_batches(worker)
     done = load_dead_letters(worker)
     if as_json:
@@ -46,19 +49,46 @@ def batch(as_json: bool) -> None:
                 ]
             )
         )
-    elif not done and not held:
+    elif not done and not staged and not held:
         print("nothing to do: nothing in Kafka waits to be loaded")
-    for trouble in held:  # told last, because what can be loaded is loaded first
+    troubles: list[BatchError] = [*held]
+    for one in staged:
+        if one.state is State.HELD:
+            troubles.append(BatchError(f"batch {one.batch_id} is held: {one.note}"))
+    for trouble in troubles:  # told last, because what can be loaded is loaded first
         raise trouble
 
 
 @click.command()
 @click.argument("batch_id")
 @click.option("--accept-gap", is_flag=True, help="Count what Kafka has lost as absent, and go on.")
-def retry(batch_id: str, accept_gap: bool) -> None:
-    """Give a batch that waits for a person (gap, suspect) back to the next micro-batch."""
-    state = retry_batch(_worker(Settings(), click.echo), batch_id, accept_gap)
+@click.option("--restage", is_flag=True, help="Stage a held batch again, with the code of now.")
+def retry(batch_id: str, accept_gap: bool, restage: bool) -> None:
+    """Give a batch that waits for a person (gap, suspect, held) back to the next micro-batch."""
+    worker = _worker(Settings(), click.echo)
+    if restage and accept_gap:
+        raise click.UsageError("--restage is for a held batch, --accept-gap for one with a gap")
+    if not restage:
+        state = retry_batch(worker, batch_id, accept_gap)
+    else:
+        batch = restage_batch(worker, batch_id)
+        if batch.state is State.HELD:
+            raise BatchError(f"batch {batch_id} is held again: {batch.note}")
+        state = batch.state
     print(f"batch {batch_id} is {state} again: the next micro-batch takes it up")
+
+
+@click.command()
+@click.argument("batch_id")
+def release(batch_id: str) -> None:
+    """Let a held batch be loaded as it was staged, rejected records and all."""
+    batch = release_batch(_worker(Settings(), click.echo), batch_id)
+    assert batch.staged is not None
+    balance = batch.staged.balance
+    print(
+        f"batch {batch_id} is {batch.state}: the next micro-batch loads {balance.ok:,} events and "
+        f"{balance.rejected:,} dead letters"
+    )
 
 
 def _worker(settings: Settings, say: Callable[[str], None]) -> Worker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 from sqlalchemy import Engine
@@ -41,7 +42,7 @@ class Status:
     lag: int | None
     topics: list[TopicStatus]
     batches: dict[str, int]
-    waiting_for_a_person: list[dict[str, str]]
+    waiting_for_a_person: list[dict[str, Any]]
 
 
 @click.command()
@@ -98,6 +99,7 @@ def look(settings: Settings, ledger: Engine) -> Status:
                 "topic": batch.topic,
                 "state": State(batch.state).value,
                 "note": batch.note,
+                "rejected": dict(batch.staged.reasons) if batch.staged else {},
             }
             for batch in waiting_for_a_person(ledger, *settings.topics)
         ],

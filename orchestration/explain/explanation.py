@@ -153,6 +153,9 @@ def _middle_us(wanted: Wanted, search: Search) -> int:
 
 def _judged(record: Record, batch: Batch, search: Search) -> Record:
     """A record of a staged file, held against what ClickHouse says."""
+    if batch.state is State.HELD:
+        note = f"its batch is held until somebody says `tidemark release {batch.batch_id}`"
+        return replace(record, note=note)
     if record.verdict is Verdict.DEAD_LETTER and batch.dead_letters_loaded_at is None:
         return replace(record, note="not in the table dead_letters yet")
     if record.verdict is not Verdict.STAGED or batch.state not in _IN_TABLES:

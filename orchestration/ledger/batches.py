@@ -28,6 +28,7 @@ from sqlalchemy.exc import IntegrityError
 from assets.pipeline.batch import (
     TRANSITIONS,
     UNFINISHED,
+    WAITING,
     Balance,
     Batch,
     Fingerprint,
@@ -48,6 +49,7 @@ from orchestration.ledger.tables import (
     key_files,
     lanes,
     ranges,
+    rejections,
     staged_files,
 )
 
@@ -157,10 +159,25 @@ def _move_lane(connection: Connection, batch: Batch, range_: Range) -> None:
         raise PlanConflict(f"partition {range_.partition} was opened by another planner") from error
 
 
-def move(connection: Connection, lease: Lease, batch_id: str, to: State, **values: Any) -> None:
-    """Move a batch to a state that may follow its present one, within the caller's transaction."""
+def move(
+    connection: Connection,
+    lease: Lease,
+    batch_id: str,
+    to: State,
+    *,
+    only_from: State | None = None,
+    **values: Any,
+) -> None:
+    """Move a batch to a state that may follow its present one, within the caller's transaction.
+
+    `only_from` names the one state from which the caller means to move it.
+    """
     check_fence(connection, lease)
-    froms = [state for state, followers in TRANSITIONS.items() if to in followers]
+    froms = [
+        state
+        for state, followers in TRANSITIONS.items()
+        if to in followers and only_from in (None, state)
+    ]
     moved = connection.execute(
         update(batches)
         .where(batches.c.batch_id == batch_id, batches.c.state.in_(froms))
@@ -187,8 +204,12 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
     """Forget what was staged of a batch, of which nothing is loaded: it is planned again."""
     with ledger.begin() as connection:
         move(connection, lease, batch_id, State.PLANNED, staged_at=None, note=note)
-        for table in (staged_files, fingerprints):
-            connection.execute(delete(table).where(table.c.batch_id == batch_id))
+        _forget_staged(connection, batch_id)
+
+
+def _forget_staged(connection: Connection, batch_id: str) -> None:
+    for table in (staged_files, fingerprints, rejections):
+        connection.execute(delete(table).where(table.c.batch_id == batch_id))
 
 
 def set_dead_letters_loaded(ledger: Engine, lease: Lease, batch_id: str) -> None:
@@ -226,19 +247,28 @@ def register_staged(
     staged: Staged,
     key_file: KeyFile | None,
     code_version: str,
+    *,
+    hold: str = "",
+    before: State = State.PLANNED,
 ) -> None:
-    """Register what staging gave: files, balances, fingerprints, index; the batch is staged."""
+    """Register what staging gave: files, balances, fingerprints, index; the batch is staged.
+
+    With `hold`, which says why, it is held instead. `before` is the state it was staged from: of
+    a held batch this takes the place of what was registered.
+    """
     with ledger.begin() as connection:
         move(
             connection,
             lease,
             batch_id,
-            State.STAGED,
+            State.HELD if hold else State.STAGED,
+            only_from=before,
             staged_at=now_us(),
             bytes_read=staged.bytes_read,
             code_version=code_version,
-            note="",
+            note=hold,
         )
+        _forget_staged(connection, batch_id)
         for partition, balance in staged.balances.items():
             connection.execute(
                 update(ranges)
@@ -250,6 +280,10 @@ def register_staged(
                     tombstone=balance.tombstone,
                     absent=balance.absent,
                 )
+            )
+        for reason, records in staged.reasons.items():
+            connection.execute(
+                insert(rejections).values(batch_id=batch_id, reason=reason, records=records)
             )
         for file in staged.files:
             connection.execute(
@@ -304,10 +338,18 @@ def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
     )
 
 
-def give_back(ledger: Engine, lease: Lease, batch_id: str, to: State) -> None:
+def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: State) -> None:
     """Move a batch that waited for a person back to the workers."""
     with ledger.begin() as connection:
-        move(connection, lease, batch_id, to, note="", retries=batches.c.retries + 1)
+        move(
+            connection,
+            lease,
+            batch_id,
+            to,
+            only_from=waits,
+            note="",
+            retries=batches.c.retries + 1,
+        )
 
 
 def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, int]) -> None:
@@ -355,7 +397,7 @@ def waiting_for_a_person(ledger: Engine, *topics: str) -> list[Batch]:
     """Batches that no worker carries on by itself."""
     return _read(
         ledger,
-        and_(batches.c.topic.in_(topics), batches.c.state.in_((State.GAP, State.SUSPECT))),
+        and_(batches.c.topic.in_(topics), batches.c.state.in_(WAITING)),
     )
 
 
@@ -493,7 +535,7 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
         ids = [head.batch_id for head in heads]
         of_batch = {
             table.name: _by_batch(connection, table, ids)
-            for table in (ranges, staged_files, fingerprints)
+            for table in (ranges, staged_files, fingerprints, rejections)
         }
     return [
         Batch(
@@ -534,6 +576,7 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
                 of_batch["ranges"].get(head.batch_id, ()),
                 of_batch["staged_files"].get(head.batch_id, ()),
                 of_batch["fingerprints"].get(head.batch_id, ()),
+                of_batch["rejections"].get(head.batch_id, ()),
             ),
         )
         for head in heads
@@ -553,7 +596,11 @@ def _by_batch(connection: Connection, table: Any, ids: Sequence[str]) -> dict[st
 
 
 def _staged(
-    head: Any, of_ranges: Iterable[Any], files: Iterable[Any], prints: Iterable[Any]
+    head: Any,
+    of_ranges: Iterable[Any],
+    files: Iterable[Any],
+    prints: Iterable[Any],
+    reasons: Iterable[Any],
 ) -> Staged:
     by_kind: dict[Kind, list[Fingerprint]] = {}
     for row in prints:
@@ -581,4 +628,8 @@ def _staged(
             for kind, found in by_kind.items()
         },
         bytes_read=head.bytes_read,
+        reasons={
+            row.reason: row.records
+            for row in sorted(reasons, key=lambda row: (-row.records, row.reason))
+        },
     )

@@ -11,6 +11,7 @@
     ranges     the `[start, end)` offsets of a batch per partition, and their balance
     staged_files  the Parquet files of a batch, with size and SHA-256
     fingerprints  what ClickHouse must hold of a batch, per table and partition
+    rejections  how many records of a batch were rejected, by reason
     key_files  the files of the index that finds duplicates (assets/pipeline/duplicates.py)
     attempts   one row a try at one stage of one batch; only ever added to and closed
 
@@ -144,6 +145,14 @@ staged_files = Table(
     Column("rows", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("reason", String(32), primary_key=True),
+    Column("records", BigInteger, nullable=False),
 )
 
 key_files = Table(

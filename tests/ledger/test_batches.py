@@ -42,6 +42,7 @@ from orchestration.ledger.batches import (
     set_state,
     states,
     unfinished_batches,
+    waiting_for_a_person,
 )
 from orchestration.ledger.keys import live_key_files, replace_key_files
 from orchestration.ledger.leases import Lease, held_lease
@@ -61,6 +62,7 @@ STAGED = Staged(
         Kind.DEAD_LETTERS: (Fingerprint(0, 1, 3, 3, 3, 9),),
     },
     bytes_read=7_000,
+    reasons={"not_json": 1},
 )
 KEYS = KeyFile("keys/one.arrow", DAY, 3)
 
@@ -85,6 +87,7 @@ def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None
     ways = {
         State.PLANNED: (),
         State.GAP: (State.GAP,),
+        State.HELD: (State.HELD,),
         State.STAGED: (State.STAGED,),
         State.LOADING: (State.STAGED, State.LOADING),
         State.SUSPECT: (State.STAGED, State.LOADING, State.SUSPECT),
@@ -92,8 +95,9 @@ def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None
         State.COMMITTED: (State.STAGED, State.LOADING, State.LOADED, State.COMMITTED),
     }
     for step in ways[state]:
-        if step is State.STAGED:
-            register_staged(ledger, lease, batch.batch_id, STAGED, None, "1")
+        if step in (State.STAGED, State.HELD):
+            hold = "too much of it" if step is State.HELD else ""
+            register_staged(ledger, lease, batch.batch_id, STAGED, None, "1", hold=hold)
         else:
             set_state(ledger, lease, batch.batch_id, step)
 
@@ -151,6 +155,28 @@ def test_a_batch_cannot_be_staged_twice(ledger: Engine, planned: Callable[..., B
     found = read_batch(ledger, batch.batch_id).staged
     assert found is not None
     assert (found.files, found.bytes_read) == (STAGED.files, STAGED.bytes_read)
+
+
+def test_what_a_held_batch_had_is_replaced_when_it_is_staged_again(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """Files, fingerprints and reasons of before are gone; from another state it is refused."""
+    batch = planned()
+    other = dataclasses.replace(
+        STAGED, files=STAGED.files[:1], balances={0: Balance(5)}, reasons={"not_utf8": 2}
+    )
+    with held_lease(ledger, "topic/events", 60) as lease:
+        register_staged(ledger, lease, batch.batch_id, STAGED, None, "1", hold="look at it")
+        found = read_batch(ledger, batch.batch_id)
+        assert (found.state, found.note) == (State.HELD, "look at it")
+        assert waiting_for_a_person(ledger, "events") == [found]
+        with pytest.raises(BatchError, match="is held and cannot become staged"):
+            register_staged(ledger, lease, batch.batch_id, other, None, "2")
+        assert read_batch(ledger, batch.batch_id) == found
+        register_staged(ledger, lease, batch.batch_id, other, None, "2", before=State.HELD)
+    found = read_batch(ledger, batch.batch_id)
+    assert (found.state, found.note, found.code_version) == (State.STAGED, "", "2")
+    assert found.staged == other
 
 
 def test_a_batch_nobody_planned_is_an_error(ledger: Engine) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dagster._core.execution.execute_in_process_result import ExecuteInProcessRe
 
 from assets.pipeline.batch import Kind
 from assets.pipeline.failpoints import VARIABLE
-from assets.pipeline.worker import stage_batches
+from assets.pipeline.worker import release_batch, stage_batches
 from orchestration.definitions import definitions
 from orchestration.ledger.tables import lanes
 from tests.conftest import unused_port
@@ -127,6 +128,37 @@ def test_a_batch_is_told_of_with_its_lineage(
         ("dead_letters", "balance"): True,
     }
     assert stack.account().places == dict.fromkeys(sent[:-1], 1)  # the last is a tombstone
+
+
+def test_a_held_batch_turns_the_check_red_and_not_the_run(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """The run succeeds, its log says what to do, and `balance` is red until it is released."""
+    stack = new_stack(hold_over_records=2).make_topic()
+    stack.send(value_of(0), b"no json", b"nor this", b"nor that")
+    result = _run(stack, instance)
+    assert result.success
+    [batch] = stack.batches()
+    assert _checks(result) == {
+        ("events", "balance"): False,
+        ("events", "lanes"): True,
+        ("dead_letters", "balance"): True,
+    }
+    [evaluation] = [each for each in result.get_asset_check_evaluations() if not each.passed]
+    assert f"batch {batch.batch_id} held: 3 of 4 records" in str(evaluation.description)
+    [(_, staged)] = _told(instance, "staged_events")
+    assert f"tidemark release {batch.batch_id}" in staged["held"]
+    errors = [
+        entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= ERROR
+    ]
+    assert any(f"batch {batch.batch_id} is held: 3 of 4" in message for message in errors)
+    assert not _checks(_run(stack, instance))["events", "balance"]
+
+    release_batch(stack.worker(), batch.batch_id)
+    result = _run(stack, instance)
+    assert _checks(result)["events", "balance"]
+    [(_, loaded)] = [told for told in _told(instance, "events") if "batch_id" in told[1]]
+    assert (loaded["batch_id"], loaded["rows"]) == (batch.batch_id, 1)
 
 
 def test_the_link_to_the_rows_of_a_batch_works(
