@@ -5,7 +5,7 @@ import dagster as dg
 from assets.kafka_events import GROUP
 from assets.metadata import clickhouse_schema, loaded_metadata
 from assets.pipeline.batch import Kind
-from assets.pipeline.worker import load_batches
+from assets.pipeline.loading import load_batches
 from assets.report import Sheet, report, told_failures
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline

@@ -7,7 +7,7 @@ from assets.metadata import arrow_schema, public_address, staged_metadata
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.columns import EVENTS
 from assets.pipeline.errors import LaneTrouble
-from assets.pipeline.worker import stage_batches
+from assets.pipeline.staging import stage_batches
 from assets.report import Sheet, report, told_failures
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline

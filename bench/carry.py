@@ -13,7 +13,9 @@ from collections import defaultdict
 from dataclasses import asdict
 
 from assets.pipeline.batch import State
-from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.worker import Worker
 from bench.children import Carried
 from bench.errors import BenchFailed, run_command
 from bench.usage import peak_bytes

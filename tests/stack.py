@@ -24,8 +24,10 @@ from sqlalchemy import Engine
 from assets.pipeline import plan
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.errors import TransientError
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic
-from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import all_batches, planned_ends, record_plan
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.settings import Settings

@@ -10,15 +10,10 @@ import click
 
 from assets.pipeline.batch import State
 from assets.pipeline.errors import BatchError, LaneTrouble
-from assets.pipeline.worker import (
-    Worker,
-    load_batches,
-    load_dead_letters,
-    release_batch,
-    restage_batch,
-    retry_batch,
-    stage_batches,
-)
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import release_batch, restage_batch, retry_batch
+from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 

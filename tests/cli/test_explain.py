@@ -13,7 +13,8 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from assets.pipeline.worker import load_batches, load_dead_letters, stage_batches
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
 from capture_api.events.uuids import mint_uuid
 from capture_api.kafka.spool_folder import Position, claim
 from capture_api.kafka.spool_frames import SEGMENT_MAGIC, encode_frame

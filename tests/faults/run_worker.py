@@ -11,7 +11,9 @@ import sys
 from uuid import uuid4
 
 from assets.pipeline.errors import BatchError, LaneTrouble, TransientError
-from assets.pipeline.worker import Worker, load_batches, load_dead_letters, stage_batches
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 

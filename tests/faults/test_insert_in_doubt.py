@@ -12,7 +12,7 @@ from assets.pipeline.audit import Trouble, reprove
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.load import one_block
-from assets.pipeline.worker import retry_batch
+from assets.pipeline.waiting import retry_batch
 from tests.faults.conftest import Scene
 from tests.faults.run_worker import AGAIN, STOPPED
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy

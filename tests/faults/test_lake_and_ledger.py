@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from assets.pipeline.batch import Balance, Kind, State
-from assets.pipeline.worker import retry_batch
+from assets.pipeline.waiting import retry_batch
 from tests.faults.conftest import Scene
 from tests.faults.run_worker import AGAIN, STOPPED
 from tests.records import delete_before, value_of

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from assets.pipeline.errors import LogTruncated, TransientError
-from assets.pipeline.worker import stage_batches
+from assets.pipeline.staging import stage_batches
 from orchestration.backlog import Backlog
 from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions

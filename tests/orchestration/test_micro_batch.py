@@ -19,7 +19,8 @@ from dagster._core.execution.execute_in_process_result import ExecuteInProcessRe
 
 from assets.pipeline.batch import Kind
 from assets.pipeline.failpoints import VARIABLE
-from assets.pipeline.worker import release_batch, stage_batches
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import release_batch
 from orchestration.definitions import definitions
 from orchestration.ledger.tables import lanes
 from tests.conftest import unused_port

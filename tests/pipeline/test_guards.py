@@ -12,7 +12,9 @@ from sqlalchemy import delete
 from assets.pipeline import key_upkeep
 from assets.pipeline.batch import Kind, Range, State
 from assets.pipeline.errors import BatchError, LedgerBehind, ProofFailed, StagedFileDamaged
-from assets.pipeline.worker import load_batches, retry_batch, stage_batches
+from assets.pipeline.loading import load_batches
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import retry_batch
 from orchestration.ledger.tables import metadata
 from tests.records import delete_before
 from tests.stack import Stack

@@ -16,13 +16,8 @@ from assets.pipeline.batch import Balance, Batch, Kind, Staged, State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.hold import reason_to_hold
-from assets.pipeline.worker import (
-    load_batches,
-    load_dead_letters,
-    release_batch,
-    restage_batch,
-    retry_batch,
-)
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.waiting import release_batch, restage_batch, retry_batch
 from orchestration.ledger.attempts import attempts_of
 from tests.records import delete_before, too_large, uuid_of, value_of, value_with
 from tests.stack import ROOT, Stack

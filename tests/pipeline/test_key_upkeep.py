@@ -9,7 +9,7 @@ import pytest
 
 from assets.pipeline import key_upkeep
 from assets.pipeline.batch import KeyFile, Kind
-from assets.pipeline.worker import stage_batches
+from assets.pipeline.staging import stage_batches
 from orchestration.ledger.keys import live_key_files, retired_key_files
 from tests.stack import Stack
 

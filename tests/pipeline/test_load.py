@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import update
 
+from assets.pipeline import lanes as lanes_module
 from assets.pipeline import load as load_module
+from assets.pipeline import loading as loading_module
 from assets.pipeline import stage as stage_module
-from assets.pipeline import worker as worker_module
+from assets.pipeline import staging as staging_module
 from assets.pipeline.batch import Batch, Kind, Range, StagedFile, State
 from assets.pipeline.clickhouse import connect, make_tables
 from assets.pipeline.clock import StageClock
@@ -25,12 +27,9 @@ from assets.pipeline.errors import (
 )
 from assets.pipeline.lake import Lake
 from assets.pipeline.load import insert, load
-from assets.pipeline.worker import (
-    load_batches,
-    load_dead_letters,
-    retry_batch,
-    stage_batches,
-)
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import retry_batch
 from orchestration.ledger.attempts import attempts_of
 from orchestration.ledger.tables import leases
 from tests.conftest import unused_port
@@ -342,11 +341,14 @@ def wakes_up_too_late(stack: Stack, monkeypatch: pytest.MonkeyPatch, point: str)
 
     def fall_silent(name: str) -> None:
         if name == point:
-            monkeypatch.setattr(worker_module, "failpoint", lambda name: None)
+            for module in modules:
+                monkeypatch.setattr(module, "failpoint", lambda name: None)
             expire_leases(stack)
             stack.run("successor")
 
-    monkeypatch.setattr(worker_module, "failpoint", fall_silent)
+    modules = (lanes_module, staging_module, loading_module)
+    for module in modules:
+        monkeypatch.setattr(module, "failpoint", fall_silent)
 
 
 def test_dead_letters_are_loaded_once(new_stack: NewStack) -> None:

@@ -24,8 +24,8 @@ from assets.pipeline.plan import (
     see_watermark,
     share_out,
 )
+from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic, TopicIdentity
-from assets.pipeline.worker import stage_batches
 from orchestration.ledger.batches import planned_ends, record_plan
 from tests.records import Sent, transaction, value_of
 from tests.stack import Stack

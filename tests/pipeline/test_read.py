@@ -12,7 +12,8 @@ from assets.pipeline import read
 from assets.pipeline.batch import Range, State
 from assets.pipeline.errors import Gap, TopicReplaced, TransientError
 from assets.pipeline.read import Chunk, check_readable, read_ranges
-from assets.pipeline.worker import retry_batch, stage_batches
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import retry_batch
 from tests.conftest import unused_port
 from tests.records import Sent, delete_before, value_of
 from tests.stack import Place, Stack

@@ -9,17 +9,14 @@ from uuid import UUID
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from assets.pipeline import worker as worker_module
+from assets.pipeline import staging as staging_module
 from assets.pipeline.batch import Balance, State
 from assets.pipeline.commit import group_id
 from assets.pipeline.errors import LaneTrouble, LogTruncated, TopicMissing, TopicReplaced
-from assets.pipeline.worker import (
-    Worker,
-    load_batches,
-    load_dead_letters,
-    retry_batch,
-    stage_batches,
-)
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import retry_batch
+from assets.pipeline.worker import Worker
 from orchestration.backlog import look
 from orchestration.ledger.batches import all_batches
 from orchestration.ledger.tables import lanes
@@ -180,7 +177,7 @@ def test_a_historical_import_does_not_keep_a_run(
     new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When its time is over, what is historical goes on with the next run, fresh events first."""
-    monkeypatch.setattr(worker_module, "_HISTORICAL_LIMIT_S", 0.0)
+    monkeypatch.setattr(staging_module, "_HISTORICAL_LIMIT_S", 0.0)
     stack = new_stack(batch_max_records=10).make_topics()
     main, historical, overflow = stack.settings.topics
     stack.send(*(value_of(number) for number in range(30)), topic=historical)

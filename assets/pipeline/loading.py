@@ -1,0 +1,181 @@
+"""Loading batches: what is staged comes into ClickHouse, events first, dead letters after.
+
+    staged ─▶ loading ─▶ inserted and proved (load.py): loaded ─▶ committed ─▶ dead letters, mirror
+
+Invariant: nothing is inserted but after a proof that it is not there, nor without the lease.
+"""
+
+from __future__ import annotations
+
+from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.clock import StageClock
+from assets.pipeline.commit import commit_offsets
+from assets.pipeline.errors import (
+    BatchError,
+    Gap,
+    ProofFailed,
+    StagedFileDamaged,
+    TopicReplaced,
+    TransientError,
+)
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.load import load
+from assets.pipeline.mirror import mirror
+from assets.pipeline.read import check_readable
+from assets.pipeline.worker import PutAside, Worker
+from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger.attempts import attempt, attempts_of
+from orchestration.ledger.leases import Lease, assert_held
+
+_REFUSALS = 3
+"""Attempts at loading that ClickHouse refuses before a batch waits for a person."""
+
+
+def load_batches(worker: Worker) -> list[Batch]:
+    """Load and prove every staged batch, then commit offsets.
+
+    A batch that cannot be loaded holds up no other; the first such error is raised at the end.
+    """
+    loaded: list[Batch] = []
+    aside = PutAside()
+    worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
+    with worker.lease() as lease:
+        unfinished = worker.unfinished()
+        # Before any row: a ledger that is restored from a backup then meets what it has forgotten.
+        due = [batch for batch in unfinished if batch.state in (State.STAGED, State.LOADING)]
+        mirror(worker.clickhouse, worker.settings.clickhouse_database, due, [])
+        for batch in unfinished:
+            with aside.errors():
+                if batch.state in (State.STAGED, State.LOADING):
+                    _load_one(worker, lease, batch)
+                if batch.state in (State.STAGED, State.LOADING, State.LOADED):
+                    loaded.append(batch)
+        for topic in dict.fromkeys(batch.topic for batch in loaded):
+            _commit(worker, lease, [batch for batch in loaded if batch.topic == topic])
+    aside.raise_first()
+    return _read_again(worker, loaded)
+
+
+def load_dead_letters(worker: Worker) -> list[Batch]:
+    """Load and prove the dead letters of every loaded batch, and mirror the ledger."""
+    done: list[Batch] = []
+    aside = PutAside()
+    with worker.lease() as lease:
+        for batch in worker.unfinished():
+            if batch.state in (State.LOADED, State.COMMITTED):
+                with aside.errors():
+                    _load_dead_letters_of(worker, lease, batch)
+                    done.append(batch)
+        waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
+        told = [*done, *waiting]
+        failpoint("after-dead-letters")
+        mirror(
+            worker.clickhouse,
+            worker.settings.clickhouse_database,
+            told,
+            [attempt for batch in told for attempt in attempts_of(worker.ledger, batch.batch_id)],
+        )
+        failpoint("after-mirror")
+        # Only now: until then the next worker does all of this again.
+        for batch in done:
+            ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
+    aside.raise_first()
+    return _read_again(worker, done)
+
+
+def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
+    """Commit what is loaded of one topic."""
+    newest = loaded[-1]
+    ends = ledger_batches.loaded_ends(worker.ledger, newest.cluster_id, newest.topic_id)
+    trouble = commit_offsets(worker.settings.kafka_client, newest.topic, ends, newest.batch_id)
+    if trouble:
+        worker.say(f"group offsets of {newest.topic} were not committed (no harm done): {trouble}")
+    failpoint("after-commit")
+    for batch in loaded:
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
+
+
+def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
+    ledger, settings = worker.ledger, worker.settings
+    clock = StageClock()
+    with attempt(ledger, batch.batch_id, "load", worker.run_id) as number:
+        if number > 1:
+            worker.say(f"batch {batch.batch_id}: attempt {number} at loading")
+        ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADING)
+        failpoint("before-insert")
+        try:
+            inserted = load(
+                worker.clickhouse,
+                settings.clickhouse_database,
+                worker.lake,
+                batch,
+                Kind.EVENTS,
+                worker.run_id,
+                clock,
+                may_insert=lambda: assert_held(ledger, lease),
+            )
+        except StagedFileDamaged as error:
+            _stage_again_if_possible(worker, lease, batch, error)
+            raise
+        except ProofFailed as error:
+            ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
+            raise
+        except TransientError:
+            raise
+        except BatchError as error:
+            if number >= _REFUSALS:
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
+            raise
+        failpoint("after-insert")
+        ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADED)
+    failpoint("after-loaded")
+    ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
+    assert batch.staged is not None
+    rows = batch.staged.balance.ok
+    worker.say(
+        f"batch {batch.batch_id}: {rows:,} rows "
+        + ("loaded and proved" if inserted or not rows else "were in ClickHouse already, proved")
+    )
+
+
+def _stage_again_if_possible(
+    worker: Worker, lease: Lease, batch: Batch, damage: StagedFileDamaged
+) -> None:
+    """The proof came first, so nothing is in ClickHouse; the records may still be in Kafka."""
+    try:
+        check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
+    except (Gap, TopicReplaced) as gone:
+        # The file may come back, with the mount or the bucket: its registration is kept.
+        note = f"{damage}. Nor can it be staged again: {gone}"
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+        return
+    worker.say(f"batch {batch.batch_id}: {damage}; it is staged again by the next run")
+    ledger_batches.stage_again(worker.ledger, lease, batch.batch_id, str(damage))
+
+
+def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
+    assert batch.staged is not None
+    rejected = batch.staged.balance.rejected
+    if not rejected:
+        return
+    with attempt(worker.ledger, batch.batch_id, "dead_letters", worker.run_id):
+        try:
+            load(
+                worker.clickhouse,
+                worker.settings.clickhouse_database,
+                worker.lake,
+                batch,
+                Kind.DEAD_LETTERS,
+                worker.run_id,
+                StageClock(),
+                may_insert=lambda: assert_held(worker.ledger, lease),
+            )
+        except (ProofFailed, StagedFileDamaged) as error:
+            note = f"dead letters: {error}"
+            ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+            raise
+    worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
+
+
+def _read_again(worker: Worker, batches: list[Batch]) -> list[Batch]:
+    return [ledger_batches.read_batch(worker.ledger, batch.batch_id) for batch in batches]

@@ -1,0 +1,165 @@
+"""Staging batches: those that were planned before, then new ones up to the watermark.
+
+    planned ─▶ read, judged, written (stage.py) ─▶ registered: staged, or held, or a gap
+
+Invariant: files count from the moment the ledger names them; a worker that has lost its lease
+registers nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from assets.pipeline.batch import Batch, KeyFile, Staged, State
+from assets.pipeline.clock import StageClock
+from assets.pipeline.errors import Gap, KafkaAway, LaneTrouble, TopicReplaced
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.hold import reason_to_hold
+from assets.pipeline.key_upkeep import keep_index, mend_index, open_index
+from assets.pipeline.lanes import (
+    ASSUMED_RECORD_BYTES,
+    check_ledger,
+    open_lanes,
+    plan_next,
+    see_watermark,
+)
+from assets.pipeline.read import check_readable, read_ranges
+from assets.pipeline.stage import stage
+from assets.pipeline.staged_files import delete_earlier_attempts
+from assets.pipeline.topic import Topic
+from assets.pipeline.version import TRANSFORM_VERSION
+from assets.pipeline.worker import PutAside, Worker
+from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger.attempts import attempt
+from orchestration.ledger.leases import Lease, assert_held
+
+_STAGING_LIMIT_S = 900.0
+"""How long a run goes on planning: then it loads what it has, and the next tick goes on."""
+_HISTORICAL_LIMIT_S = 60.0
+"""How long of it goes to historical events at most: fresh ones wait for the next run meanwhile."""
+_INDEX_KEPT_EVERY = 32
+
+
+def stage_batches(worker: Worker, held: list[LaneTrouble] | None = None) -> list[Batch]:
+    """Stage what was planned before, then plan and stage up to the watermarks seen now.
+
+    A batch that cannot be staged holds up no other; the first such error is raised at the end.
+    What is wrong with lanes goes into `held` instead, for a caller who loads before it tells.
+    """
+    staged: list[Batch] = []
+    aside = PutAside(held)
+    with worker.lease() as lease:
+        end = time.monotonic() + _STAGING_LIMIT_S
+        for topic in worker.topics.values():
+            historical = topic.name == worker.settings.historical_topic
+            until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
+            with aside.errors(), _side_topic_may_be_away(worker, topic):
+                _stage_topic(worker, lease, topic, until, aside, staged)
+            failpoint("between-topics")
+        if staged:
+            keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
+    aside.raise_first()
+    return staged
+
+
+@contextmanager
+def _side_topic_may_be_away(worker: Worker, topic: Topic) -> Iterator[None]:
+    """Kafka away for the main topic stops a run; for one beside it, what is staged goes on."""
+    try:
+        yield
+    except KafkaAway as error:
+        if topic.name == worker.settings.topic:
+            raise
+        worker.say(f"topic {topic.name} waits for the next run: {error}")
+
+
+def _stage_topic(
+    worker: Worker, lease: Lease, topic: Topic, until: float, aside: PutAside, staged: list[Batch]
+) -> None:
+    """Stage one topic's batches; plan no more after `until`, but one batch in any case."""
+    watermark = see_watermark(worker, topic)
+    for batch in ledger_batches.unfinished_batches(worker.ledger, topic.name):
+        if batch.state is State.PLANNED:
+            worker.say(f"batch {batch.batch_id}: taken up again after its plan")
+            with aside.errors():
+                staged.append(stage_one(worker, lease, batch))
+    if watermark is None:
+        return
+    check_ledger(worker, topic, watermark)
+    open_lanes(worker, lease, topic, watermark)
+    while (planned := plan_next(worker, lease, topic, watermark)) is not None:
+        with aside.errors():
+            staged.append(stage_one(worker, lease, planned))
+        if len(staged) % _INDEX_KEPT_EVERY == 0:
+            keep_index(worker.ledger, worker.lake, [planned.arrival_date])
+        if time.monotonic() >= until:
+            break
+
+
+def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
+    """Stage a batch that is planned, or one that is held once more."""
+    ledger, settings = worker.ledger, worker.settings
+    clock = StageClock()
+    with attempt(ledger, batch.batch_id, "stage", worker.run_id) as number:
+        try:
+            staged, key_file = _staged(worker, lease, batch, number, clock)
+        except (Gap, TopicReplaced) as error:
+            if batch.state is State.PLANNED:
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
+            raise
+        failpoint("after-stage")
+        hold = reason_to_hold(
+            batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
+        )
+        ledger_batches.register_staged(
+            ledger,
+            lease,
+            batch.batch_id,
+            staged,
+            key_file,
+            TRANSFORM_VERSION,
+            hold=hold,
+            before=batch.state,
+        )
+        if batch.staged is not None:
+            mend_index(ledger, worker.lake, batch, staged, worker.say)
+        delete_earlier_attempts(batch, number, worker.lake)
+    failpoint("after-register")
+    ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
+    balance = staged.balance
+    worker.say(
+        f"batch {batch.batch_id}: staged {balance.ok:,} ok, {balance.rejected:,} rejected, "
+        f"{balance.duplicate:,} duplicate, {balance.tombstone:,} tombstone, "
+        f"{balance.absent:,} absent; "
+        + ", ".join(f"{file.path} ({file.bytes:,} bytes)" for file in staged.files)
+    )
+    return ledger_batches.read_batch(ledger, batch.batch_id)
+
+
+def _staged(
+    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
+) -> tuple[Staged, KeyFile | None]:
+    settings = worker.settings
+    check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
+    seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
+    average = ledger_batches.average_record_bytes(worker.ledger, batch.topic)
+    chunks = read_ranges(
+        settings.kafka_client, batch.topic, batch.readable, average or ASSUMED_RECORD_BYTES
+    )
+    try:
+        return stage(
+            batch,
+            chunks,
+            worker.lake,
+            seen,
+            clock,
+            attempt=number,
+            may_publish=lambda: assert_held(worker.ledger, lease),
+        )
+    finally:
+        # Else each batch of a backlog starts on top of what the one before it left cached.
+        pa.default_memory_pool().release_unused()
