@@ -1,7 +1,8 @@
 """The log of refusals: one line each, up to a number a second, and a count of the rest.
 
-One client in a loop must not fill the disk. The texts may quote the client, hence %r and lengths:
-a quoted line break must not make a second line.
+One client in a loop must not fill the disk. What the client wrote into its events is not quoted:
+it may be personal data. Path, token and user agent may be, hence %r and lengths: a quoted line
+break must not make a second line.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RefusalLog:
             scope["path"],
             refused.status,
             refused.code,
-            refused.detail,
+            refused.for_log,
             receipt,
             network,
             software,

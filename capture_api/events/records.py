@@ -187,8 +187,7 @@ def build_records(
                     left_out.append(RefusedEvent(index, uuid, error.code, error.detail))
                     continue
             if len(events) > 1:
-                detail = f"event {index}: {error.detail}"
-                raise Refused(error.status, error.code, detail) from None
+                raise error.of_event(index) from None
             raise error from None
     return records
 
@@ -306,7 +305,8 @@ def _uuid(event: Event) -> str | None:
         return None
     uuid = normal_uuid(event.uuid)
     if uuid is None:
-        raise bad_request(f"`uuid` is not a UUID: {event.uuid[:64]!r}", "bad_uuid")
+        what = "`uuid` is not a UUID"
+        raise bad_request(f"{what}: {event.uuid[:64]!r}", "bad_uuid", for_log=what)
     # The nil UUID stands for "none"; kept, it would make its events each other's duplicates.
     return None if uuid == NIL_UUID else uuid
 

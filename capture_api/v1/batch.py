@@ -64,10 +64,9 @@ def parse_batch(text: bytes) -> Batch:
             f"{len(batch.batch)} events in one request, at most {MAX_EVENTS}; send smaller batches"
         )
     if parse_rfc3339(batch.created_at) is None:
+        what = "invalid batch: `created_at` must be an RFC 3339 time"
         shown = batch.created_at[:_SHOWN_CHARACTERS]
-        raise bad_request(
-            f"invalid batch: `created_at` must be an RFC 3339 time, not {shown!r}", "invalid_batch"
-        )
+        raise bad_request(f"{what}, not {shown!r}", "invalid_batch", for_log=what)
     return batch
 
 
@@ -78,10 +77,9 @@ def event_uuids(events: list[Event]) -> list[str]:
         uuid = normal_uuid(event.uuid)
         if uuid is None:
             if event.uuid.strip():
+                what = f"event {index}: `uuid` is not a UUID"
                 shown = event.uuid[:_SHOWN_CHARACTERS]
-                raise bad_request(
-                    f"event {index}: `uuid` is not a UUID: {shown!r}", "invalid_event_uuid"
-                )
+                raise bad_request(f"{what}: {shown!r}", "invalid_event_uuid", for_log=what)
             raise bad_request(f"event {index}: submitted without a uuid", "missing_event_uuid")
         uuids.append(uuid)
     if len(set(uuids)) < len(uuids):

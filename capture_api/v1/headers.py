@@ -103,6 +103,7 @@ def _check_content_type(header: bytes) -> None:
             415,
             "unsupported_content_type",
             f"unsupported content type {_shown(_text(header))}: send application/json",
+            for_log="unsupported content type: send application/json",
         )
 
 
@@ -118,6 +119,7 @@ def _encoding(header: bytes) -> str:
         415,
         "unsupported_encoding",
         f"unsupported content encoding {_shown(encoding)}: send {', '.join(ENCODINGS)} or none",
+        for_log="unsupported content encoding",
     )
 
 
@@ -133,10 +135,8 @@ def _library(header: bytes) -> tuple[str, bytes]:
 
 
 def _bad_header(name: str, expected: str, value: str) -> Refused:
-    return bad_request(
-        f"invalid header value: {name} must be {expected}, not {_shown(value)}",
-        "invalid_header_value",
-    )
+    what = f"invalid header value: {name} must be {expected}"
+    return bad_request(f"{what}, not {_shown(value)}", "invalid_header_value", for_log=what)
 
 
 def _shown(value: str) -> str:

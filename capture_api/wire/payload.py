@@ -114,6 +114,7 @@ def parse_payload(text: bytes) -> Payload:
             f"failed to parse the request: the number {_shortened(number)} is out of range; send "
             "it as a string",
             "bad_number",
+            for_log="failed to parse the request: a number is out of range",
         )
 
     if isinstance(decoded, list):

@@ -216,23 +216,3 @@ def test_forwarding_headers_are_not_believed(capture: Any) -> None:
     response = capture.client.post("/batch", json=capture.batch(EVENT), headers=headers)
     [record] = capture.records_of(response)
     assert record.value["ip"] == "127.0.0.1"
-
-
-def refused_line(path: str, capture: Any, until: Any) -> str:
-    """The log line of the refusal of a request to this path, by its receipt."""
-    response = capture.client.post(path, content=b"{}", headers={"User-Agent": "a\tb"})
-    assert response.status_code == 401
-    receipt = response.headers["X-Request-Id"]
-
-    def lines() -> list[str]:
-        return [line for line in capture.log().splitlines() if receipt in line]
-
-    until(lambda: bool(lines()), "the refusal is logged")
-    return lines()[0]
-
-
-def test_log_lines_quote_what_the_sender_controls(kafka: str, new_capture: Any, until: Any) -> None:
-    """Path and user agent stand in the log as quoted text, without raw control characters."""
-    line = refused_line("/batch", new_capture(kafka).start(), until)
-    assert "POST '/batch' with 401" in line
-    assert r"'a\tb'" in line
