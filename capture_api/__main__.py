@@ -8,6 +8,7 @@ they die; SIGHUP restarts them one by one.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pydantic_settings import SettingsError
 from capture_api.app import CaptureApp, create_app
 from capture_api.exposition import new_folder
 from capture_api.garbage import use_few_arenas
+from capture_api.kafka.configuration import try_configuration
 from capture_api.logs import start_logging
 from capture_api.scripts import check_scripts_dir
 from capture_api.wire.connections import Sweep, connection_limits
@@ -37,6 +39,9 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on (TIDEMARK_CAPTURE_PORT)")
     arguments = parser.parse_args()
+    if arguments.port is not None:
+        # Workers read the settings anew, and find each other by their port.
+        os.environ["TIDEMARK_CAPTURE_PORT"] = str(arguments.port)
     try:
         settings = Settings()  # type: ignore[call-arg]
         if (problem := _scripts_problem(settings)) is not None:
@@ -44,6 +49,8 @@ def main() -> int:
             return 1
         _make_spool_folder(settings)
         app = create_app(settings) if settings.capture_workers == 1 else None
+        if app is None:
+            try_configuration(settings)  # else its workers would die of it one after the other
     except OSError as error:
         print(f"capture_api: TIDEMARK_CAPTURE_SPOOL_DIR: {error}", file=sys.stderr)
         return 1
@@ -63,7 +70,7 @@ def main() -> int:
         factory=app is None,
         workers=settings.capture_workers,
         host=arguments.host,
-        port=settings.capture_port if arguments.port is None else arguments.port,
+        port=settings.capture_port,
         loop="uvloop",
         # Workers are given a copy, so it must be one that can be pickled.
         http=partial(BoundedHttpProtocol, sweep=Sweep(connection_limits(settings))),  # type: ignore[arg-type]
@@ -90,7 +97,7 @@ def worker_app() -> CaptureApp:
 
 def workers_folder(settings: Settings) -> Path:
     """Where the workers of one port leave their numbers for each other."""
-    return settings.home / "capture" / "workers"
+    return settings.home / "capture" / f"workers-{settings.capture_port}"
 
 
 def _make_spool_folder(settings: Settings) -> None:

@@ -86,9 +86,14 @@ class CaptureApp(FastAPI):
                 status = message["status"]
             await send(message)
 
-        await super().__call__(scope, receive, noting)
-        route = getattr(scope.get("route"), "path", "other").rstrip("/") or "/"
-        self.metrics.answered(route, status, time.perf_counter() - started)
+        try:
+            await super().__call__(scope, receive, noting)
+        except Exception:  # after the answer 500 the server logs it
+            self.metrics.refused["internal_error"] += 1
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "other").rstrip("/") or "/"
+            self.metrics.answered(route, status, time.perf_counter() - started)
 
 
 def create_app(settings: Settings, workers_folder: Path | None = None) -> CaptureApp:

@@ -35,7 +35,7 @@ from capture_api.kafka.producer import RecordProducer
 from capture_api.metrics import Metrics
 from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
-from capture_api.refusal import Refused, too_large
+from capture_api.refusal import Refused, internal_error, too_large
 from capture_api.refusal_log import RefusalLog
 from capture_api.wire.body import Budget, Charge, read_body
 from capture_api.wire.client_address import Sender, Senders
@@ -125,9 +125,8 @@ class Ingest:
             return refusal_answer(refused)
         except Exception:  # the edge of the process: one request's bug must stay its own
             log.exception("request %s failed in a way that was not foreseen", receipt)
-            return refusal_answer(
-                Refused(500, "internal_error", f"internal error; report the receipt {receipt}")
-            )
+            self._metrics.refused["internal_error"] += 1
+            return refusal_answer(internal_error(receipt))
 
     async def _send(
         self,
@@ -185,6 +184,7 @@ class Ingest:
             kept = len(records) - len(left_out)
             if not kept:
                 # What was sent is evidence; the client is told the same whether it arrives or not.
+                self._metrics.dropped["too_large"] += len(left_out)
                 raise too_large(left_out[0].detail)
             return Sent(project_id, kept, acknowledged, left_out)
 

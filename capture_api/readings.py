@@ -123,7 +123,7 @@ class Worker:
                 Sample("capture_kafka_records_failed", [code], count)
                 for code, count in producer.records_failed.items()
             ),
-            Sample("capture_kafka_away", [], float(producer.health.problem() is not None)),
+            Sample("capture_kafka_away", [], float(producer.health.is_away)),
             *self._of_spool(),
         ]
 

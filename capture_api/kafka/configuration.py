@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from confluent_kafka import Producer
+
+from capture_api.kafka.client_log import client_log
 from capture_api.wire.payload import MAX_EVENTS
 from orchestration.settings import Settings
 
@@ -37,3 +40,8 @@ def configuration(settings: Settings) -> Configuration:
         "delivery.timeout.ms": timeout_ms,
         "request.timeout.ms": timeout_ms,
     }
+
+
+def try_configuration(settings: Settings) -> None:
+    """Raise KafkaException if a producer of this configuration could not be made."""
+    Producer(configuration(settings), logger=client_log())

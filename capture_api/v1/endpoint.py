@@ -29,7 +29,7 @@ from capture_api.kafka.producer import RecordProducer
 from capture_api.metrics import Metrics
 from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
-from capture_api.refusal import Refused, bad_request
+from capture_api.refusal import Refused, bad_request, internal_error
 from capture_api.refusal_log import RefusalLog
 from capture_api.v1.answers import error_answer, results_answer
 from capture_api.v1.batch import event_uuids, parse_batch
@@ -142,9 +142,8 @@ class V1Endpoint:
             return error_answer(refused)
         except Exception:  # the edge of the process: one request's bug must stay its own
             log.exception("request %s failed in a way that was not foreseen", receipt)
-            return error_answer(
-                Refused(500, "internal_error", f"internal error; report the receipt {receipt}")
-            )
+            self._metrics.refused["internal_error"] += 1
+            return error_answer(internal_error(receipt))
 
     async def _send(
         self,

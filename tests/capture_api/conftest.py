@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from prometheus_client.parser import text_string_to_metric_families
 
 from local_stack.kafka.topics import ensure_topic
 from orchestration.ledger.connection import open_ledger
@@ -67,7 +68,6 @@ class Capture:
             "TIDEMARK_HOME": str(home),
             "TIDEMARK_KAFKA_BOOTSTRAP_SERVERS": kafka,
             "TIDEMARK_TOPIC": topic,
-            "TIDEMARK_CAPTURE_PORT": str(self.port),
             **environment,
         }
         self.ledger = open_ledger(Settings(home=home).ledger)  # type: ignore[call-arg]
@@ -84,7 +84,7 @@ class Capture:
         """Start the process and wait until it is ready, or at least alive."""
         with (self.home / "capture.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "capture_api"],
+                [sys.executable, "-m", "capture_api", "--port", str(self.port)],
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -126,6 +126,14 @@ class Capture:
             return self.client.get(path).status_code
         except httpx.TransportError:
             return 0
+
+    def samples(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """What /metrics shows: values by name and label values."""
+        return {
+            (sample.name, tuple(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(self.client.get("/metrics").text)
+            for sample in family.samples
+        }
 
     def batch(self, *events: dict[str, Any], **more: Any) -> dict[str, Any]:
         """A batch body with the project's token."""

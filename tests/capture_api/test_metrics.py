@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
+from capture_api.app import create_app
+from capture_api.events.records import RECORD_MAX_BYTES
+from capture_api.exposition import Sample
 from capture_api.metrics import METRICS
+from orchestration.settings import Settings
 
 EVENT = {"event": "e", "distinct_id": "d"}
 
 
-def samples(url: str) -> dict[tuple[str, tuple[str, ...]], float]:
-    """What /metrics shows: values by name and label values."""
-    text = httpx.get(f"{url}/metrics").text
-    return {
-        (sample.name, tuple(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
 def test_what_happened_shows(capture: Any) -> None:
     """Answers by path and status, events, refusals by reason, and how long Kafka took."""
-    before = samples(capture.url)
+    before = capture.samples()
     for _ in range(3):
         assert capture.client.post("/batch/", json=capture.batch(EVENT, EVENT)).status_code == 200
     assert capture.client.post("/e", content=b"{}").status_code == 401
     assert capture.client.get(f"/array/{capture.token}/config").status_code == 200
-    now = samples(capture.url)
+    large = {**EVENT, "properties": {"x": "x" * RECORD_MAX_BYTES}}
+    assert capture.client.post("/i/v0/e", json=capture.batch(large)).status_code == 413
+    now = capture.samples()
 
     def grown(name: str, *labels: str) -> float:
         return now[name, labels] - before.get((name, labels), 0)
@@ -43,8 +39,9 @@ def test_what_happened_shows(capture: Any) -> None:
     assert grown("http_requests_total", "/batch", "200") == 3
     assert grown("http_requests_total", "/e", "401") == 1
     assert grown("http_requests_total", "/array/{token}/config", "200") == 1
-    assert grown("capture_events_received_total") == 6
+    assert grown("capture_events_received_total") == 7
     assert grown("capture_events_ingested_total") == 6
+    assert grown("capture_events_dropped_total", "too_large") == 1
     assert grown("capture_requests_refused_total", "missing_token") == 1
     assert grown("capture_kafka_produce_ack_duration_seconds_count") == 3
     assert grown("http_request_duration_seconds_bucket", "+Inf", "/batch") == 3
@@ -54,15 +51,41 @@ def test_what_happened_shows(capture: Any) -> None:
     assert now["capture_resident_memory_bytes", ()] > 1 << 20
 
 
-def test_every_metric_that_shows_is_declared(capture: Any) -> None:
-    """Each family has its sentence in one place, and paths are of a fixed set."""
+def test_paths_are_of_a_fixed_set(capture: Any) -> None:
+    """Whatever is asked for makes no metric of its own."""
     for path in ("/nowhere", "/nowhere/else", "/batch/x"):
         capture.client.get(path)
-    text = httpx.get(f"{capture.url}/metrics").text
-    families = list(text_string_to_metric_families(text))
-    assert {family.name for family in families} == {metric.name for metric in METRICS}
-    assert all(family.documentation.endswith(".") for family in families)
+    text = capture.client.get("/metrics").text
+    assert 'path="other"' in text
     assert "nowhere" not in text
+    assert "/batch/x" not in text
+
+
+def test_bugs_are_counted(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that meets one is answered 500, and counted as that, whoever answers it."""
+
+    def bug(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    paths = {
+        "/batch": "capture_api.ingest.parse_payload",
+        "/i/v1/analytics/events": "capture_api.v1.endpoint.read_headers",
+        "/flags": "capture_api.stubs.parse_query",
+    }
+    app = create_app(settings())
+
+    async def send_all() -> None:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://capture") as client:
+            for path, broken in paths.items():
+                monkeypatch.setattr(broken, bug)
+                assert (await client.post(path, json=EVENT)).status_code == 500
+
+    asyncio.run(send_all())
+    assert app.metrics.answers == {(path, 500): 1 for path in paths}
+    assert app.metrics.refused == {"internal_error": len(paths)}
 
 
 def workers_of(capture: Any) -> list[psutil.Process]:
@@ -77,14 +100,27 @@ def workers_of(capture: Any) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def two_workers(kafka: str, new_capture: Callable[..., Any]) -> Any:
     """A capture API with two workers."""
-    return new_capture(kafka, TIDEMARK_CAPTURE_WORKERS="2", TIDEMARK_LOG_FORMAT="json").start()
+    capture = new_capture(kafka, TIDEMARK_CAPTURE_WORKERS="2", TIDEMARK_LOG_FORMAT="json")
+    capture.environment["TIDEMARK_CAPTURE_SPOOL_DIR"] = str(capture.home / "spool")
+    return capture.start()
+
+
+def saved_samples(capture: Any) -> list[list[Sample]]:
+    """What each worker has written down so far, in a folder of this port alone."""
+    folder = capture.home / "capture" / f"workers-{capture.port}"
+    return [
+        msgspec.json.decode(file.read_bytes(), type=list[Sample]) for file in folder.glob("*.json")
+    ]
 
 
 def saved(capture: Any) -> list[float]:
     """How many events each worker has written down so far."""
-    folder = capture.home / "capture" / "workers"
-    files = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-    return [{s[0]: s[2] for s in file}["capture_events_ingested"] for file in files]
+    return [
+        sample.value
+        for samples in saved_samples(capture)
+        for sample in samples
+        if sample.name == "capture_events_ingested"
+    ]
 
 
 def send_until_both_have_some(capture: Any, until: Any) -> int:
@@ -108,8 +144,8 @@ def test_whoever_is_asked_answers_for_all_workers(two_workers: Any, until: Any) 
     """The sum of both; a worker that is killed comes back, and what it counted stays."""
     sent = send_until_both_have_some(two_workers, until)
     ingested = ("capture_events_ingested_total", ())
-    until(lambda: samples(two_workers.url)[ingested] == sent, "all events are counted")
-    assert samples(two_workers.url)["capture_ready", ()] == 2
+    until(lambda: two_workers.samples()[ingested] == sent, "all events are counted")
+    assert two_workers.samples()["capture_ready", ()] == 2
     until(lambda: sum(saved(two_workers)) == sent, "all of it is written down")
 
     victim = workers_of(two_workers)[0]
@@ -118,8 +154,21 @@ def test_whoever_is_asked_answers_for_all_workers(two_workers: Any, until: Any) 
         lambda: len({w.pid for w in workers_of(two_workers)} - {victim.pid}) == 2,
         "another worker is there",
     )
-    until(lambda: samples(two_workers.url).get(("capture_ready", ())) == 2, "it is ready")
-    assert samples(two_workers.url)[ingested] == sent
+    until(lambda: two_workers.samples().get(("capture_ready", ())) == 2, "it is ready")
+    assert two_workers.samples()[ingested] == sent
+
+
+def test_samples_are_of_declared_metrics(two_workers: Any, until: Any) -> None:
+    """All that a worker counts has its name, labels and sentence in one place, and is shown."""
+    send_until_both_have_some(two_workers, until)
+    samples = [sample for file in saved_samples(two_workers) for sample in file]
+    declared = {metric.name: metric for metric in METRICS}
+    assert {sample.name for sample in samples} <= declared.keys()
+    for sample in samples:
+        assert len(sample.labels) == len(declared[sample.name].labels), sample
+    always = {metric.name for metric in METRICS if not metric.labels}
+    assert always <= {sample.name for sample in samples}
+    assert all(metric.help.endswith(".") for metric in METRICS)
 
 
 def test_workers_end_well(two_workers: Any, until: Any) -> None:
@@ -130,6 +179,6 @@ def test_workers_end_well(two_workers: Any, until: Any) -> None:
     assert two_workers.process.returncode == 0
     assert not any(worker.is_running() for worker in workers)
     lines = [json.loads(line) for line in two_workers.log().splitlines()]
+    assert lines
     assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
     assert "Traceback" not in two_workers.log()
-    assert str(os.getpid()) not in {line.get("pid") for line in lines}

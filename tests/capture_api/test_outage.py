@@ -60,6 +60,7 @@ def test_broker_crash_loses_nothing_acknowledged(
     until(lambda: all(s.statuses[-1] == 503 for s in senders), "every sender is told 503")
     until(lambda: capture.status("/_readiness") == 503, "the server is not ready")
     assert capture.status("/_liveness") == 200
+    assert capture.samples()["capture_kafka_away", ()] == 1
 
     def answered_at_once() -> bool:
         response = capture.client.post("/batch", json=capture.batch({"event": "e"}))
@@ -122,6 +123,7 @@ def test_missing_topic_is_named_until_it_exists(
     )
     assert capture.status("/_readiness") == 503
     assert f"Kafka has no topic '{capture.topic}'" in capture.log()
+    assert capture.samples()["capture_kafka_away", ()] == 0
 
     ensure_topic(kafka, capture.topic, 1)
     until(lambda: capture.status("/_readiness") == 200, "the server is ready")

@@ -10,6 +10,21 @@ from pathlib import Path
 import pytest
 
 
+def start_fails(home: Path, **environment: str) -> str:
+    """The one line that the start ends with, and exit code 1."""
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith("TIDEMARK_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "capture_api"],
+        env={**inherited, "TIDEMARK_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    return line
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
@@ -26,14 +41,10 @@ import pytest
 )
 def test_bad_setting_is_one_line(tmp_path: Path, name: str, value: str, text: str) -> None:
     """Exit code 1, the setting's name, and no traceback."""
-    inherited = {n: v for n, v in os.environ.items() if not n.startswith("TIDEMARK_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "capture_api", "--port", "0"],
-        env={**inherited, "TIDEMARK_HOME": str(tmp_path), name: value},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert text in line
+    assert text in start_fails(tmp_path, **{name: value})
+
+
+def test_several_workers_are_not_started_with_options_that_kafka_refuses(tmp_path: Path) -> None:
+    """They would die of them one after the other, and be started anew without an end."""
+    options = {"TIDEMARK_KAFKA_OPTIONS": '{"no.such": "setting"}'}
+    assert "no.such" in start_fails(tmp_path, TIDEMARK_CAPTURE_WORKERS="2", **options)
