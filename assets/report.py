@@ -126,7 +126,7 @@ def _untold(
 
 @contextmanager
 def told_failures(
-    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+    context: dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
 ) -> Iterator[None]:
     """Turn the pipeline's errors into failures that Dagster tries again, or does not."""
     try:
@@ -138,7 +138,7 @@ def told_failures(
 
 
 def _failure(
-    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+    context: dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
     error: Exception,
     *,
     again: bool,

@@ -18,6 +18,7 @@ from assets.kafka_events import kafka_events
 from assets.staged_events import staged_events
 from orchestration.cadence_triggers import cadence_trigger
 from orchestration.jobs import micro_batch
+from orchestration.redrive_job import redrive_job
 from orchestration.resources import pipeline_resource
 from orchestration.settings import Settings
 
@@ -34,7 +35,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             dead_letters(settings),
         ],
         asset_checks=[audit_checks(settings)],
-        jobs=[job],
+        jobs=[job, redrive_job(settings)],
         schedules=[trigger] if isinstance(trigger, dg.ScheduleDefinition) else [],
         sensors=[trigger] if isinstance(trigger, dg.SensorDefinition) else [],
         resources={"pipeline": pipeline_resource(settings)},

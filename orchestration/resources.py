@@ -37,7 +37,10 @@ class Pipeline:
         """The plan of record."""
         return open_ledger(self.settings.ledger)
 
-    def worker(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Worker:
+    def worker(
+        self,
+        context: dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+    ) -> Worker:
         """The run's worker, speaking to the log of the step that asks for it."""
         if self._worker is None:
             self._worker = Worker(self.settings, self.ledger, context.run.run_id)

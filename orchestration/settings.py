@@ -243,6 +243,12 @@ class Settings(BaseSettings):
         description="Records of a batch that may be rejected; beyond it, and beyond "
         "TIDEMARK_HOLD_OVER_PERCENT, the batch is held.",
     )
+    redrive_tries: int = Field(
+        3,
+        ge=1,
+        description="Tries of a dead letter that fail before redrives leave it out, unless they "
+        "are told to take it again.",
+    )
     lease_seconds: int = Field(
         60,
         ge=1,

@@ -52,8 +52,14 @@ class Finding:
 
 
 def balance_of(batches: Iterable[Batch]) -> Balance:
-    """How the offsets of all these batches came out together. Batches not staged count nothing."""
-    return sum((batch.staged.balance for batch in batches if batch.staged), Balance())
+    """How the offsets of all these batches came out together. Batches not staged count nothing.
+
+    Nor do redrives: their records are counted where they were read, as rejected and redriven.
+    """
+    return sum(
+        (batch.staged.balance for batch in batches if batch.staged and not batch.is_redrive),
+        Balance(),
+    )
 
 
 def unbalanced(batches: Iterable[Batch]) -> list[Finding]:

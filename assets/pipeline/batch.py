@@ -82,7 +82,8 @@ class Range:
 class Balance:
     """How the offsets of a range, or of a batch, came out. All are counts.
 
-    `absent` are offsets that hold no record: transaction markers, compacted records.
+    `absent` are offsets that hold no record: transaction markers, compacted records. `redriven`
+    are those of the rejected that have become events since, by a batch of their own.
     """
 
     ok: int = 0
@@ -90,6 +91,7 @@ class Balance:
     duplicate: int = 0
     tombstone: int = 0
     absent: int = 0
+    redriven: int = 0
 
     def __add__(self, other: Balance) -> Balance:
         return Balance(
@@ -98,6 +100,7 @@ class Balance:
             self.duplicate + other.duplicate,
             self.tombstone + other.tombstone,
             self.absent + other.absent,
+            self.redriven + other.redriven,
         )
 
     @property
@@ -179,7 +182,12 @@ class Staged:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as the ledger knows it. Times are µs since 1970."""
+    """A batch as the ledger knows it. Times are µs since 1970.
+
+    A redrive is a batch without ranges: it carries `letters`, so many dead letters of batches
+    before it, each under its own offset. Its balance has what became of them as `ok` and
+    `duplicate`; what was rejected once more stays in the balance of its old batch alone.
+    """
 
     batch_id: str
     topic: str
@@ -201,6 +209,12 @@ class Batch:
     skips: Mapping[int, int] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict, compare=False)
     staged: Staged | None = field(default=None, compare=False)
+    letters: int = 0
+
+    @property
+    def is_redrive(self) -> bool:
+        """Whether it tries dead letters again, instead of reading offsets of Kafka."""
+        return self.letters > 0
 
     @property
     def readable(self) -> tuple[Range, ...]:

@@ -19,6 +19,7 @@ from assets.pipeline.duplicates import SeenKeys, key_columns
 from assets.pipeline.errors import KeyFileUnreadable, StagedFileDamaged
 from assets.pipeline.key_files import files_to_merge, merge_key_files, write_key_file
 from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.staged_files import staged_places
 from orchestration.ledger.batches import staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.keys import (
@@ -78,30 +79,13 @@ def mend_index(
     """
     assert before.staged is not None
     try:
-        lost = _places(lake, before.staged) - _places(lake, staged)
+        events_before = set(staged_places(lake, before.staged, Kind.EVENTS))
+        lost = events_before.difference(staged_places(lake, staged, Kind.EVENTS))
     except (OSError, pa.ArrowException) as error:
         say(f"what batch {before.batch_id} held before cannot be read: {error}")
         lost = {(-1, -1)}
     if lost:
         _make_anew(ledger, lake, before.arrival_date, say)
-
-
-def _places(lake: Lake, staged: Staged) -> set[tuple[int, int]]:
-    """Where the events of a staged file stand."""
-    file = staged.file(Kind.EVENTS)
-    if file is None:
-        return set()
-    table = pq.read_table(
-        lake.full_path(file.path),
-        columns=["_partition", "_offset"],
-        filesystem=lake.filesystem,
-        partitioning=None,
-    )
-    return set(
-        zip(
-            table.column("_partition").to_pylist(), table.column("_offset").to_pylist(), strict=True
-        )
-    )
 
 
 def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -> SeenKeys:

@@ -19,11 +19,15 @@ from assets.pipeline.errors import (
     TransientError,
 )
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.letters import check_letters
 from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror
+from assets.pipeline.prove import rows_of_others
 from assets.pipeline.read import check_readable
+from assets.pipeline.staging import old_batches
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt, attempts_of
 from orchestration.ledger.leases import Lease, assert_held
 
@@ -36,63 +40,88 @@ def load_batches(worker: Worker) -> list[Batch]:
 
     A batch that cannot be loaded holds up no other; the first such error is raised at the end.
     """
-    loaded: list[Batch] = []
     aside = PutAside()
-    worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
     with worker.lease() as lease:
-        unfinished = worker.unfinished()
-        # Before any row: a ledger that is restored from a backup then meets what it has forgotten.
-        due = [batch for batch in unfinished if batch.state in (State.STAGED, State.LOADING)]
-        mirror(worker.clickhouse, worker.settings.clickhouse_database, due, [])
-        for batch in unfinished:
-            with aside.errors():
-                if batch.state in (State.STAGED, State.LOADING):
-                    _load_one(worker, lease, batch)
-                if batch.state in (State.STAGED, State.LOADING, State.LOADED):
-                    loaded.append(batch)
-        for topic in dict.fromkeys(batch.topic for batch in loaded):
-            _commit(worker, lease, [batch for batch in loaded if batch.topic == topic])
+        loaded = load_these(worker, lease, worker.unfinished(), aside)
     aside.raise_first()
     return _read_again(worker, loaded)
 
 
+def load_these(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside) -> list[Batch]:
+    """The same for some batches, under the caller's lease; gives those that were loaded."""
+    loaded: list[Batch] = []
+    worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
+    # Before any row: a ledger that is restored from a backup then meets what it has forgotten.
+    due = [batch for batch in batches if batch.state in (State.STAGED, State.LOADING)]
+    mirror(worker.clickhouse, worker.settings.clickhouse_database, due, [])
+    for batch in batches:
+        with aside.errors():
+            if batch.state in (State.STAGED, State.LOADING):
+                _load_one(worker, lease, batch)
+            if batch.state in (State.STAGED, State.LOADING, State.LOADED):
+                loaded.append(batch)
+    for topic in dict.fromkeys(batch.topic for batch in loaded):
+        _commit(worker, lease, [batch for batch in loaded if batch.topic == topic])
+    return loaded
+
+
 def load_dead_letters(worker: Worker) -> list[Batch]:
     """Load and prove the dead letters of every loaded batch, and mirror the ledger."""
-    done: list[Batch] = []
     aside = PutAside()
     with worker.lease() as lease:
-        for batch in worker.unfinished():
-            if batch.state in (State.LOADED, State.COMMITTED):
-                with aside.errors():
-                    _load_dead_letters_of(worker, lease, batch)
-                    done.append(batch)
-        waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
-        told = [*done, *waiting]
-        failpoint("after-dead-letters")
-        mirror(
-            worker.clickhouse,
-            worker.settings.clickhouse_database,
-            told,
-            [attempt for batch in told for attempt in attempts_of(worker.ledger, batch.batch_id)],
-        )
-        failpoint("after-mirror")
-        # Only now: until then the next worker does all of this again.
-        for batch in done:
-            ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
+        done = finish_these(worker, lease, worker.unfinished(), aside)
     aside.raise_first()
     return _read_again(worker, done)
 
 
+def finish_these(
+    worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside
+) -> list[Batch]:
+    """The same for some batches, under the caller's lease; gives those that are done."""
+    done: list[Batch] = []
+    for batch in batches:
+        if batch.state in (State.LOADED, State.COMMITTED):
+            with aside.errors():
+                _load_dead_letters_of(worker, lease, batch)
+                done.append(batch)
+    waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
+    told = [*done, *waiting, *_mended_by(worker, done)]
+    failpoint("after-dead-letters")
+    mirror(
+        worker.clickhouse,
+        worker.settings.clickhouse_database,
+        told,
+        [attempt for batch in told for attempt in attempts_of(worker.ledger, batch.batch_id)],
+    )
+    failpoint("after-mirror")
+    # Only now: until then the next worker does all of this again.
+    for batch in done:
+        ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
+    return done
+
+
+def _mended_by(worker: Worker, done: list[Batch]) -> list[Batch]:
+    """The batches whose balance has changed because of redrives among these."""
+    redrives = [batch.batch_id for batch in done if batch.is_redrive]
+    old = ledger_redrives.old_batches_of(worker.ledger, redrives)
+    return [ledger_batches.read_batch(worker.ledger, batch_id) for batch_id in old]
+
+
 def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
     """Commit what is loaded of one topic."""
-    newest = loaded[-1]
+    of_kafka = [batch for batch in loaded if not batch.is_redrive]
+    if of_kafka:
+        _commit_group(worker, of_kafka[-1])
+    failpoint("after-commit")
+    for batch in loaded:
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
+
+
+def _commit_group(worker: Worker, newest: Batch) -> None:
     ends = ledger_batches.loaded_ends(worker.ledger, newest.cluster_id, newest.topic_id)
     trouble = commit_offsets(worker.settings.kafka_client, newest.topic, ends, newest.batch_id)
     if trouble:
         worker.say(f"group offsets of {newest.topic} were not committed (no harm done): {trouble}")
-    failpoint("after-commit")
-    for batch in loaded:
-        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.COMMITTED)
 
 
 def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
@@ -112,7 +141,7 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
                 Kind.EVENTS,
                 worker.run_id,
                 clock,
-                may_insert=lambda: assert_held(ledger, lease),
+                may_insert=lambda: _may_insert(worker, lease, batch),
             )
         except StagedFileDamaged as error:
             _stage_again_if_possible(worker, lease, batch, error)
@@ -138,13 +167,45 @@ def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
     )
 
 
+def _may_insert(worker: Worker, lease: Lease, batch: Batch) -> None:
+    if batch.is_redrive:
+        _check_not_there(worker, batch)
+    assert_held(worker.ledger, lease)
+
+
+def _check_not_there(worker: Worker, redrive: Batch) -> None:
+    """Raise ProofFailed when ClickHouse has rows of the same records from a batch unknown here.
+
+    A ledger that was restored from a backup forgets redrives; their rows are still there.
+    """
+    letters = ledger_redrives.letters_of(worker.ledger, redrive.batch_id)
+    found = rows_of_others(
+        worker.clickhouse,
+        worker.settings.clickhouse_database,
+        redrive,
+        [letter.place for letter in letters],
+        ledger_redrives.redrives_of_date(worker.ledger, redrive),
+    )
+    if found:
+        places = ", ".join(f"{partition}:{offset}" for partition, offset, _ in found[:3])
+        raise ProofFailed(
+            f"redrive {redrive.batch_id} is not loaded: {len(found):,} of its records are rows of "
+            f"events already ({places} …, batch {found[0][2]}), by a redrive that this ledger does "
+            "not know. Is it an older one? See TIDEMARK_LEDGER_URL"
+        )
+
+
 def _stage_again_if_possible(
     worker: Worker, lease: Lease, batch: Batch, damage: StagedFileDamaged
 ) -> None:
     """The proof came first, so nothing is in ClickHouse; the records may still be in Kafka."""
     try:
-        check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
-    except (Gap, TopicReplaced) as gone:
+        if batch.is_redrive:
+            for old in old_batches(worker, batch):
+                check_letters(worker.lake, old)
+        else:
+            check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
+    except (Gap, TopicReplaced, StagedFileDamaged) as gone:
         # The file may come back, with the mount or the bucket: its registration is kept.
         note = f"{damage}. Nor can it be staged again: {gone}"
         ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)

@@ -7,12 +7,13 @@ trusted: an insert that was deduplicated away reports its rows as written all th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.external import ExternalData
 
-from assets.pipeline.batch import Fingerprint
+from assets.pipeline.batch import Batch, Fingerprint
 from assets.pipeline.clickhouse import named_errors
 
 _FINGERPRINTS = """
@@ -23,6 +24,18 @@ FROM {database:Identifier}.{table:Identifier}
 WHERE _batch_id IN {batch_ids:Array(String)}
 GROUP BY _batch_id, _partition
 ORDER BY _batch_id, _partition
+"""
+
+
+_ROWS_OF_OTHERS = """
+SELECT _partition, _offset, _batch_id
+FROM {database:Identifier}.events
+WHERE arrival_date = {arrival_date:Date} AND _topic = {topic:String}
+  AND (_partition, _offset) IN (SELECT partition, offset FROM places)
+  AND _batch_id NOT IN {known:Array(String)}
+  AND _batch_id NOT IN
+      (SELECT batch_id FROM {database:Identifier}.batches WHERE topic_id != {topic_id:String})
+ORDER BY _partition, _offset
 """
 
 
@@ -54,6 +67,39 @@ def read_fingerprints_of(
     for batch_id, *numbers in rows:
         found[batch_id] = (*found.get(batch_id, ()), Fingerprint(*map(int, numbers)))
     return found
+
+
+def rows_of_others(
+    client: Client,
+    database: str,
+    batch: Batch,
+    places: Iterable[tuple[int, int]],
+    known: Sequence[str],
+) -> list[tuple[int, int, str]]:
+    """Rows of these records that other batches than the known ones have brought, with their batch.
+
+    Of the batch's arrival date and incarnation of its topic. It reads three columns of that date.
+    """
+    lines = "".join(f"{partition}\t{offset}\n" for partition, offset in places)
+    asked = ExternalData(
+        file_name="places",
+        data=lines.encode(),
+        fmt="TSV",
+        structure=["partition Int32", "offset Int64"],
+    )
+    with named_errors(f"looking for rows of the records of {batch.batch_id}"):
+        rows = client.query(
+            _ROWS_OF_OTHERS,
+            parameters={
+                "database": database,
+                "arrival_date": batch.arrival_date,
+                "topic": batch.topic,
+                "topic_id": batch.topic_id,
+                "known": list(known),
+            },
+            external_data=asked,
+        ).result_rows
+    return [(int(partition), int(offset), str(batch_id)) for partition, offset, batch_id in rows]
 
 
 def compare(staged: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> Proof:

@@ -54,18 +54,21 @@ def stage(
     clock: StageClock,
     attempt: int = 1,
     may_publish: Callable[[], None] = lambda: None,
+    judge_chunk: Callable[[Chunk], Judged] = lambda chunk: judge(chunk.records.column("value")),
+    keep_rejected: bool = True,
 ) -> tuple[Staged, KeyFile | None]:
     """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
 
-    `attempt` is the number of this try at staging it, from 1. `may_publish` is asked before the
-    files appear, and raises when another worker has taken over. Raises BatchError when the
-    records and the ranges do not balance.
+    Without `keep_rejected`, those that are rejected are counted and not written: they are dead
+    letters already. `attempt` is the number of this try at staging it, from 1. `may_publish` is
+    asked before the files appear, and raises when another worker has taken over. Raises BatchError
+    when the records and the ranges do not balance.
     """
     with staged_files(batch, attempt, lake, may_publish) as files:
-        writer = _BatchWriter(batch, files, seen, clock)
+        writer = _BatchWriter(batch, files, seen, clock, keep_rejected)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
-                judged = judge(chunk.records.column("value"))
+                judged = judge_chunk(chunk)
             writer.add(chunk, judged)
         writer.finish()
         failpoint("while-staging")
@@ -81,8 +84,16 @@ def stage(
 class _BatchWriter:
     """Collects judged chunks into row groups and writes them; knows the balance at the end."""
 
-    def __init__(self, batch: Batch, files: StagedFiles, seen: SeenKeys, clock: StageClock) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        files: StagedFiles,
+        seen: SeenKeys,
+        clock: StageClock,
+        keep_rejected: bool,
+    ) -> None:
         self._batch = batch
+        self._keep_rejected = keep_rejected
         self._files = files
         self._seen = seen
         self._clock = clock
@@ -100,7 +111,7 @@ class _BatchWriter:
         self._count(chunk.records.column("partition").to_numpy(), judged.verdicts)
         value_bytes = pc.sum(pc.binary_length(chunk.records.column("value"))).as_py() or 0
         self._bytes_read += value_bytes
-        if judged.rejections:
+        if judged.rejections and self._keep_rejected:
             with self._clock.stage("stage"):
                 self._write_dead_letters(chunk, judged)
         if len(judged.rows):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.pipeline.batch import Batch, Kind, StagedFile
+from assets.pipeline.batch import Batch, Kind, Staged, StagedFile
 from assets.pipeline.lake import HashingWriter, Lake, lake_path
 
 # Columns with few values; dictionaries of the others cost more than they save.
@@ -116,6 +116,20 @@ def delete_unregistered(batch: Batch, attempts: int, lake: Lake) -> None:
             path = staged_path(kind, batch, attempt)
             if path not in registered:
                 lake.delete(path)
+
+
+def staged_places(lake: Lake, staged: Staged, kind: Kind) -> list[tuple[int, int]]:
+    """Partition and offset of each row of a staged file, in its order; none without a file."""
+    file = staged.file(kind)
+    if file is None:
+        return []
+    table = pq.read_table(
+        lake.full_path(file.path),
+        columns=["_partition", "_offset"],
+        filesystem=lake.filesystem,
+        partitioning=None,
+    )
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 @contextmanager

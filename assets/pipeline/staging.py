@@ -9,14 +9,15 @@ registers nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
+from sqlalchemy import Connection
 
 from assets.pipeline.batch import Batch, KeyFile, Staged, State
 from assets.pipeline.clock import StageClock
-from assets.pipeline.errors import Gap, KafkaAway, LaneTrouble, TopicReplaced
+from assets.pipeline.errors import Gap, KafkaAway, LaneTrouble, StagedFileDamaged, TopicReplaced
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.hold import reason_to_hold
 from assets.pipeline.key_upkeep import keep_index, mend_index, open_index
@@ -27,6 +28,7 @@ from assets.pipeline.lanes import (
     plan_next,
     see_watermark,
 )
+from assets.pipeline.letters import stage_letters
 from assets.pipeline.read import check_readable, read_ranges
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import delete_earlier_attempts
@@ -34,6 +36,7 @@ from assets.pipeline.topic import Topic
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt
 from orchestration.ledger.leases import Lease, assert_held
 
@@ -63,6 +66,15 @@ def stage_batches(worker: Worker, held: list[LaneTrouble] | None = None) -> list
         if staged:
             keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
     aside.raise_first()
+    return staged
+
+
+def stage_these(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside) -> list[Batch]:
+    """Stage some planned batches, under the caller's lease; gives those that were staged."""
+    staged: list[Batch] = []
+    for batch in batches:
+        with aside.errors():
+            staged.append(stage_one(worker, lease, batch))
     return staged
 
 
@@ -106,7 +118,11 @@ def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     clock = StageClock()
     with attempt(ledger, batch.batch_id, "stage", worker.run_id) as number:
         try:
-            staged, key_file = _staged(worker, lease, batch, number, clock)
+            if batch.is_redrive:
+                staged, key_file, also = _staged_letters(worker, lease, batch, number, clock)
+            else:
+                staged, key_file = _staged(worker, lease, batch, number, clock)
+                also = _nothing_more
         except (Gap, TopicReplaced) as error:
             if batch.state is State.PLANNED:
                 ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
@@ -124,6 +140,7 @@ def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
             TRANSFORM_VERSION,
             hold=hold,
             before=batch.state,
+            also=also,
         )
         if batch.staged is not None:
             mend_index(ledger, worker.lake, batch, staged, worker.say)
@@ -163,3 +180,40 @@ def _staged(
     finally:
         # Else each batch of a backlog starts on top of what the one before it left cached.
         pa.default_memory_pool().release_unused()
+
+
+def _nothing_more(connection: Connection) -> None:
+    """What is written along with an ordinary batch."""
+
+
+def _staged_letters(
+    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
+) -> tuple[Staged, KeyFile | None, Callable[[Connection], None]]:
+    """The same for a redrive, from the dead letters in the lake; and what to note of them."""
+    settings, ledger = worker.settings, worker.ledger
+    letters = ledger_redrives.letters_of(ledger, batch.batch_id)
+    seen = open_index(ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
+    try:
+        staged, key_file, outcomes = stage_letters(
+            batch,
+            letters,
+            old_batches(worker, batch),
+            worker.lake,
+            seen,
+            clock,
+            attempt=number,
+            may_publish=lambda: assert_held(ledger, lease),
+        )
+    except StagedFileDamaged as error:
+        raise Gap(f"the dead letters to redrive cannot be read: {error}") from error
+
+    def note(connection: Connection) -> None:
+        ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
+
+    return staged, key_file, note
+
+
+def old_batches(worker: Worker, batch: Batch) -> list[Batch]:
+    """The batches whose dead letters a redrive carries."""
+    ids = ledger_redrives.old_batches_of(worker.ledger, [batch.batch_id])
+    return [ledger_batches.read_batch(worker.ledger, batch_id) for batch_id in ids]

@@ -132,10 +132,16 @@ CREATE TABLE IF NOT EXISTS {database}.batches
     absent       UInt64,
     ranges       Array(Tuple(partition Int32, start Int64, end Int64)),
     staged_file  String,
-    mirrored_at  DateTime64(6, 'UTC') DEFAULT now64(6)
+    mirrored_at  DateTime64(6, 'UTC') DEFAULT now64(6),
+    redriven     UInt64, -- of the rejected: events by now
+    letters      UInt64  -- of a redrive: the dead letters that it tried again
 )
 ENGINE = ReplacingMergeTree(mirrored_at)
 ORDER BY batch_id;
+
+-- For a table that was made before the columns were.
+ALTER TABLE {database}.batches
+    ADD COLUMN IF NOT EXISTS redriven UInt64, ADD COLUMN IF NOT EXISTS letters UInt64;
 
 CREATE TABLE IF NOT EXISTS {database}.batch_attempts
 (

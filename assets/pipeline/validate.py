@@ -10,7 +10,7 @@ One bad record never fails a batch: its bytes are kept as a dead letter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -59,8 +59,11 @@ class Judged:
     uuids: npt.NDArray[np.uint8]
 
 
-def judge(values: pa.BinaryArray) -> Judged:
-    """Parse and check the values of a chunk."""
+def judge(values: pa.BinaryArray, projects: npt.NDArray[np.int64] | None = None) -> Judged:
+    """Parse and check the values of a chunk.
+
+    `projects`, one a value, are those of records that came in before their project was there.
+    """
     verdicts = np.full(len(values), Verdict.OK, np.uint8)
     rejections: dict[int, Rejection] = {}
 
@@ -75,6 +78,8 @@ def judge(values: pa.BinaryArray) -> Judged:
     for at, rejection in parsed.rejections.items():
         rejections[int(filled[at])] = rejection
     rows = filled[parsed.rows]
+    if projects is not None:
+        parsed = replace(parsed, columns=_with_projects(parsed.columns, projects[rows]))
     fine = np.ones(len(rows), bool)
 
     def reject(bad: npt.NDArray[np.bool_], reason: Reason, field: str) -> None:
@@ -103,6 +108,16 @@ def judge(values: pa.BinaryArray) -> Judged:
     if not fine.all():
         columns = columns.filter(pa.array(fine)) if fine.any() else PARSED.empty_table()
     return Judged(verdicts, rejections, rows[fine], columns, uuids[fine])
+
+
+def _with_projects(columns: pa.Table, projects: npt.NDArray[np.int64]) -> pa.Table:
+    """The columns with the project of each record that has none (0) of its own."""
+    column = columns.column("project_id")
+    unknown = pc.equal(column, 0)
+    at = columns.schema.get_field_index("project_id")
+    return columns.set_column(
+        at, columns.schema.field(at), pc.if_else(unknown, pa.array(projects), column)
+    )
 
 
 def uuid_bytes(texts: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

@@ -32,7 +32,7 @@ def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> Stat
         )
     if batch.state not in again:
         raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
-    if accept_gap and batch.state is not State.GAP:
+    if accept_gap and (batch.state is not State.GAP or batch.is_redrive):
         raise BatchError(f"batch {batch_id} is {batch.state}: there is no gap to accept")
     with worker.lease() as lease:
         if accept_gap:

@@ -51,6 +51,7 @@ _COMMANDS = {
     "batch": "batch",
     "retry": "batch",
     "release": "batch",
+    "redrive": "redrive",
     "explain": "explain",
     "projects": "projects",
     "rules": "rules",

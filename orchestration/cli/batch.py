@@ -23,7 +23,7 @@ from orchestration.settings import Settings
 def batch(as_json: bool) -> None:
     """Run one micro-batch now: finish what was begun, then drain the topics up to their ends."""
     settings = Settings()
-    worker = _worker(settings, lambda line: click.echo(line, err=as_json))
+    worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
     held: list[LaneTrouble] = []
     staged = stage_batches(worker, held)
     load_batches(worker)
@@ -60,7 +60,7 @@ def batch(as_json: bool) -> None:
 @click.option("--restage", is_flag=True, help="Stage a held batch again, with the code of now.")
 def retry(batch_id: str, accept_gap: bool, restage: bool) -> None:
     """Give a batch that waits for a person (gap, suspect, held) back to the next micro-batch."""
-    worker = _worker(Settings(), click.echo)
+    worker = worker_of(Settings(), click.echo)
     if restage and accept_gap:
         raise click.UsageError("--restage is for a held batch, --accept-gap for one with a gap")
     if not restage:
@@ -77,7 +77,7 @@ def retry(batch_id: str, accept_gap: bool, restage: bool) -> None:
 @click.argument("batch_id")
 def release(batch_id: str) -> None:
     """Let a held batch be loaded as it was staged, rejected records and all."""
-    batch = release_batch(_worker(Settings(), click.echo), batch_id)
+    batch = release_batch(worker_of(Settings(), click.echo), batch_id)
     assert batch.staged is not None
     balance = batch.staged.balance
     print(
@@ -86,5 +86,6 @@ def release(batch_id: str) -> None:
     )
 
 
-def _worker(settings: Settings, say: Callable[[str], None]) -> Worker:
+def worker_of(settings: Settings, say: Callable[[str], None]) -> Worker:
+    """The worker of a command."""
     return Worker(settings, open_ledger(settings.ledger), f"cli-{uuid.uuid4()}", say)

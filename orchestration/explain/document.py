@@ -94,6 +94,7 @@ def _batch(batch: Batch, attempts: tuple[Attempt, ...]) -> dict[str, Any]:
         "arrival_date": batch.arrival_date.isoformat(),
         "generation": batch.generation,
         "ranges": [[r.partition, r.start, r.end] for r in batch.ranges],
+        "letters": batch.letters,
         "state": batch.state.value,
         "note": batch.note,
         "run_id": batch.run_id,

@@ -34,6 +34,7 @@ from orchestration.ledger.batches import (
     unfinished_batches,
     waiting_for_a_person,
 )
+from orchestration.ledger.redrives import Outcome, tries_of
 from orchestration.settings import Settings
 
 MOST_FILES = 500
@@ -66,7 +67,9 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
         for found in search_kafka(settings, ledger, wanted, search, staged_too=True):
             search.add(_placed(ledger, lake, wanted, search, found))
     search_spool(settings, wanted, search)
-    records = [_with_first_topic(ledger, record) for record in search.records.values()]
+    records = [
+        _with_tries(ledger, _with_first_topic(ledger, record)) for record in search.records.values()
+    ]
     batches = _batches_of(ledger, records)
     return Explanation(
         wanted,
@@ -198,6 +201,30 @@ def _with_first_topic(ledger: Engine, record: Record) -> Record:
     batch = _known(ledger, record.duplicate_of.batch_id)
     topic = "" if batch is None else batch.topic
     return replace(record, duplicate_of=replace(record.duplicate_of, topic=topic))
+
+
+def _with_tries(ledger: Engine, record: Record) -> Record:
+    """A dead letter, or what a redrive made of one, with the tries at it."""
+    if record.verdict not in (Verdict.DEAD_LETTER, Verdict.LOADED):
+        return record
+    tries = tries_of(ledger, *record.place)
+    if not tries:
+        return record
+    last = tries[-1]
+    note = (
+        f"rejected at first ({last.reason}) by batch {last.old_batch_id}; redrive {last.batch_id}"
+    )
+    if record.verdict is Verdict.LOADED:
+        note = f"{note} made it an event, at try {last.number}"
+    elif last.outcome is None:
+        note = f"{note} is on its way with it"
+    elif last.outcome is Outcome.EVENT:
+        note = f"{note} makes it an event, which is not loaded yet"
+    elif last.outcome is Outcome.DUPLICATE:
+        note = f"{note} found its uuid stored already"
+    else:
+        note = f"{note} rejected it again ({last.new_reason}), at try {last.number}"
+    return replace(record, note=f"{record.note}; {note}" if record.note else note)
 
 
 def _batches_of(ledger: Engine, records: Iterable[Record]) -> dict[str, Batch]:

@@ -103,7 +103,10 @@ def _batch(batch: Batch, attempts: tuple[Attempt, ...]) -> Iterator[str]:
     yield f"BATCH {batch.batch_id} of {batch.topic}, {batch.arrival_date}: {batch.state}"
     if batch.note:
         yield from _field("note", batch.note)
-    yield from _field("ranges", " ".join(map(str, batch.ranges)))
+    if batch.is_redrive:
+        yield from _field("redrive", f"of {batch.letters:,} dead letters")
+    else:
+        yield from _field("ranges", " ".join(map(str, batch.ranges)))
     for name, at in states(batch).items():
         if at is not None:
             yield from _field(

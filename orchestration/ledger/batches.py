@@ -8,7 +8,7 @@ for the topics whose batches count; one ledger may hold those of several deploym
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -43,6 +43,7 @@ from assets.pipeline.batch import (
 from assets.pipeline.errors import BatchError, PlanConflict
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
 from orchestration.ledger.tables import (
     batches,
     fingerprints,
@@ -208,6 +209,7 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
 
 
 def _forget_staged(connection: Connection, batch_id: str) -> None:
+    forget_outcomes(connection, batch_id)
     for table in (staged_files, fingerprints, rejections):
         connection.execute(delete(table).where(table.c.batch_id == batch_id))
 
@@ -250,11 +252,12 @@ def register_staged(
     *,
     hold: str = "",
     before: State = State.PLANNED,
+    also: Callable[[Connection], None] = lambda connection: None,
 ) -> None:
     """Register what staging gave: files, balances, fingerprints, index; the batch is staged.
 
     With `hold`, which says why, it is held instead. `before` is the state it was staged from: of
-    a held batch this takes the place of what was registered.
+    a held batch this takes the place of what was registered. `also` writes in the same transaction.
     """
     with ledger.begin() as connection:
         move(
@@ -269,6 +272,7 @@ def register_staged(
             note=hold,
         )
         _forget_staged(connection, batch_id)
+        also(connection)
         for partition, balance in staged.balances.items():
             connection.execute(
                 update(ranges)
@@ -461,6 +465,22 @@ def batch_at(ledger: Engine, topic_id: str, partition: int, offset: int) -> Batc
     return None if found is None else read_batch(ledger, found)
 
 
+def batches_with_dead_letters(
+    ledger: Engine, arrival_date: date | None, *topics: str
+) -> list[Batch]:
+    """Loaded batches that have a file of dead letters, of one arrival date or of all."""
+    wanted: list[Any] = [
+        batches.c.topic.in_(topics),
+        batches.c.state.in_([State.LOADED, State.COMMITTED]),
+        batches.c.batch_id.in_(
+            select(staged_files.c.batch_id).where(staged_files.c.kind == Kind.DEAD_LETTERS)
+        ),
+    ]
+    if arrival_date is not None:
+        wanted.append(batches.c.arrival_date == arrival_date)
+    return _read(ledger, and_(*wanted))
+
+
 def newest_batches(
     ledger: Engine, topic: str, limit: int, arrival_date: date | None = None
 ) -> list[Batch]:
@@ -537,6 +557,13 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
             table.name: _by_batch(connection, table, ids)
             for table in (ranges, staged_files, fingerprints, rejections)
         }
+        letters: dict[str, int] = {}
+        own: dict[str, dict[int, Balance]] = {}
+        again: dict[str, dict[int, int]] = {}
+        for some in in_parts(ids):
+            letters |= carried_letters(connection, some)
+            own |= own_balances(connection, some)
+            again |= redriven(connection, some)
     return [
         Batch(
             batch_id=head.batch_id,
@@ -577,7 +604,10 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
                 of_batch["staged_files"].get(head.batch_id, ()),
                 of_batch["fingerprints"].get(head.batch_id, ()),
                 of_batch["rejections"].get(head.batch_id, ()),
+                own.get(head.batch_id, {}),
+                again.get(head.batch_id, {}),
             ),
+            letters=letters.get(head.batch_id, 0),
         )
         for head in heads
     ]
@@ -588,11 +618,15 @@ _IDS_A_QUERY = 500  # SQLite takes a bounded number of parameters in one stateme
 
 def _by_batch(connection: Connection, table: Any, ids: Sequence[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    for at in range(0, len(ids), _IDS_A_QUERY):
-        wanted = ids[at : at + _IDS_A_QUERY]
+    for wanted in in_parts(ids):
         for row in connection.execute(select(table).where(table.c.batch_id.in_(wanted))):
             found.setdefault(row.batch_id, []).append(row)
     return found
+
+
+def in_parts(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Ids in as many parts as statements are needed for them."""
+    return (ids[at : at + _IDS_A_QUERY] for at in range(0, len(ids), _IDS_A_QUERY))
 
 
 def _staged(
@@ -601,6 +635,8 @@ def _staged(
     files: Iterable[Any],
     prints: Iterable[Any],
     reasons: Iterable[Any],
+    own: Mapping[int, Balance],
+    again: Mapping[int, int],
 ) -> Staged:
     by_kind: dict[Kind, list[Fingerprint]] = {}
     for row in prints:
@@ -620,8 +656,14 @@ def _staged(
             for row in sorted(files, key=lambda row: list(Kind).index(row.kind))
         ),
         balances={
-            row.partition: Balance(row.ok, row.rejected, row.duplicate, row.tombstone, row.absent)
-            for row in of_ranges
+            **own,
+            **{
+                row.partition: Balance(
+                    *(row.ok, row.rejected, row.duplicate, row.tombstone, row.absent),
+                    redriven=again.get(row.partition, 0),
+                )
+                for row in of_ranges
+            },
         },
         fingerprints={
             kind: tuple(sorted(found, key=lambda print_: print_.partition))

@@ -13,6 +13,9 @@
     fingerprints  what ClickHouse must hold of a batch, per table and partition
     rejections  how many records of a batch were rejected, by reason
     key_files  the files of the index that finds duplicates (assets/pipeline/duplicates.py)
+    redrives   batches that try dead letters again, and what was asked for
+    redrive_letters  which dead letters they carry, and what became of each
+    redrive_counts  the same in numbers, per old batch and partition
     attempts   one row a try at one stage of one batch; only ever added to and closed
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
@@ -192,6 +195,41 @@ fingerprints = Table(
     Column("max_offset", BigInteger, nullable=False),
     Column("offset_sum", String(20), nullable=False),
     Column("offset_square_sum", String(20), nullable=False),
+)
+
+redrives = Table(
+    "redrives",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("letters", BigInteger, nullable=False),
+    Column("asked", Text, nullable=False),  # in words, by whoever started it
+)
+
+redrive_letters = Table(
+    "redrive_letters",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("redrives.batch_id"), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("offset", BigInteger, primary_key=True),
+    Column("old_batch_id", String(32), ForeignKey("batches.batch_id"), nullable=False),
+    Column("reason", String(32), nullable=False),  # why it was rejected at first
+    Column("number", Integer, nullable=False),  # which try at it this is, from 1
+    Column("project_id", Integer),  # of its token, looked up when it was planned
+    Column("outcome", String(16)),  # event | duplicate | rejected; empty until staged
+    Column("new_reason", String(32)),  # why it was rejected once more
+    Index("redrive_letters_by_place", "partition", "offset"),
+)
+
+redrive_counts = Table(
+    "redrive_counts",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("redrives.batch_id"), primary_key=True),
+    Column("old_batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("events", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("rejected", BigInteger, nullable=False),
+    Index("redrive_counts_by_old_batch", "old_batch_id"),
 )
 
 attempts = Table(

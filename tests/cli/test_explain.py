@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.redrive import Wanted, redrive
 from assets.pipeline.staging import stage_batches
 from capture_api.events.uuids import mint_uuid
 from capture_api.kafka.spool_folder import Position, claim
@@ -21,9 +22,10 @@ from capture_api.kafka.spool_frames import SEGMENT_MAGIC, encode_frame
 from orchestration.cli import tidemark
 from orchestration.explain import in_kafka
 from orchestration.explain.text import WIDTH
+from orchestration.ledger.projects import create_project
 from tests.capture_api.conftest import Capture
 from tests.conftest import unused_port
-from tests.records import Sent, too_large, uuid_of, value_of
+from tests.records import Sent, too_large, uuid_of, value_of, value_with
 from tests.stack import Stack
 
 NewStack = Callable[..., Stack]
@@ -174,6 +176,33 @@ def test_a_dead_letter_is_explained_with_its_reason(stack: Stack, loaded: bool) 
             assert (record["row"] is not None) is loaded
             assert bool(record["note"]) is not loaded
     assert "The event was larger than a record may be" in run(stack, uuid_of(1)).output
+
+
+def test_a_redriven_event_is_explained_with_its_past(stack: Stack) -> None:
+    """While it is a dead letter, its tries; as a row, why it was rejected and what mended it."""
+    project = create_project(stack.ledger, "shop")
+    key = f"{project.token}:person".encode()
+    stack.send(value_with(7, v=2), Sent(value_of(8, project_id=0), key=key))
+    [old] = stack.run()
+    again = redrive(stack.worker(), Wanted())
+    [batch] = again.batches
+    [failed] = explained(stack, uuid_of(7))["records"]
+    assert (failed["verdict"], failed["batch_id"]) == ("dead_letter", old.batch_id)
+    assert (
+        f"redrive {batch.batch_id} rejected it again (unknown_version), at try 1"
+        in (failed["note"])
+    )
+    document = explained(stack, uuid_of(8))
+    [record] = document["records"]
+    assert (record["verdict"], record["batch_id"]) == ("loaded", batch.batch_id)
+    assert record["note"] == (
+        f"rejected at first (unknown_project) by batch {old.batch_id}; redrive {batch.batch_id} "
+        "made it an event, at try 1"
+    )
+    assert [(one["batch_id"], one["letters"]) for one in document["batches"]] == [
+        (batch.batch_id, 2)
+    ]
+    assert "redrive   of 2 dead letters" in run(stack, uuid_of(8)).output
 
 
 def test_every_project_and_topic_that_has_the_uuid_is_shown(stack: Stack) -> None:

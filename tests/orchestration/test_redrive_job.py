@@ -1,0 +1,104 @@
+"""The job `redrive`: what a person starts from the launchpad, and what it leaves to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
+
+from orchestration.definitions import definitions
+from orchestration.ledger.projects import create_project
+from tests.records import Sent, value_of
+from tests.stack import Stack
+
+
+@pytest.fixture
+def stack(new_stack: Callable[..., Stack]) -> Stack:
+    """Three events whose project is there by now, and something broken."""
+    stack = new_stack(load_attempts=1).make_topic()
+    project = create_project(stack.ledger, "shop")
+    key = f"{project.token}:person".encode()
+    stack.send(*(Sent(value_of(n, project_id=0), key=key) for n in range(3)), b"no json")
+    stack.run()
+    return stack
+
+
+def _run(stack: Stack, instance: dg.DagsterInstance, **config: Any) -> ExecuteInProcessResult:
+    job = definitions(stack.settings).resolve_job_def("redrive")
+    return job.execute_in_process(
+        run_config={"ops": {"redrive": {"config": config}}},
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def _said(instance: dg.DagsterInstance, run: ExecuteInProcessResult) -> str:
+    return "\n".join(entry.user_message for entry in instance.all_logs(run.run_id))
+
+
+def test_the_default_configuration_only_looks(stack: Stack, instance: dg.DagsterInstance) -> None:
+    """Launched as it stands, it says what would come of all dead letters and changes nothing."""
+    result = _run(stack, instance)
+    assert result.success
+    assert "unknown_project: 3 would become events" in _said(instance, result)
+    assert stack.account().events == []
+    assert len(stack.batches()) == 1
+
+
+def test_a_choice_is_redriven_and_told(stack: Stack, instance: dg.DagsterInstance) -> None:
+    """The rows name the run, and the table `events` has a materialization for the redrive."""
+    result = _run(stack, instance, reasons=["unknown_project"])
+    assert result.success, _said(instance, result)
+    assert stack.rows("SELECT DISTINCT _run_id FROM {database}.events") == [(result.run_id,)]
+    assert len(stack.account().events) == 3
+    [record] = instance.fetch_materializations(dg.AssetKey("events"), limit=5).records
+    assert record.partition_key == datetime.now(UTC).date().isoformat()
+    materialization = record.asset_materialization
+    assert materialization is not None
+    assert materialization.metadata["rows"].value == 3
+    [batch] = [batch for batch in stack.batches() if batch.is_redrive]
+    assert materialization.metadata["batch_id"].value == batch.batch_id
+
+
+def test_the_checks_hold_after_a_redrive(stack: Stack, instance: dg.DagsterInstance) -> None:
+    """A micro-batch later, balances and lanes are green, and their numbers close."""
+    assert _run(stack, instance, everything=True).success
+    stack.send(value_of(50))
+    result = (
+        definitions(stack.settings)
+        .resolve_job_def("micro_batch")
+        .execute_in_process(instance=instance, partition_key=datetime.now(UTC).date().isoformat())
+    )
+    checks = result.get_asset_check_evaluations()
+    assert all(check.passed for check in checks)
+    [balance] = [
+        check
+        for check in checks
+        if check.asset_key == dg.AssetKey("events") and check.check_name == "balance"
+    ]
+    numbers = {name: value.value for name, value in balance.metadata.items()}
+    assert (numbers["ok"], numbers["rejected"], numbers["redriven"]) == (1, 4, 3)
+    assert numbers["offsets"] == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"reasons": ["bad_luck"]}, "no reason is called bad_luck"),
+        ({"date": "yesterday"}, "'yesterday' is no date"),
+        ({"batch": "nothing"}, "knows no batch nothing"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_fails_at_once(
+    stack: Stack, instance: dg.DagsterInstance, config: dict[str, Any], told: str
+) -> None:
+    """The run fails with one sentence, and nothing is planned."""
+    result = _run(stack, instance, **config)
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert told in str(failure.step_failure_data.user_failure_data)
+    assert len(stack.batches()) == 1
