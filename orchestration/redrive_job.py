@@ -63,7 +63,7 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
     """The job, for a deployment's topics."""
 
     @dg.op(
-        name="redrive",
+        name="try_again",
         pool=pool_of(settings.topic),
         retry_policy=retry_policy(settings),
         description="Choose dead letters, try them again, load and prove what became events.",

@@ -8,6 +8,8 @@ A batch's states, and the stage that moves it on:
        ├─▶ gap (records no longer in Kafka)               neither nothing nor all of it)
        └─▶ held (staged, but too much of it was rejected) ──release──▶ staged
 
+    gap, suspect ──given up, a redrive only──▶ superseded (another one may carry its letters)
+
 `gap`, `held` and `suspect` wait for a person, who looks and says `tidemark retry` or `tidemark
 release`; other batches go on. What a crash leaves is the state before it: the next worker takes
 the batch up from there.
@@ -33,6 +35,7 @@ class State(StrEnum):
     GAP = "gap"
     HELD = "held"
     SUSPECT = "suspect"
+    SUPERSEDED = "superseded"
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
@@ -41,10 +44,11 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.LOADING: frozenset({State.LOADING, State.LOADED, State.PLANNED, State.SUSPECT}),
     State.LOADED: frozenset({State.COMMITTED, State.SUSPECT}),
     State.COMMITTED: frozenset({State.SUSPECT}),
-    State.GAP: frozenset({State.PLANNED}),
+    State.GAP: frozenset({State.PLANNED, State.SUPERSEDED}),
     # Released as it is, or staged again: then it may have to be held again.
     State.HELD: frozenset({State.STAGED, State.HELD}),
-    State.SUSPECT: frozenset({State.LOADING}),
+    State.SUSPECT: frozenset({State.LOADING, State.SUPERSEDED}),
+    State.SUPERSEDED: frozenset(),
 }
 """Which state may follow which; the ledger refuses anything else."""
 

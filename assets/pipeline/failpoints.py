@@ -18,7 +18,7 @@ POINTS = (
     "while-staging",  # everything is written, under names of its own
     "half-published",  # the first file has its name, the others have not
     "after-stage",  # files written, not registered
-    "after-register",
+    "after-register",  # the ledger names the files, nothing is tidied up
     "between-topics",  # one topic is staged, the next is not planned
     "before-insert",
     "before-check",  # the proof said "nothing"

@@ -47,7 +47,7 @@ def open_index(
     except KeyFileUnreadable as error:
         say(f"{error}: the duplicate index of {first} to {last} is made anew")
         for days in range((last - first).days + 1):
-            _make_anew(ledger, lake, first + timedelta(days=days), say)
+            make_anew(ledger, lake, first + timedelta(days=days), say)
         return _opened(ledger, lake, batch, first, last)
 
 
@@ -70,12 +70,10 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
         forget_key_files(ledger, retired)
 
 
-def mend_index(
-    ledger: Engine, lake: Lake, before: Batch, staged: Staged, say: Callable[[str], None]
-) -> None:
-    """After a batch was staged again: forget the keys of events that are none any more.
+def has_lost_events(lake: Lake, before: Batch, staged: Staged, say: Callable[[str], None]) -> bool:
+    """Whether events of a batch are none any more after it was staged again.
 
-    Else whoever sends such an event once more would be told that it is a duplicate of nothing.
+    Whoever sends such an event once more must not be told that it is a duplicate of nothing.
     """
     assert before.staged is not None
     try:
@@ -83,9 +81,16 @@ def mend_index(
         lost = events_before.difference(staged_places(lake, staged, Kind.EVENTS))
     except (OSError, pa.ArrowException) as error:
         say(f"what batch {before.batch_id} held before cannot be read: {error}")
-        lost = {(-1, -1)}
-    if lost:
-        _make_anew(ledger, lake, before.arrival_date, say)
+        return True
+    return bool(lost)
+
+
+def void_file(day: date) -> KeyFile:
+    """A file that is not there. Named in the ledger, it has the date's index made anew.
+
+    So a worker that dies before it has done so leaves that to the next one.
+    """
+    return KeyFile(lake_path("keys", day, f"void-{now_us()}.arrow"), day, 0)
 
 
 def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -> SeenKeys:
@@ -99,7 +104,7 @@ def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -
     )
 
 
-def _make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None]) -> None:
+def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None]) -> None:
     """Write the keys of every staged batch of a date again, in place of the date's files."""
     before = live_key_files(ledger, day, day)
     now = now_us()

@@ -174,7 +174,7 @@ def _may_insert(worker: Worker, lease: Lease, batch: Batch) -> None:
 
 
 def _check_not_there(worker: Worker, redrive: Batch) -> None:
-    """Raise ProofFailed when ClickHouse has rows of the same records from a batch unknown here.
+    """Raise ProofFailed when ClickHouse has rows of the same records from another batch.
 
     A ledger that was restored from a backup forgets redrives; their rows are still there.
     """
@@ -184,14 +184,13 @@ def _check_not_there(worker: Worker, redrive: Batch) -> None:
         worker.settings.clickhouse_database,
         redrive,
         [letter.place for letter in letters],
-        ledger_redrives.redrives_of_date(worker.ledger, redrive),
     )
     if found:
         places = ", ".join(f"{partition}:{offset}" for partition, offset, _ in found[:3])
         raise ProofFailed(
             f"redrive {redrive.batch_id} is not loaded: {len(found):,} of its records are rows of "
-            f"events already ({places} …, batch {found[0][2]}), by a redrive that this ledger does "
-            "not know. Is it an older one? See TIDEMARK_LEDGER_URL"
+            f"events already ({places} …, batch {found[0][2]}). If this ledger does not know that "
+            "batch, it is an older or another one: see TIDEMARK_LEDGER_URL"
         )
 
 

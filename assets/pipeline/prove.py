@@ -32,7 +32,7 @@ SELECT _partition, _offset, _batch_id
 FROM {database:Identifier}.events
 WHERE arrival_date = {arrival_date:Date} AND _topic = {topic:String}
   AND (_partition, _offset) IN (SELECT partition, offset FROM places)
-  AND _batch_id NOT IN {known:Array(String)}
+  AND _batch_id != {batch_id:String}
   AND _batch_id NOT IN
       (SELECT batch_id FROM {database:Identifier}.batches WHERE topic_id != {topic_id:String})
 ORDER BY _partition, _offset
@@ -74,9 +74,8 @@ def rows_of_others(
     database: str,
     batch: Batch,
     places: Iterable[tuple[int, int]],
-    known: Sequence[str],
 ) -> list[tuple[int, int, str]]:
-    """Rows of these records that other batches than the known ones have brought, with their batch.
+    """Rows of these records that other batches have brought, with their batch.
 
     Of the batch's arrival date and incarnation of its topic. It reads three columns of that date.
     """
@@ -95,7 +94,7 @@ def rows_of_others(
                 "arrival_date": batch.arrival_date,
                 "topic": batch.topic,
                 "topic_id": batch.topic_id,
-                "known": list(known),
+                "batch_id": batch.batch_id,
             },
             external_data=asked,
         ).result_rows

@@ -127,10 +127,10 @@ def redrive(worker: Worker, wanted: Wanted) -> Redriven:
     Each redrive is planned before any is staged. What an earlier one has left on the way is carried
     on, too. One that cannot be carried on holds up no other; the first such error is raised last.
     """
-    choice = _Choice(worker, wanted)
     aside = PutAside()
     ledger = worker.ledger
     with worker.lease() as lease:
+        choice = _Choice(worker, wanted)
         begun = [batch for batch in worker.unfinished() if batch.is_redrive]
         planned = _plan(worker, lease, choice)
         ids = [batch.batch_id for batch in (*begun, *planned)]
@@ -138,12 +138,8 @@ def redrive(worker: Worker, wanted: Wanted) -> Redriven:
         staged = stage_these(worker, lease, to_stage, aside)
         keep_index(ledger, worker.lake, {batch.arrival_date for batch in staged})
         staged += [batch for batch in begun if batch.state is not State.PLANNED]
-        try:
-            load_these(worker, lease, staged, aside)
-            finish_these(worker, lease, [_now(worker, batch.batch_id) for batch in staged], aside)
-        except TransientError:
-            worker.say("what is staged stays so: the next micro-batch loads it")
-            raise
+        if staged:  # else ClickHouse may be away
+            _load(worker, lease, staged, aside)
     aside.raise_first()
     return Redriven(
         False,
@@ -152,6 +148,15 @@ def redrive(worker: Worker, wanted: Wanted) -> Redriven:
         tuple(_now(worker, batch_id) for batch_id in ids),
         tuple(choice.damaged),
     )
+
+
+def _load(worker: Worker, lease: Lease, staged: list[Batch], aside: PutAside) -> None:
+    try:
+        load_these(worker, lease, staged, aside)
+        finish_these(worker, lease, [_now(worker, batch.batch_id) for batch in staged], aside)
+    except TransientError:
+        worker.say("what is staged stays so: the next micro-batch loads it")
+        raise
 
 
 def _now(worker: Worker, batch_id: str) -> Batch:
@@ -199,7 +204,7 @@ class _Choice:
             found = ledger_batches.batches_with_dead_letters(ledger, wanted.date, *topics)
         else:
             batch = ledger_batches.read_batch(ledger, wanted.batch_id)
-            _check_has_letters(batch)
+            _check_has_letters(batch, self._worker.settings.topics)
             found = [batch] if wanted.date in (None, batch.arrival_date) else []
         # Where a date was rebuilt, its newest generation is the one that is queried.
         newest = {batch.arrival_date: 0 for batch in found}
@@ -236,7 +241,7 @@ class _Choice:
             if why:
                 self.left_out[reason, why] += 1
                 continue
-            chosen.append(Letter(places[row], batch.batch_id, reason, before.tries + 1, project_id))
+            chosen.append(Letter(places[row], batch.batch_id, reason, before.last + 1, project_id))
             rows.append(row)
             if self._left is not None:
                 self._left -= 1
@@ -260,8 +265,13 @@ class _Choice:
         return ""
 
 
-def _check_has_letters(batch: Batch) -> None:
+def _check_has_letters(batch: Batch, topics: Sequence[str]) -> None:
     """Raise BatchError, with what to do instead, unless dead letters of it can be tried again."""
+    if batch.topic not in topics:
+        raise BatchError(
+            f"batch {batch.batch_id} is of topic {batch.topic}, which workers with these settings "
+            "do not carry: see TIDEMARK_TOPIC"
+        )
     if batch.is_redrive:
         raise BatchError(
             f"batch {batch.batch_id} is a redrive itself: what it could not mend is still a dead "

@@ -9,7 +9,7 @@ registers nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -20,7 +20,13 @@ from assets.pipeline.clock import StageClock
 from assets.pipeline.errors import Gap, KafkaAway, LaneTrouble, StagedFileDamaged, TopicReplaced
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.hold import reason_to_hold
-from assets.pipeline.key_upkeep import keep_index, mend_index, open_index
+from assets.pipeline.key_upkeep import (
+    has_lost_events,
+    keep_index,
+    make_anew,
+    open_index,
+    void_file,
+)
 from assets.pipeline.lanes import (
     ASSUMED_RECORD_BYTES,
     check_ledger,
@@ -28,7 +34,7 @@ from assets.pipeline.lanes import (
     plan_next,
     see_watermark,
 )
-from assets.pipeline.letters import stage_letters
+from assets.pipeline.letters import Outcomes, stage_letters
 from assets.pipeline.read import check_readable, read_ranges
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import delete_earlier_attempts
@@ -38,6 +44,7 @@ from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt
+from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, assert_held
 
 _STAGING_LIMIT_S = 900.0
@@ -119,15 +126,25 @@ def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
     with attempt(ledger, batch.batch_id, "stage", worker.run_id) as number:
         try:
             if batch.is_redrive:
-                staged, key_file, also = _staged_letters(worker, lease, batch, number, clock)
+                staged, key_file, outcomes = _staged_letters(worker, lease, batch, number, clock)
             else:
                 staged, key_file = _staged(worker, lease, batch, number, clock)
-                also = _nothing_more
+                outcomes = {}
         except (Gap, TopicReplaced) as error:
             if batch.state is State.PLANNED:
                 ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
             raise
         failpoint("after-stage")
+        has_lost = batch.staged is not None and has_lost_events(
+            worker.lake, batch, staged, worker.say
+        )
+
+        def also(connection: Connection) -> None:
+            if batch.is_redrive:
+                ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
+            if has_lost:
+                add_key_file(connection, void_file(batch.arrival_date))
+
         hold = reason_to_hold(
             batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
         )
@@ -142,10 +159,10 @@ def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
             before=batch.state,
             also=also,
         )
-        if batch.staged is not None:
-            mend_index(ledger, worker.lake, batch, staged, worker.say)
+        failpoint("after-register")
+        if has_lost:
+            make_anew(ledger, worker.lake, batch.arrival_date, worker.say)
         delete_earlier_attempts(batch, number, worker.lake)
-    failpoint("after-register")
     ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
     balance = staged.balance
     worker.say(
@@ -182,19 +199,15 @@ def _staged(
         pa.default_memory_pool().release_unused()
 
 
-def _nothing_more(connection: Connection) -> None:
-    """What is written along with an ordinary batch."""
-
-
 def _staged_letters(
     worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
-) -> tuple[Staged, KeyFile | None, Callable[[Connection], None]]:
-    """The same for a redrive, from the dead letters in the lake; and what to note of them."""
+) -> tuple[Staged, KeyFile | None, Outcomes]:
+    """The same for a redrive, from the dead letters in the lake; and what became of each."""
     settings, ledger = worker.settings, worker.ledger
     letters = ledger_redrives.letters_of(ledger, batch.batch_id)
     seen = open_index(ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
     try:
-        staged, key_file, outcomes = stage_letters(
+        return stage_letters(
             batch,
             letters,
             old_batches(worker, batch),
@@ -206,11 +219,6 @@ def _staged_letters(
         )
     except StagedFileDamaged as error:
         raise Gap(f"the dead letters to redrive cannot be read: {error}") from error
-
-    def note(connection: Connection) -> None:
-        ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
-
-    return staged, key_file, note
 
 
 def old_batches(worker: Worker, batch: Batch) -> list[Batch]:

@@ -2,16 +2,19 @@
 
     gap, suspect ─retry_batch─▶ planned, loading
     held ─release_batch─▶ staged;  ─restage_batch─▶ staged, or held once more
+    a redrive ─give_up_redrive─▶ superseded
 
 Invariant: the decision is one compare-and-swap in the ledger; the next worker does the rest.
 """
 
 from __future__ import annotations
 
-from assets.pipeline.batch import Batch, State
+from assets.pipeline.batch import WAITING, Batch, Kind, State
 from assets.pipeline.errors import BatchError, Gap, TopicReplaced
+from assets.pipeline.mirror import mirror
+from assets.pipeline.prove import read_fingerprints
 from assets.pipeline.read import lost_below
-from assets.pipeline.staged_files import delete_unregistered
+from assets.pipeline.staged_files import delete_earlier_attempts, delete_unregistered
 from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
@@ -71,6 +74,30 @@ def restage_batch(worker: Worker, batch_id: str) -> Batch:
                 f"batch {batch_id} cannot be staged again: {error}. It stays held as it was "
                 f"staged; `tidemark release {batch_id}` publishes that"
             ) from error
+
+
+def give_up_redrive(worker: Worker, batch_id: str) -> Batch:
+    """End a redrive that cannot go on; its dead letters can be chosen again."""
+    batch = ledger_batches.read_batch(worker.ledger, batch_id)
+    if not batch.is_redrive:
+        raise BatchError(f"batch {batch_id} is no redrive: only these can be given up")
+    if batch.state not in WAITING:
+        raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
+    database = worker.settings.clickhouse_database
+    with worker.lease() as lease:
+        table = Kind.EVENTS.value
+        found = read_fingerprints(worker.clickhouse, database, table, batch_id)
+        if rows := sum(print_.rows for print_ in found):
+            raise BatchError(
+                f"batch {batch_id} has {rows:,} rows in {database}.{table}: `tidemark retry "
+                f"{batch_id}` carries it on; to give it up, delete them first"
+            )
+        ledger_batches.give_up(worker.ledger, lease, batch_id, f"given up; {batch.note}")
+        attempts = attempts_of(worker.ledger, batch_id)
+        delete_earlier_attempts(batch, len(attempts) + 1, worker.lake)
+        batch = ledger_batches.read_batch(worker.ledger, batch_id)
+        mirror(worker.clickhouse, database, [batch], attempts)
+    return batch
 
 
 def _check_held(worker: Worker, batch_id: str, to: str) -> Batch:

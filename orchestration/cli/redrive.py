@@ -13,6 +13,7 @@ from assets.pipeline.batch import State
 from assets.pipeline.reasons import Reason
 from assets.pipeline.redrive import Redriven, Wanted, preview
 from assets.pipeline.redrive import redrive as try_again
+from assets.pipeline.waiting import give_up_redrive
 from orchestration.cli.arguments import PROJECT
 from orchestration.cli.batch import worker_of
 from orchestration.ledger.redrives import Outcome
@@ -41,6 +42,7 @@ _VERBS = {
 @click.option("--limit", type=click.IntRange(1), help="At most so many, the oldest first.")
 @click.option("--all", "everything", is_flag=True, help="All dead letters there are.")
 @click.option("--again", is_flag=True, help="Those as well that failed too often before.")
+@click.option("--give-up", metavar="BATCH_ID", help="End a redrive that cannot go on.")
 @click.option("--dry-run", is_flag=True, help="Only show what would come of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def redrive(
@@ -51,6 +53,7 @@ def redrive(
     limit: int | None,
     everything: bool,
     again: bool,
+    give_up: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -62,6 +65,15 @@ def redrive(
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
     date = None if day is None else day.date()
     wanted = Wanted(reasons, project, date, batch_id, limit, again)
+    if give_up is not None:
+        if everything or dry_run or as_json or wanted != Wanted():
+            raise click.UsageError("--give-up goes with nothing else")
+        batch = give_up_redrive(worker, give_up)
+        print(
+            f"redrive {batch.batch_id} is {batch.state}: its {batch.letters:,} dead letters can be "
+            "redriven again"
+        )
+        return
     only_look = dry_run or (wanted.says_nothing and not everything)
     done = preview(worker, wanted) if only_look else try_again(worker, wanted)
     if as_json:

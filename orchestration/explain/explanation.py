@@ -208,6 +208,11 @@ def _with_tries(ledger: Engine, record: Record) -> Record:
     if record.verdict not in (Verdict.DEAD_LETTER, Verdict.LOADED):
         return record
     tries = tries_of(ledger, *record.place)
+    # The place may have been another record's before the topic was made anew.
+    olds = {
+        one.old_batch_id for one in tries if record.batch_id in (one.batch_id, one.old_batch_id)
+    }
+    tries = [one for one in tries if one.old_batch_id in olds]
     if not tries:
         return record
     last = tries[-1]
@@ -216,6 +221,8 @@ def _with_tries(ledger: Engine, record: Record) -> Record:
     )
     if record.verdict is Verdict.LOADED:
         note = f"{note} made it an event, at try {last.number}"
+    elif last.given_up:
+        note = f"{note} was given up"
     elif last.outcome is None:
         note = f"{note} is on its way with it"
     elif last.outcome is Outcome.EVENT:

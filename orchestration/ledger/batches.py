@@ -42,6 +42,7 @@ from assets.pipeline.batch import (
 )
 from assets.pipeline.errors import BatchError, PlanConflict
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
 from orchestration.ledger.tables import (
@@ -208,6 +209,13 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
         _forget_staged(connection, batch_id)
 
 
+def give_up(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
+    """Forget what was staged of a redrive: its letters are free for another one."""
+    with ledger.begin() as connection:
+        move(connection, lease, batch_id, State.SUPERSEDED, staged_at=None, note=note)
+        _forget_staged(connection, batch_id)
+
+
 def _forget_staged(connection: Connection, batch_id: str) -> None:
     forget_outcomes(connection, batch_id)
     for table in (staged_files, fingerprints, rejections):
@@ -316,13 +324,7 @@ def register_staged(
                 )
         if key_file is not None:
             connection.execute(delete(key_files).where(key_files.c.path == key_file.path))
-            connection.execute(
-                insert(key_files).values(
-                    path=key_file.path,
-                    arrival_date=key_file.arrival_date,
-                    rows=key_file.rows,
-                )
-            )
+            add_key_file(connection, key_file)
 
 
 def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
@@ -417,7 +419,7 @@ def unstaged_batches(ledger: Engine, first: date, last: date) -> list[str]:
             connection.execute(
                 select(batches.c.batch_id).where(
                     batches.c.arrival_date.between(first, last),
-                    batches.c.state.in_([State.PLANNED, State.GAP]),
+                    batches.c.state.in_([State.PLANNED, State.GAP, State.SUPERSEDED]),
                 )
             ).scalars()
         )

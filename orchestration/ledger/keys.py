@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from assets.pipeline.batch import KeyFile
 from orchestration.ledger.connection import now_us, reading
@@ -26,6 +26,13 @@ def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
     return [KeyFile(*row) for row in rows]
 
 
+def add_key_file(connection: Connection, file: KeyFile) -> None:
+    """Name one more file of the index, in the caller's transaction."""
+    connection.execute(
+        insert(key_files).values(path=file.path, arrival_date=file.arrival_date, rows=file.rows)
+    )
+
+
 def replace_key_files(ledger: Engine, before: Sequence[KeyFile], after: Sequence[KeyFile]) -> bool:
     """Swap files for others with the same keys; False when another worker was first."""
     with ledger.begin() as connection:
@@ -41,11 +48,7 @@ def replace_key_files(ledger: Engine, before: Sequence[KeyFile], after: Sequence
             connection.rollback()
             return False
         for file in after:
-            connection.execute(
-                insert(key_files).values(
-                    path=file.path, arrival_date=file.arrival_date, rows=file.rows
-                )
-            )
+            add_key_file(connection, file)
     return True
 
 

@@ -62,10 +62,12 @@ class Past:
     """What was done with a dead letter before: failed tries, and how it stands if it is settled.
 
     `settled` is empty for one that can be tried again; `under way` while a batch carries it.
+    `last` is the number of the last try at it, those that were given up included.
     """
 
     tries: int = 0
     settled: str = ""
+    last: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Try:
     number: int
     outcome: Outcome | None
     new_reason: str | None
+    given_up: bool
 
 
 UNDER_WAY = "under way"
@@ -235,7 +238,7 @@ def _past(connection: Connection, topic_id: str, places: Iterable[Place]) -> dic
     for partition in sorted({place.partition for place in wanted}):
         offsets = [place.offset for place in wanted if place.partition == partition]
         rows = connection.execute(
-            select(columns.offset, columns.outcome)
+            select(columns.offset, columns.number, columns.outcome, batches.c.state)
             .join(batches, batches.c.batch_id == columns.batch_id)
             .where(
                 batches.c.topic_id == topic_id,
@@ -243,15 +246,17 @@ def _past(connection: Connection, topic_id: str, places: Iterable[Place]) -> dic
                 columns.offset.between(min(offsets), max(offsets)),
             )
         )
-        for offset, outcome in rows:
+        for offset, number, outcome, state in rows:
             place = Place(partition, offset)
             if place not in wanted:
                 continue
             past = found.get(place, Past())
+            tries, settled = past.tries, past.settled
             if outcome == Outcome.REJECTED:
-                found[place] = Past(past.tries + 1, past.settled)
-            else:
-                found[place] = Past(past.tries, outcome or UNDER_WAY)
+                tries += 1
+            elif state != State.SUPERSEDED:
+                settled = outcome or UNDER_WAY
+            found[place] = Past(tries, settled, max(past.last, number))
     return found
 
 
@@ -283,6 +288,7 @@ def tries_of(ledger: Engine, topic: str, partition: int, offset: int) -> list[Tr
                 columns.number,
                 columns.outcome,
                 columns.new_reason,
+                batches.c.state,
             )
             .join(batches, batches.c.batch_id == columns.batch_id)
             .where(
@@ -293,7 +299,12 @@ def tries_of(ledger: Engine, topic: str, partition: int, offset: int) -> list[Tr
             .order_by(columns.number)
         ).all()
     return [
-        Try(row[0], row[1], row[2], row[3], Outcome(row[4]) if row[4] else None, row[5])
+        Try(
+            *row[:4],
+            Outcome(row[4]) if row[4] else None,
+            row[5],
+            given_up=row[6] == State.SUPERSEDED,
+        )
         for row in rows
     ]
 
@@ -307,21 +318,6 @@ def old_batches_of(ledger: Engine, batch_ids: Sequence[str]) -> list[str]:
                 .distinct()
                 .where(redrive_letters.c.batch_id.in_(batch_ids))
                 .order_by(redrive_letters.c.old_batch_id)
-            )
-        )
-
-
-def redrives_of_date(ledger: Engine, batch: Batch) -> list[str]:
-    """All redrives of the arrival date and topic of this one."""
-    with reading(ledger) as connection:
-        return list(
-            connection.scalars(
-                select(redrives.c.batch_id)
-                .join(batches, batches.c.batch_id == redrives.c.batch_id)
-                .where(
-                    batches.c.topic_id == batch.topic_id,
-                    batches.c.arrival_date == batch.arrival_date,
-                )
             )
         )
 

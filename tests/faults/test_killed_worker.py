@@ -16,6 +16,7 @@ STAGE_OF_POINT = {
     "while-staging": "stage",  # died while it was at it: the attempt has no end
     "half-published": "stage",
     "after-stage": "stage",
+    "after-register": "stage",
     "before-insert": "load",
     "before-check": "load",
     "before-send": "load",

@@ -91,6 +91,7 @@ def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None
         State.STAGED: (State.STAGED,),
         State.LOADING: (State.STAGED, State.LOADING),
         State.SUSPECT: (State.STAGED, State.LOADING, State.SUSPECT),
+        State.SUPERSEDED: (State.GAP, State.SUPERSEDED),
         State.LOADED: (State.STAGED, State.LOADING, State.LOADED),
         State.COMMITTED: (State.STAGED, State.LOADING, State.LOADED, State.COMMITTED),
     }

@@ -11,6 +11,7 @@ from assets.pipeline.batch import Balance, Batch, Range, Staged, State
 from assets.pipeline.errors import BatchError, LeaseLost, PlanConflict
 from assets.pipeline.redrive import _as_redrive
 from orchestration.ledger.batches import (
+    give_up,
     planned_ends,
     read_batch,
     record_plan,
@@ -104,7 +105,7 @@ def test_a_letter_is_in_one_redrive_at_a_time(ledger: Engine, plan: Callable[...
     with pytest.raises(PlanConflict, match="1 of the dead letters are redriven by now"):
         plan((0, 4), (0, 5))
     places = [Place(0, 3), Place(0, 5)]
-    assert past_of(ledger, "topic-id", places) == {Place(0, 3): Past(0, UNDER_WAY)}
+    assert past_of(ledger, "topic-id", places) == {Place(0, 3): Past(0, UNDER_WAY, 1)}
     assert past_of(ledger, "another-topic", places) == {}
     plan((0, 5))
 
@@ -148,18 +149,15 @@ def test_a_letter_that_fails_can_be_tried_again(
     first = plan(failed, duplicate)
     stage(ledger, lease, first, {failed: AGAIN, duplicate: (Outcome.DUPLICATE, "")})
     assert past_of(ledger, "topic-id", [failed, duplicate]) == {
-        failed: Past(1),
-        duplicate: Past(0, "duplicate"),
+        failed: Past(1, last=1),
+        duplicate: Past(0, "duplicate", 1),
     }
     with pytest.raises(PlanConflict):
         plan(duplicate, number=2)
     second = plan(failed, number=2)
     assert first.batch_id != second.batch_id
     stage(ledger, lease, second, {failed: EVENT})
-    assert past_of(ledger, "topic-id", [failed]) == {failed: Past(1, "event")}
-    assert [
-        (one.number, one.outcome, one.new_reason) for one in tries_of(ledger, "events", *failed)
-    ]
+    assert past_of(ledger, "topic-id", [failed]) == {failed: Past(1, "event", 2)}
     assert [(one.number, one.outcome) for one in tries_of(ledger, "events", *failed)] == [
         (1, Outcome.REJECTED),
         (2, Outcome.EVENT),
@@ -190,9 +188,34 @@ def test_a_redrive_that_is_staged_again_forgets_its_outcomes(
     stage(ledger, lease, batch, {place: AGAIN})
     set_state(ledger, lease, batch.batch_id, State.LOADING)
     stage_again(ledger, lease, batch.batch_id, "its file is gone")
-    assert past_of(ledger, "topic-id", [place]) == {place: Past(0, UNDER_WAY)}
+    assert past_of(ledger, "topic-id", [place]) == {place: Past(0, UNDER_WAY, 1)}
     stage(ledger, lease, batch, {place: EVENT})
-    assert past_of(ledger, "topic-id", [place]) == {place: Past(0, "event")}
+    assert past_of(ledger, "topic-id", [place]) == {place: Past(0, "event", 1)}
+
+
+def test_letters_of_a_redrive_that_was_given_up_are_free(
+    ledger: Engine, lease: Lease, plan: Callable[..., Batch]
+) -> None:
+    """Nothing of its outcomes is left, failed tries do not count, the next try has its own name."""
+    failed, event = Place(0, 3), Place(0, 4)
+    first = plan(failed, event)
+    stage(ledger, lease, first, {failed: AGAIN, event: EVENT})
+    set_state(ledger, lease, first.batch_id, State.LOADING)
+    set_state(ledger, lease, first.batch_id, State.SUSPECT)
+    give_up(ledger, lease, first.batch_id, "given up")
+    found = read_batch(ledger, first.batch_id)
+    assert (found.state, found.staged, found.note) == (State.SUPERSEDED, None, "given up")
+    assert past_of(ledger, "topic-id", [failed, event]) == {
+        failed: Past(last=1),
+        event: Past(last=1),
+    }
+    assert results_of(ledger, [first.batch_id]) == {}
+    second = plan(failed, event, number=2)
+    assert second.batch_id != first.batch_id
+    assert [(one.number, one.given_up) for one in tries_of(ledger, "events", *event)] == [
+        (1, True),
+        (2, False),
+    ]
 
 
 def test_a_late_worker_plans_nothing(ledger: Engine, lease: Lease, old: Batch) -> None:

@@ -30,7 +30,7 @@ def stack(new_stack: Callable[..., Stack]) -> Stack:
 def _run(stack: Stack, instance: dg.DagsterInstance, **config: Any) -> ExecuteInProcessResult:
     job = definitions(stack.settings).resolve_job_def("redrive")
     return job.execute_in_process(
-        run_config={"ops": {"redrive": {"config": config}}},
+        run_config={"ops": {"try_again": {"config": config}}},
         instance=instance,
         raise_on_error=False,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from assets.pipeline import staging as staging_module
 from assets.pipeline import validate
 from assets.pipeline.batch import Balance, Batch, Kind, Staged, State
 from assets.pipeline.errors import BatchError
@@ -178,6 +179,28 @@ def test_what_clients_send_holds_nothing_back(new_stack: NewStack) -> None:
     [batch] = stack.run()
     assert batch.state is State.COMMITTED
     assert stack.account().places == dict.fromkeys(sent, 1)
+
+
+def test_a_killed_restage_leaves_no_duplicate_of_nothing(
+    held: tuple[Stack, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dying once the new files are registered, it leaves the index to the next worker to mend."""
+    stack, batch = held
+
+    def die(name: str) -> None:
+        if name == "after-register":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(validate, "RECORD_VERSION", 2)
+        patched.setattr(staging_module, "failpoint", die)
+        with pytest.raises(KeyboardInterrupt):
+            restage_batch(stack.worker(), batch.batch_id)
+    sent = stack.send(*map(value_of, range(10)))  # what it has rejected now, sent once more
+    newest = stack.run()[-1]
+    assert newest.staged is not None
+    assert newest.staged.balance == Balance(ok=10)
+    assert sorted(stack.account().events) == sent
 
 
 @pytest.mark.parametrize("point", ["after-stage", "after-register"])

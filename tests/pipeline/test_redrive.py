@@ -30,7 +30,7 @@ from assets.pipeline.redrive import (
     redrive,
 )
 from assets.pipeline.staging import stage_batches
-from assets.pipeline.waiting import retry_batch
+from assets.pipeline.waiting import give_up_redrive, retry_batch
 from orchestration.ledger.batches import loaded_ends, planned_ends
 from orchestration.ledger.projects import create_project, revoke_project
 from orchestration.ledger.redrives import Outcome
@@ -350,11 +350,12 @@ def test_a_killed_redrive_loses_and_doubles_nothing(
     assert is_sound(stack)
 
 
+@pytest.mark.parametrize("back", [True, False])
 def test_letters_whose_file_is_gone_wait_for_a_person(
-    waiting: tuple[Stack, str, list[Place]],
+    waiting: tuple[Stack, str, list[Place]], back: bool
 ) -> None:
-    """A redrive that was planned stands still until the file is back; it holds up no other batch.
-    What is not planned yet is left out, with the file's name."""
+    """A redrive that was planned stands still until the file is back, or it is given up; it holds
+    up no other batch. What is not planned yet is left out, with the file's name."""
     stack, _, letters = waiting
     assert command(stack, "redrive", "--all", point="after-plan") == -signal.SIGKILL
     first = stack.batches()[0]
@@ -374,10 +375,23 @@ def test_letters_whose_file_is_gone_wait_for_a_person(
     assert [file.path in text for text in damaged] == [True]
     with pytest.raises(BatchError, match="no gap to accept"):
         retry_batch(stack.worker(), gap.batch_id, accept_gap=True)
-    away.rename(path)
-    retry_batch(stack.worker(), gap.batch_id)
-    stack.run()
-    assert set(letters) <= set(stack.account().events)
+    if back:
+        away.rename(path)
+        retry_batch(stack.worker(), gap.batch_id)
+        stack.run()
+        assert set(letters) <= set(stack.account().events)
+        assert is_sound(stack)
+        return
+    given_up = give_up_redrive(stack.worker(), gap.batch_id)
+    assert given_up.state is State.SUPERSEDED
+    assert stack.rows(
+        "SELECT state FROM {database}.batches FINAL WHERE batch_id = {id:String}",
+        id=gap.batch_id,
+    ) == [("superseded",)]
+    with pytest.raises(BatchError, match="is superseded: it does not wait"):
+        give_up_redrive(stack.worker(), gap.batch_id)
+    redrive(stack.worker(), Wanted(UNKNOWN))  # those of the other batch, whose file is there
+    assert letters[4:] == [place for place in letters if place in stack.account().events]
     assert is_sound(stack)
 
 
