@@ -308,48 +308,6 @@ def test_many_letters_are_redriven_in_several_batches(
     assert is_sound(stack)
 
 
-@pytest.mark.parametrize(
-    ("point", "then"),
-    [
-        ("before-plan", "batch"),
-        ("after-plan", "batch"),
-        ("after-plan", "redrive"),
-        ("while-staging", "batch"),
-        ("half-published", "batch"),
-        ("after-stage", "redrive"),
-        ("after-register", "batch"),
-        ("before-insert", "redrive"),
-        ("before-send", "batch"),
-        ("after-send", "batch"),
-        ("after-send", "redrive"),
-        ("after-insert", "batch"),
-        ("after-loaded", "redrive"),
-        ("after-commit", "batch"),
-        ("after-dead-letters", "redrive"),
-        ("after-mirror", "batch"),
-    ],
-)
-def test_a_killed_redrive_loses_and_doubles_nothing(
-    waiting: tuple[Stack, str, list[Place]], point: str, then: str
-) -> None:
-    """Whoever comes next, a micro-batch or another redrive, finishes what was planned, once."""
-    stack, _, letters = waiting
-    assert command(stack, "redrive", "--all", point=point) == -signal.SIGKILL
-    if then == "batch":
-        stack.run()
-    redrive(stack.worker(), Wanted(UNKNOWN))
-    assert {batch.state for batch in stack.batches()} == {State.COMMITTED}
-    assert all(batch.dead_letters_loaded_at for batch in stack.batches())
-    account = stack.account()
-    assert set(Counter(account.events).values()) == {1}
-    assert set(letters) <= set(account.events)
-    assert len(account.events) == 12 + len(letters)
-    balance = balance_of(stack.batches())
-    assert (balance.rejected, balance.redriven) == (7, 6)
-    assert stack.rows("SELECT sum(redriven) FROM {database}.batches FINAL") == [(6,)]
-    assert is_sound(stack)
-
-
 @pytest.mark.parametrize("back", [True, False])
 def test_letters_whose_file_is_gone_wait_for_a_person(
     waiting: tuple[Stack, str, list[Place]], back: bool
@@ -436,33 +394,6 @@ def test_a_ledger_that_has_forgotten_a_redrive_doubles_nothing(
     assert set(Counter(stack.account().events).values()) == {1}
     assert len(stack.account().events) == 14
     assert [batch.state for batch in stack.batches() if batch.is_redrive] == [State.SUSPECT]
-
-
-def test_a_paused_redrive_is_refused_by_the_fence(
-    waiting: tuple[Stack, str, list[Place]],
-) -> None:
-    """While it slept, another worker has taken its lease and finished its redrive."""
-    stack, _, letters = waiting
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from orchestration.cli import main; main()", "redrive", "--all"],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            **stack.settings.environment(),
-            "TIDEMARK_LEASE_SECONDS": "1",
-            VARIABLE: "before-send:stop",
-        },
-    )
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
-    with stack.ledger.begin() as connection:
-        connection.exec_driver_sql("UPDATE leases SET expires_at = 0")
-    stack.run()
-    process.send_signal(signal.SIGCONT)
-    assert process.wait(60) == 1
-    assert set(Counter(stack.account().events).values()) == {1}
-    assert set(letters) <= set(stack.account().events)
-    assert is_sound(stack)
 
 
 def test_kafka_is_not_needed(
