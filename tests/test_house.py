@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from assets.pipeline.batch import State
 from assets.pipeline.reasons import SENTENCES, Reason
 from capture_api.metrics import METRICS, Kind
 from orchestration.cli import _COMMANDS
@@ -71,6 +72,13 @@ def test_every_reason_has_a_sentence() -> None:
     page = (ROOT / "docs" / "dead-letters.md").read_text()
     rows = [f"| `{reason}` | {sentence} |" for reason, sentence in SENTENCES.items()]
     assert [row for row in rows if row not in page] == []
+
+
+def test_every_state_is_in_the_drawing() -> None:
+    """The design notes draw every state that a batch can have."""
+    page = (ROOT / "docs" / "design.md").read_text()
+    drawing = page.split("## A batch's states")[1].split("The ledger (")[0]
+    assert [state for state in State if state not in drawing] == []
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
