@@ -204,6 +204,12 @@ def test_a_redriven_event_is_explained_with_its_past(stack: Stack) -> None:
     ]
     assert "redrive   of 2 dead letters" in run(stack, uuid_of(8)).output
 
+    stack.delete_topic()
+    stack.make_topic()
+    stack.send(value_of(70), value_of(71))  # at the places of those before
+    stack.run()
+    assert [explained(stack, uuid_of(n))["records"][0]["note"] for n in (70, 71)] == ["", ""]
+
 
 def test_every_project_and_topic_that_has_the_uuid_is_shown(stack: Stack) -> None:
     """The same uuid of two projects is two events; one sent over two topics is one of them."""

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from assets.pipeline.batch import State
 from assets.pipeline.errors import LeaseHeld
+from orchestration.ledger.batches import set_state
 from orchestration.ledger.projects import create_project
 from tests.cli.test_topics import run
 from tests.records import Sent, too_large, value_of
@@ -68,6 +70,35 @@ def test_what_makes_no_sense_is_refused(stack: Stack) -> None:
         assert run(stack, "redrive", *arguments).exit_code == 2
     assert run(stack, "redrive", "--project", "77").exit_code == 1
     assert run(stack, "redrive", "--batch", "nothing").exit_code == 1
+
+
+def test_only_a_redrive_that_waits_is_given_up(stack: Stack) -> None:
+    """Neither other batches, nor one that is done; and the option stands alone."""
+    [old] = stack.batches()
+    assert run(stack, "redrive", "--reason", "unknown_project").exit_code == 0
+    [done] = [batch for batch in stack.batches() if batch.is_redrive]
+    for batch_id, told in (
+        (old.batch_id, "is no redrive"),
+        (done.batch_id, "is committed: it does not wait for anybody"),
+    ):
+        refused = run(stack, "redrive", "--give-up", batch_id)
+        assert refused.exit_code == 1
+        assert told in str(refused.exception)
+    assert run(stack, "redrive", "--give-up", done.batch_id, "--all").exit_code == 2
+    with stack.worker().lease() as lease:
+        set_state(stack.ledger, lease, done.batch_id, State.SUSPECT)
+    refused = run(stack, "redrive", "--give-up", done.batch_id)
+    assert "has 3 rows in" in str(refused.exception)
+    stack.client.command(
+        f"ALTER TABLE {stack.database}.events DELETE WHERE _batch_id = '{done.batch_id}' "
+        "SETTINGS mutations_sync = 1"
+    )
+    given_up = run(stack, "redrive", "--give-up", done.batch_id)
+    assert f"redrive {done.batch_id} is superseded: its 3 dead letters" in given_up.stdout
+    assert "batches   1 superseded" in run(stack, "status").stdout
+    again = run(stack, "redrive", "--reason", "unknown_project")
+    assert "unknown_project: 3 became events" in again.stdout
+    assert len(stack.account().events) == 3
 
 
 def test_while_another_worker_is_at_work_it_fails(stack: Stack) -> None:

@@ -31,10 +31,12 @@ from assets.pipeline.redrive import (
 )
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import give_up_redrive, retry_batch
+from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import loaded_ends, planned_ends
 from orchestration.ledger.projects import create_project, revoke_project
 from orchestration.ledger.redrives import Outcome
 from orchestration.ledger.tables import redrive_counts, redrive_letters, redrives
+from orchestration.settings import Settings
 from tests.records import Sent, delete_before, too_large, uuid_of, value_of, value_with
 from tests.stack import ROOT, Place, Stack
 
@@ -262,6 +264,9 @@ def test_a_choice_takes_what_it_says(waiting: tuple[Stack, str, list[Place]]) ->
         chosen(batch_id=done.batches[0].batch_id)
     with pytest.raises(BatchError, match="knows no batch nothing"):
         chosen(batch_id="nothing")
+    worker = changed(stack, topic="another")
+    with pytest.raises(BatchError, match="these settings do not carry"):
+        redrive(worker, Wanted(batch_id=first.batch_id))
 
 
 def test_letters_of_a_held_batch_wait_for_its_release(new_stack: NewStack) -> None:
@@ -396,15 +401,11 @@ def test_a_ledger_that_has_forgotten_a_redrive_doubles_nothing(
     assert [batch.state for batch in stack.batches() if batch.is_redrive] == [State.SUSPECT]
 
 
-def test_kafka_is_not_needed(
-    waiting: tuple[Stack, str, list[Place]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kafka_is_not_needed(waiting: tuple[Stack, str, list[Place]]) -> None:
     """The lake has the letters, so a redrive goes through while Kafka is away."""
     stack, _, letters = waiting
-    monkeypatch.setenv("TIDEMARK_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
-    settings = stack.settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:9"})
-    worker = stack.worker()
-    worker.settings = settings
+    worker = changed(stack, kafka_bootstrap_servers="127.0.0.1:9")
+    assert worker.settings.kafka_client["bootstrap.servers"] == "127.0.0.1:9"
     assert redrive(worker, Wanted(UNKNOWN)).count(Outcome.EVENT) == len(letters)
 
 
@@ -423,6 +424,12 @@ def test_a_lost_index_has_redriven_events_again(
     assert stack.rows(
         "SELECT count() FROM {database}.events WHERE uuid = {id:UUID}", id=uuid_of(105)
     ) == [(1,)]
+
+
+def changed(stack: Stack, **values: object) -> Worker:
+    """A worker of the stack with other settings; made anew, for settings keep what they derive."""
+    settings = Settings(**{**stack.settings.model_dump(exclude_defaults=True), **values})
+    return Worker(settings, stack.ledger, "run", say=lambda line: None)
 
 
 def command(stack: Stack, *arguments: str, point: str = "") -> int:
