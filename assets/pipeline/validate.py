@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from assets.pipeline.columns import REQUIRED_HEAD
 from assets.pipeline.parse import PARSED, parse_values
 from assets.pipeline.reasons import Reason, Rejection
-from capture_api.events.record import RECORD_VERSION
+from capture_api.events.record import EARLIEST_US, LATEST_US, RECORD_VERSION
 
 
 class Verdict(IntEnum):
@@ -33,9 +33,6 @@ class Verdict(IntEnum):
     TOMBSTONE = 3
 
 
-# DateTime64(6) holds 1900 to 2299, in µs since 1970.
-_EARLIEST_US = -2_208_988_800_000_000
-_LATEST_US = 10_413_791_999_999_999
 _LARGEST_UINT32 = (1 << 32) - 1
 
 _HEX = np.full(256, 255, np.uint8)
@@ -97,7 +94,7 @@ def judge(values: pa.BinaryArray, projects: npt.NDArray[np.int64] | None = None)
         reject((number < 0) | (number > _LARGEST_UINT32), Reason.NUMBER_OUT_OF_RANGE, field)
     for field in ("timestamp", "received_at", "sent_at"):
         time = _ints(parsed.columns, field)
-        reject((time < _EARLIEST_US) | (time > _LATEST_US), Reason.TIME_OUT_OF_RANGE, field)
+        reject((time < EARLIEST_US) | (time > LATEST_US), Reason.TIME_OUT_OF_RANGE, field)
     uuids, good = uuid_bytes(parsed.columns.column("uuid"))
     reject(~good, Reason.INVALID_UUID, "uuid")
     # Last, because such a record is sound in all else and can be loaded once its project is known.

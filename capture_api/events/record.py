@@ -26,11 +26,16 @@ FLAG_HISTORICAL = 1
 FLAG_DISTINCT_ID_CUT = 2
 """The client's distinct_id was longer than DISTINCT_ID_LENGTH characters."""
 FLAG_TIME_CLAMPED = 4
-"""The client's time lay too far in the future and was replaced by the time of receipt."""
+"""The client's time lay too far in the future, or before EARLIEST_US; the time of receipt stands
+in its place."""
 FLAG_COOKIELESS = 8
 """Sent in cookieless mode: the distinct_id stands for nobody, and the key is `token:ip`."""
 FLAG_PERSONLESS = 16
 """No person is to be made of this event, or changed by it: the distinct_id stands for many."""
+
+EARLIEST_US = -2_208_988_800_000_000  # 1900-01-01
+LATEST_US = 10_413_791_999_999_999  # 2299-12-31
+"""What a time of a record lies within, in µs since 1970: what ClickHouse can hold."""
 
 DISTINCT_ID_LENGTH = 200
 """Characters of a distinct_id that are kept."""

@@ -8,20 +8,24 @@ time of receipt by ours. The rules, in order:
     timestamp readable    timestamp - skew, where skew = sent_at - received_at in whole quanta
     otherwise             received_at
 
+What cannot be is as good as not said: a result before 1900, such as of the year 1 that programs
+write for "never", or one far in the future gives way to received_at, and a `sent_at` that no record
+can hold counts as none.
+
 posthog-js measures `offset` once, when it first sends an event, and sends the same event again
 after a failure: then the offset is too small by the time that passed since. The event's own UUID
 of version 7 says by the same clock when it was made, so that its age is sent_at - made. Both
 attempts then give one time, and a later attempt does not move an event into another day.
 
-Invariant: the result lies in the years 1 to 9999 and at most FUTURE_LIMIT_US after receipt.
+Invariant: the result is at least EARLIEST_US and at most FUTURE_LIMIT_US after receipt.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 
+from capture_api.events.record import EARLIEST_US, LATEST_US
 from capture_api.events.spelled_times import parse_spelled_time
 
 SKEW_QUANTUM_US = 300_000_000
@@ -34,20 +38,19 @@ STALE_OFFSET_US = 1_000_000
 LONGEST_RETRY_US = 24 * 3_600_000_000
 """Clients do not try for longer; a UUID that is older yet was made for something else."""
 
-TIME_LENGTH = 64
+TIME_LENGTH = 100
 """Characters that a time may have: the patterns and parsers here are not made for long texts."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_US = -62_135_596_800_000_000  # 0001-01-01
-_LAST_US = 253_402_300_799_999_999  # 9999-12-31
 _YEAR_2021_MS = 1_609_459_200_000
 
-# What `datetime.fromisoformat` does not read by itself.
+# A date and at once a zone, `2024-05-06+02:00`, is to `datetime.fromisoformat` a date and a clock.
+_DATE_AND_TIME = re.compile(r"[\dW-]{7,10}(?:$|[^\d+-])", re.ASCII)
+# What it does not read by itself.
 _LEAP_SECOND = re.compile(r"(?<=:)60(?=\D|$)")
 _SPACE_BEFORE_ZONE = re.compile(r"\s+(?=[+-]\d\d:?\d{0,2}$)")
 _ZONE_IN_WORDS = re.compile(r"\s*(?:UTC|GMT|Z)$", re.IGNORECASE)
 _NUMBER = re.compile(r"(-?)(\d{9,19})(?:\.(\d+))?")
-_HALF_OF_DAY = re.compile(r"[ap]m$", re.IGNORECASE)
 
 
 def event_time(
@@ -59,7 +62,7 @@ def event_time(
     made_at: int | None = None,
     sent_at: int | None = None,
 ) -> tuple[int, bool]:
-    """When the event happened, and whether its claim was clamped to the time of receipt.
+    """When the event happened, and whether receipt took the place of a time that cannot be.
 
     `skew` is the `clock_skew` of the request, or 0 where the event asks not to be corrected.
     `made_at` and `sent_at`, by the client's clock, matter only where there is an offset.
@@ -75,12 +78,15 @@ def event_time(
 
 
 def bounded_time(time: int, received_at: int) -> tuple[int, bool]:
-    """The time within the invariant, and whether it was clamped to the time of receipt."""
-    if time > received_at + FUTURE_LIMIT_US:
-        return received_at, True
-    if time < _FIRST_US or time > _LAST_US:
-        return 0, False
-    return time, False
+    """The time, or that of receipt in place of one that cannot be; and whether it is replaced."""
+    if EARLIEST_US <= time <= received_at + FUTURE_LIMIT_US:
+        return time, False
+    return received_at, True
+
+
+def usable_sent_at(time: int) -> int | None:
+    """A time of sending; None for one that no record can hold, which says nothing about a clock."""
+    return time if EARLIEST_US <= time <= LATEST_US else None
 
 
 def _age(offset: int, made_at: int | None, sent_at: int | None) -> int:
@@ -103,12 +109,11 @@ def clock_skew(sent_at: int | None, received_at: int) -> int:
 def parse_time(text: str) -> int | None:
     """The time a client wrote, or None when nobody can tell what it means. Without a zone: UTC.
 
-    Reads ISO 8601 and RFC 3339, Unix times in s, ms, µs or ns, RFC 2822, and what
-    `spelled_times.py` knows.
+    Reads ISO 8601 and RFC 3339, Unix times in s, ms, µs or ns, and what `spelled_times.py` knows.
     """
     if len(text) > TIME_LENGTH:
         return None
-    if text[4:5] == "-":  # nearly always
+    if text[10:11] == "T":  # nearly always
         try:
             return _microseconds(datetime.fromisoformat(text))
         except ValueError:
@@ -124,7 +129,7 @@ def sent_at_in_body(value: str | None) -> int | None:
         time = datetime.fromisoformat(value.strip())
     except ValueError:
         return None
-    return _microseconds(time) if time.tzinfo is not None else None
+    return usable_sent_at(_microseconds(time)) if time.tzinfo is not None else None
 
 
 def sent_at_in_query(text: str) -> int | None:
@@ -133,8 +138,7 @@ def sent_at_in_query(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         return None
     milliseconds = int(text)
-    usable = milliseconds >= _YEAR_2021_MS and milliseconds * 1000 <= _LAST_US
-    return milliseconds * 1000 if usable else None
+    return usable_sent_at(milliseconds * 1000) if milliseconds >= _YEAR_2021_MS else None
 
 
 def _microseconds(time: datetime) -> int:
@@ -149,22 +153,18 @@ def _parse_unusual_time(text: str) -> int | None:
     number = _NUMBER.fullmatch(text)
     if number:
         return _unix_time(negative=bool(number[1]), digits=number[2], fraction=number[3] or "")
-    for reading in (_iso_with_repairs, parse_spelled_time, _rfc_2822):
+    for reading in (_iso_with_repairs, parse_spelled_time):
         try:
             return _microseconds(reading(text))
-        except (ValueError, TypeError, IndexError, OverflowError):
+        except (ValueError, OverflowError):
             continue
     return None
 
 
-def _rfc_2822(text: str) -> datetime:
-    if ":" not in text or _HALF_OF_DAY.search(text):  # which it would pass over
-        raise ValueError(text)
-    return parsedate_to_datetime(text)
-
-
 def _iso_with_repairs(text: str) -> datetime:
     repaired = _ZONE_IN_WORDS.sub("+00:00", _SPACE_BEFORE_ZONE.sub("", text.upper()))
+    if not _DATE_AND_TIME.match(repaired):
+        raise ValueError(text)
     leap = _LEAP_SECOND.search(repaired)
     if leap:
         repaired = f"{repaired[: leap.start()]}59{repaired[leap.end() :]}"

@@ -27,7 +27,7 @@ from capture_api.events.record import (
 from capture_api.events.records import INTERNAL_ADDRESS, RECORD_MAX_BYTES, Record
 from capture_api.events.refused import evidence_value
 from capture_api.events.rfc3339 import parse_rfc3339
-from capture_api.events.timestamps import bounded_time, clock_skew
+from capture_api.events.timestamps import bounded_time, clock_skew, usable_sent_at
 from capture_api.events.uuids import NIL_UUID, mint_uuid
 from capture_api.protection.routing import Route, Why
 from capture_api.v1.batch import Batch, Event
@@ -97,7 +97,8 @@ def build_records(
     `route` says where each goes, or that it is dropped.
     """
     built = Built([], [], [])
-    skew = clock_skew(request.request_time, request.received_at)
+    sent_at = usable_sent_at(request.request_time)
+    skew = clock_skew(sent_at, request.received_at)
     batch_flags = FLAG_HISTORICAL if batch.historical_migration else 0
     rules, hot_keys = route.rules, route.hot_keys
     ip = INTERNAL_ADDRESS if batch.capture_internal else request.ip
@@ -155,7 +156,7 @@ def build_records(
                 timestamp,
                 event.timestamp,
                 None,
-                request.request_time,
+                sent_at,
                 request.received_at,
                 ip,
                 request.user_agent,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capture_api.events.record import EARLIEST_US, LATEST_US
 from capture_api.events.timestamps import (
     FUTURE_LIMIT_US,
     SKEW_QUANTUM_US,
@@ -91,6 +93,39 @@ NOON = us("2024-05-06T12:00:00+00:00")
         ("2024-05-06 PST", us("2024-05-06T08:00:00+00:00")),
         ("05/06/1999 07:00 -05:00", us("1999-05-06T12:00:00+00:00")),
         ("2024年5月6日", us("2024-05-06T00:00:00+00:00")),
+        # a zone by its offset or its name, repeated or not, before the year
+        ("Mon May 06 2024 14:00:00 GMT+0200 (CEST)", NOON),
+        ("Mon May 06 2024 14:00:00 GMT+0200 (Central European Summer Time)", NOON),
+        ("Mon May 06 2024 14:00:00 GMT+0200 (Mitteleuropäische Sommerzeit)", NOON),
+        ("Mon May 06 2024 08:30:00 GMT-0330 (GMT-03:30)", NOON),
+        ("Mon May 06 2024 12:00:00 GMT+0000 (Coordinated Universal Time)", NOON),
+        ("Mon May  6 14:00:00 CEST 2024", NOON),
+        ("Mon May  6 12:00:00 2024", NOON),
+        ("Mon May  6 02:00:00 PM GMT+02:00 2024", NOON),
+        ("Monday, 06-May-24 12:00:00 GMT", NOON),
+        ("Mon, 06 May 2024 14:00:00 +0200 (CEST)", NOON),
+        ("Mon, 06 May 2024 12:00:00 UT", NOON),
+        ("2024-05-06 14:00:00 CEST", NOON),
+        ("2024-05-06T14:00:00 GMT+2", NOON),
+        ("2024-05-06 02:00 UTC-10", NOON),
+        ("2024-05-06 17:30 UTC+5:30", NOON),
+        ("2024-05-06 14:00 GMT +02:00", NOON),
+        ("2024-05-06 14:00:00 +0200 CEST", NOON),
+        ("2024-05-06 12:00:00 +0000 UTC", NOON),
+        ("2024-05-06T14:00:00+02:00[Europe/Berlin]", NOON),
+        ("2024-05-06+02:00", us("2024-05-05T22:00:00+00:00")),
+        ("2024-05-06-05:00", us("2024-05-06T05:00:00+00:00")),
+        ("20240506+0200", None),
+        ("6 May 2024 CEST", us("2024-05-05T22:00:00+00:00")),
+        # a zone that nobody can tell
+        ("Mon, 06 May 2024 12:00:00 BST", None),
+        ("Mon May  6 12:00:00 IST 2024", None),
+        ("2024-05-06 12:00:00 (CEST)", None),
+        ("06 May 2024 12:00 A", None),
+        ("2024-05-06 12:00 Europe/Berlin", None),
+        ("2024-05-06 12:00 GMT+24", None),
+        ("2024-05-06 12:00 GMT+2:60", None),
+        ("Mon May 06 2024 12:00:00 GMT+2:00:00", None),
         ("1/2/70", us("1970-01-02T00:00:00+00:00")),
         ("1/2/69", us("2069-01-02T00:00:00+00:00")),
         ("05/06/2024", us("2024-05-06T00:00:00+00:00")),
@@ -131,6 +166,22 @@ def test_any_text_is_a_time_or_none(text: str) -> None:
     assert isinstance(parse_time(text), int | None)
 
 
+zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+@given(
+    st.datetimes(datetime(1000, 1, 2), datetime(9999, 12, 30), timezones=zones),
+    st.text(st.characters(exclude_characters="()"), max_size=40),
+)
+def test_a_spelled_zone_counts(time: datetime, name: str) -> None:
+    """What mail, JavaScript and ISO 8601 make of a time in any zone is the same time."""
+    time = time.replace(microsecond=0)
+    javascript = f"{time:%a %b %d %Y %H:%M:%S GMT%z} ({name})"
+    assert {parse_time(text) for text in (format_datetime(time), javascript, str(time))} == {
+        us(time.isoformat())
+    }
+
+
 @given(
     st.text(max_size=30) | st.datetimes().map(str),
     st.none() | st.integers(),
@@ -139,10 +190,10 @@ def test_any_text_is_a_time_or_none(text: str) -> None:
 def test_result_stays_within_its_bounds(
     text: str, offset_ms: int | None, sent_at: int | None
 ) -> None:
-    """The result is never past the future limit and always a time of the years 1 to 9999."""
+    """The result is never past the future limit nor before what a record can hold."""
     skew = clock_skew(sent_at, NOW)
     time, _ = event_time(text=text, offset_ms=offset_ms, skew=skew, received_at=NOW)
-    assert -62135596800 * SECOND <= time <= NOW + FUTURE_LIMIT_US
+    assert EARLIEST_US <= time <= NOW + FUTURE_LIMIT_US
 
 
 @pytest.mark.parametrize(
@@ -197,7 +248,8 @@ def test_skew_is_rounded_to_quanta(skew_seconds: float, corrected_seconds: int) 
         pytest.param(None, 0, None, False, NOW, False, id="offset 0"),
         pytest.param(None, -1_000, None, False, NOW + SECOND, False, id="negative offset"),
         pytest.param(None, -24 * 3_600_000, None, False, NOW, True, id="offset too far ahead"),
-        pytest.param(None, 10**15, None, False, 0, False, id="offset before year 1"),
+        pytest.param(None, 10**15, None, False, NOW, True, id="offset before year 1"),
+        pytest.param(None, 6 * 10**12, None, False, NOW, True, id="offset of 190 years"),
         pytest.param(
             "2026-03-05T11:00:00Z", None, None, False, NOW + 23 * HOUR, False, id="23 h ahead"
         ),
@@ -207,7 +259,15 @@ def test_skew_is_rounded_to_quanta(skew_seconds: float, corrected_seconds: int) 
             id="far ahead, but so is the clock",
         ),
         pytest.param(
-            "0001-01-01T00:00:00Z", None, NOW + HOUR, False, 0, False, id="before year 1"
+            "0001-01-01T00:00:00Z", None, NOW + HOUR, False, NOW, True, id="before year 1"
+        ),
+        pytest.param("0001-01-01T00:00:00Z", None, None, False, NOW, True, id="year 1: never"),
+        pytest.param("1899-12-31T23:59:59Z", None, None, False, NOW, True, id="before 1900"),
+        pytest.param(
+            "1900-01-01T00:00:00Z", None, None, False, EARLIEST_US, False, id="of 1900"
+        ),
+        pytest.param(
+            "1900-01-01T00:00:00Z", None, NOW + HOUR, False, NOW, True, id="of 1900, corrected"
         ),
         pytest.param("9999-12-31T23:59:59Z", None, None, False, NOW, True, id="year 9999"),
     ],
@@ -234,6 +294,11 @@ def test_event_time(
         ("2024-05-06T12:00:00Z", NOON),
         ("2024-05-06T12:00:00.000+00:00", NOON),
         ("2024-05-06T12:00:00", None),  # whose noon?
+        ("0001-01-01T00:00:00Z", None),
+        ("1900-01-01T00:00:00Z", EARLIEST_US),
+        ("2299-12-31T23:59:59.999999Z", LATEST_US),
+        ("2300-01-01T00:00:00Z", None),
+        ("9999-12-31T23:59:59Z", None),
         ("soon", None),
         ("", None),
         (None, None),
@@ -241,7 +306,7 @@ def test_event_time(
     ],
 )
 def test_sent_at_in_body(value: str | None, expected: int | None) -> None:
-    """Only an ISO 8601 time with a zone says how the client's clock stands."""
+    """Only an ISO 8601 time with a zone, of a possible year, says how the client's clock stands."""
     assert sent_at_in_body(value) == expected
 
 
@@ -252,6 +317,8 @@ def test_sent_at_in_body(value: str | None, expected: int | None) -> None:
         ("1714996800", None),  # seconds read as milliseconds lie in 1970
         ("1609459199999", None),  # the last of 2020
         ("1609459200000", 1609459200000_000),
+        ("10413791999999", 10413791999999_000),  # the last of 2299
+        ("10413792000000", None),
         ("", None),
         ("now", None),
         ("-1714996800000", None),
@@ -262,7 +329,7 @@ def test_sent_at_in_body(value: str | None, expected: int | None) -> None:
     ],
 )
 def test_sent_at_in_query(text: str, expected: int | None) -> None:
-    """Milliseconds since 2021 are believed; everything else is passed over."""
+    """Milliseconds of 2021 to 2299 are believed; everything else is passed over."""
     assert sent_at_in_query(text) == expected
 
 

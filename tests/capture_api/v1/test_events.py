@@ -297,11 +297,16 @@ def test_clocks_that_are_wrong_are_corrected(
 
 
 def test_times_that_no_column_holds(capture: Any, v1: Any, event: Any) -> None:
-    """They are kept as 1970, with the client's own text beside it."""
-    sent = event(timestamp="0000-01-01T00:00:00Z", options={"disable_skew_correction": True})
-    (record,) = capture.records_of(v1(sent))
-    assert record.value["timestamp"] == 0
-    assert record.value["client_timestamp"] == sent["timestamp"]
+    """The event is of its receipt, with the client's own text beside it; the request's is none."""
+    never, fine = event(timestamp="0001-01-01T00:00:00Z"), event(timestamp="2026-01-02T03:04:05Z")
+    answer = v1(never, fine, headers={"PostHog-Request-Timestamp": "0001-01-01T00:00:00Z"})
+    of_receipt, kept = (record.value for record in capture.records_of(answer))
+    assert of_receipt["timestamp"] == of_receipt["received_at"]
+    assert of_receipt["flags"] == FLAG_TIME_CLAMPED
+    assert of_receipt["client_timestamp"] == never["timestamp"]
+    assert of_receipt["sent_at"] is kept["sent_at"] is None
+    assert kept["timestamp"] == 1_767_323_045_000_000
+    assert kept["flags"] == 0
 
 
 @pytest.mark.parametrize("spelling", ["  {} ", "{{{}}}", "urn:uuid:{}"])
