@@ -91,29 +91,24 @@ def test_a_topic_is_deleted_and_made_anew(bare_scene: Callable[..., Scene]) -> N
 
 
 @pytest.mark.matrix("partitions increased")
-@pytest.mark.parametrize("point", ["after-plan", "after-send"])
-def test_partitions_are_added_to_a_topic_at_work(
-    bare_scene: Callable[..., Scene], point: str
-) -> None:
+def test_partitions_are_added_to_a_topic_at_work(bare_scene: Callable[..., Scene]) -> None:
     """The lanes that are new begin at their first record, the old ones go on."""
     scene = bare_scene()
     scene.send_more(30)
-    scene.kill_at(point)
     name = scene.stack.settings.topic
     admin = AdminClient({"bootstrap.servers": scene.stack.kafka})
-    admin.create_partitions([NewPartitions(name, 3)])[name].result()
-    scene.stack.await_partitions(3)
-    scene.send_more(60)
+    for point, partitions in (("after-plan", 3), ("after-send", 5)):
+        scene.kill_at(point)
+        admin.create_partitions([NewPartitions(name, partitions)])[name].result()
+        scene.stack.await_partitions(partitions)
+        scene.send_more(60)
     assert scene.work() == 0
     scene.prove()
-    assert {partition for partition, _ in scene.stored} == {0, 1, 2}
+    assert {partition for partition, _ in scene.stored} == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.matrix("transactions, aborts and markers")
-@pytest.mark.parametrize("point", ["after-plan", "after-stage", "after-send"])
-def test_a_transactional_producer_commits_and_aborts(
-    bare_scene: Callable[..., Scene], point: str
-) -> None:
+def test_a_transactional_producer_commits_and_aborts(bare_scene: Callable[..., Scene]) -> None:
     """Markers and aborted records take up offsets; an open transaction waits for its end."""
     scene = bare_scene()
     stack, name = scene.stack, scene.stack.settings.topic
@@ -123,7 +118,8 @@ def test_a_transactional_producer_commits_and_aborts(
 
     transaction(stack.kafka, name, f"{name}-1", batch_of(0)).commit_transaction()  # 0–4, marker 5
     transaction(stack.kafka, name, f"{name}-2", batch_of(10)).abort_transaction()  # 6–10, marker
-    scene.kill_at(point)
+    for point in ("after-plan", "after-stage", "after-send"):
+        scene.kill_at(point)
     transaction(stack.kafka, name, f"{name}-3", batch_of(20, 3)).commit_transaction()  # 12–14
     open_ = transaction(stack.kafka, name, f"{name}-4", batch_of(30, 4))  # 16–19
     assert scene.work() == 0
@@ -137,12 +133,12 @@ def test_a_transactional_producer_commits_and_aborts(
 
 
 @pytest.mark.matrix("tombstones, empty and broken values")
-@pytest.mark.parametrize("point", ["after-stage", "after-send", "after-dead-letters"])
-def test_values_that_are_no_events(bare_scene: Callable[..., Scene], point: str) -> None:
+def test_values_that_are_no_events(bare_scene: Callable[..., Scene]) -> None:
     """A tombstone is counted; an empty and a broken value become dead letters, once."""
     scene = bare_scene()
     places = scene.stack.send(None, b"", value_of(1), BROKEN, None, value_of(2), b"")
-    scene.kill_at(point)
+    for point in ("after-stage", "after-send", "after-dead-letters"):
+        scene.kill_at(point)
     assert scene.work() == 0
     scene.stored = [places[at] for at in (1, 2, 3, 5, 6)]
     scene.delivered = Balance(ok=2, rejected=3, tombstone=2)
@@ -151,8 +147,7 @@ def test_values_that_are_no_events(bare_scene: Callable[..., Scene], point: str)
 
 
 @pytest.mark.matrix("between the topics of one run")
-@pytest.mark.parametrize("point", ["between-topics", "after-plan", "after-send"])
-def test_a_crash_between_the_topics_of_a_run(new_stack: Callable[..., Stack], point: str) -> None:
+def test_a_crash_between_the_topics_of_a_run(new_stack: Callable[..., Stack]) -> None:
     """The main topic is staged and the others are not: each topic's records come out once."""
     scene = Scene(new_stack().make_topics(2))
     stack = scene.stack
@@ -161,7 +156,8 @@ def test_a_crash_between_the_topics_of_a_run(new_stack: Callable[..., Stack], po
         some = range(number * 100, number * 100 + 20)
         sent[topic] = stack.send(*(Sent(value_of(n), n % 2) for n in some), topic=topic)
     stack.send(value_of(5), topic=stack.settings.overflow_topic)  # again, from the main topic
-    scene.kill_at(point)
+    for point in ("between-topics", "after-plan", "after-send"):
+        scene.kill_at(point)
     assert scene.work() == 0
     sent[stack.settings.overflow_topic] += [(0, 10)]
     for topic, places in sent.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from assets.pipeline.failpoints import POINTS
-from orchestration.ledger.attempts import attempts_of
+from orchestration.ledger.attempts import Attempt, attempts_of
 from tests.faults.conftest import Scene
 
 NewScene = Callable[..., Scene]
@@ -44,44 +45,39 @@ ROW_OF_POINT = {
 }
 
 
-@pytest.mark.parametrize(
-    "point",
-    [pytest.param(point, marks=pytest.mark.matrix(ROW_OF_POINT[point])) for point in POINTS],
-)
-def test_a_killed_worker_loses_and_doubles_nothing(new_scene: NewScene, point: str) -> None:
-    """Killed at the point, then run again: every offset comes out exactly once."""
-    scene = new_scene(batch_max_records=150)
-    scene.kill_at(point)
-    assert scene.work() == 0
-    scene.prove()
-    first = scene.stack.batches()[0]
-    attempts = attempts_of(scene.stack.ledger, first.batch_id)
-    died = STAGE_OF_POINT.get(point)
-    assert [(each.stage, each.number) for each in attempts if each.ended_at is None] == (
-        [(died, 1)] if died else []
-    )
-    assert {each.outcome for each in attempts if each.ended_at is not None} == {"ok"}
-    partial = scene.stack.lake_file("").rglob("*.partial")
-    assert list(partial) == []
-
-
 @pytest.mark.matrix(*dict.fromkeys(ROW_OF_POINT.values()))
 def test_workers_killed_at_one_point_after_the_other_get_through(
     new_scene: NewScene, ledger_values: dict[str, object]
 ) -> None:
-    """Each worker takes up what the ones before it left, and dies one point further on."""
+    """Each worker takes up what the ones before it left and what came since, and dies one point on.
+
+    Then every offset comes out exactly once, and the ledger has an attempt without an end for each
+    that was cut off.
+    """
     scene = new_scene(batch_max_records=150, **ledger_values)
+    assert tuple(ROW_OF_POINT) == POINTS
     for point in POINTS:
         scene.send_more(20)
+        before = cut_off(scene)
         scene.kill_at(point)
+        died = STAGE_OF_POINT.get(point)
+        assert cut_off(scene) - before == Counter([died] if died else []), point
     assert scene.work() == 0
     scene.prove()
+    ended = [each.outcome for each in attempts(scene) if each.ended_at is not None]
+    assert set(ended) == {"ok"}
+    assert list(scene.stack.lake_file("").rglob("*.partial")) == []
 
 
-def test_records_that_come_after_the_crash_are_carried_too(new_scene: NewScene) -> None:
-    """What the killed worker had planned and what came since are both complete."""
-    scene = new_scene(batch_max_records=150)
-    scene.kill_at("after-insert")
-    scene.send_more(40)
-    assert scene.work() == 0
-    scene.prove()
+def attempts(scene: Scene) -> list[Attempt]:
+    """Every attempt at every batch."""
+    return [
+        each
+        for batch in scene.stack.batches()
+        for each in attempts_of(scene.stack.ledger, batch.batch_id)
+    ]
+
+
+def cut_off(scene: Scene) -> Counter[str]:
+    """How many attempts at each stage have no end."""
+    return Counter(each.stage for each in attempts(scene) if each.ended_at is None)
