@@ -66,7 +66,6 @@ def test_workers_killed_at_one_point_after_the_other_get_through(
     scene.prove()
     ended = [each.outcome for each in attempts(scene) if each.ended_at is not None]
     assert set(ended) == {"ok"}
-    assert list(scene.stack.lake_file("").rglob("*.partial")) == []
 
 
 def attempts(scene: Scene) -> list[Attempt]:
@@ -81,3 +80,16 @@ def attempts(scene: Scene) -> list[Attempt]:
 def cut_off(scene: Scene) -> Counter[str]:
     """How many attempts at each stage have no end."""
     return Counter(each.stage for each in attempts(scene) if each.ended_at is None)
+
+
+@pytest.mark.matrix("while staging")
+def test_what_is_half_written_is_removed(new_scene: NewScene) -> None:
+    """No part of a file stays in the lake, whoever left it."""
+    scene = new_scene(sound=30)
+    for point in ("while-staging", "half-published"):
+        scene.kill_at(point)
+    lake = scene.stack.lake_file("")
+    assert list(lake.rglob("*.partial")) != []
+    assert scene.work() == 0
+    assert list(lake.rglob("*.partial")) == []
+    scene.prove()
