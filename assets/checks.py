@@ -1,7 +1,8 @@
 """Checks: the audit as Dagster shows it, in every micro-batch and whenever somebody asks.
 
 A micro-batch proves the newest batches of its date again; a run that somebody started for a date
-proves all of that date; the checks alone, without a date, prove the newest of each topic.
+proves all of that date; the checks alone, without a date, prove the newest of each topic. Besides,
+each run proves some batches that were loaded long ago, in turn.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from orchestration.ledger.batches import (
     newest_batches,
     waiting_for_a_person,
 )
+from orchestration.reconcile import in_turn, reconcile
 from orchestration.resources import Pipeline
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
@@ -32,6 +34,7 @@ _NEWEST = 1_000
 _FINDINGS_SHOWN = 20
 
 Audit = Callable[[Worker, Sequence[Batch]], list[Finding]]
+"""Gives what is wrong with the batches that it is given."""
 
 
 def _events_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
@@ -87,12 +90,23 @@ _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
 )
 
 
+_IN_TURN = dg.AssetCheckSpec(
+    "older_batches",
+    asset="events",
+    description=(
+        "Batches that were loaded long ago are still in ClickHouse as they were staged, events and "
+        "dead letters: each run proves some, the least recently proved first, and those again that "
+        "did not hold. `tidemark reconcile` names the offsets."
+    ),
+)
+
+
 def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
     """The checks of the assets: one step, of which any part can be run alone."""
 
     @dg.multi_asset_check(
         name="audit",
-        specs=[spec for spec, _ in _AUDITS],
+        specs=[*(spec for spec, _ in _AUDITS), _IN_TURN],
         can_subset=True,
         retry_policy=retry_policy(settings),
         description="Hold what was loaded against the plan of record.",
@@ -106,6 +120,10 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
             for spec, find in _AUDITS:
                 if spec.key in context.selected_asset_check_keys:
                     yield _result(spec, find(worker, batches), batches, scope)
+            if _IN_TURN.key in context.selected_asset_check_keys:
+                proved = reconcile(worker, in_turn(worker), name_offsets=False)
+                chosen = proved.chosen
+                yield _result(_IN_TURN, proved.findings, chosen.batches, chosen.scope)
 
     return audit
 

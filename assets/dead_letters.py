@@ -6,6 +6,7 @@ from assets.kafka_events import GROUP
 from assets.metadata import clickhouse_schema, dead_letter_metadata
 from assets.pipeline.batch import Kind
 from assets.pipeline.loading import load_dead_letters
+from assets.pipeline.tell_standing import tell_standing
 from assets.report import Sheet, report, told_failures
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
@@ -45,6 +46,7 @@ def dead_letters(settings: Settings) -> dg.AssetsDefinition:
         with told_failures(context):
             worker = pipeline.worker(context)
             done = load_dead_letters(worker)
+            tell_standing(worker)
             return report(context, worker, _SHEET, done)
 
     return asset

@@ -1,12 +1,14 @@
 """`kafka/<topic>`: the topics that the capture API writes, observed by each micro-batch.
 
 Nothing here makes them: they are the graph's sources. An observation tells where each lane ends,
-up to where it is planned, and how long the oldest record of the newest batch had waited.
+up to where it is planned, how long the oldest record of the newest batch had waited, and since when
+all is loaded: of that moment, when a run has staged what it found and has not loaded it yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -14,8 +16,8 @@ from assets.metadata import appended_between, public_address, utc
 from assets.pipeline.batch import Batch
 from assets.pipeline.commit import group_id
 from assets.pipeline.worker import Worker
-from orchestration.backlog import TopicBacklog, look
 from orchestration.settings import Settings
+from orchestration.standing import Completeness, Standing, TopicStanding, complete_of, stand
 
 GROUP = "ingest"
 
@@ -56,14 +58,15 @@ def kafka_events(settings: Settings) -> list[dg.AssetSpec]:
 
 def observe(context: dg.AssetExecutionContext, worker: Worker, staged: Sequence[Batch]) -> None:
     """Log how each topic stands now that these batches are staged."""
-    for backlog in look(worker.topics.values(), worker.ledger).topics:
-        if not backlog.is_missing:
-            own = [batch for batch in staged if batch.topic == backlog.topic]
-            context.log_event(_observation(worker, backlog, own))
+    standing = stand(worker.topics.values(), worker.ledger, worker.settings.kafka_client)
+    for topic in standing.topics:
+        if not topic.is_missing:
+            own = [batch for batch in staged if batch.topic == topic.topic]
+            context.log_event(_observation(worker, topic, own, standing))
 
 
 def _observation(
-    worker: Worker, backlog: TopicBacklog, staged: Sequence[Batch]
+    worker: Worker, topic: TopicStanding, staged: Sequence[Batch], standing: Standing
 ) -> dg.AssetObservation:
     newest = staged[-1] if staged else None
     between = appended_between(worker.lake, newest) if newest else None
@@ -71,15 +74,16 @@ def _observation(
     if newest is not None and newest.staged_at is not None and between is not None:
         lag = (utc(newest.staged_at) - between[0]).total_seconds()
     return dg.AssetObservation(
-        kafka_key(backlog.topic),
+        kafka_key(topic.topic),
         metadata={
-            "end_offsets": sum(lane.end for lane in backlog.lanes),
-            "read_up_to": sum(lane.planned_end for lane in backlog.lanes),
-            "unread": backlog.unread,
+            "end_offsets": sum(lane.end for lane in topic.lanes),
+            "read_up_to": sum(lane.planned_end for lane in topic.lanes),
+            "unread": topic.not_planned,
             "records_read": sum(batch.offsets for batch in staged),
             "batches": len(staged),
             "lag_seconds": round(lag, 3),
-            **({"trouble": str(backlog.trouble)} if backlog.trouble else {}),
+            **_standing_metadata(topic, standing),
+            **({"trouble": str(topic.trouble)} if topic.trouble else {}),
             "lanes": dg.MetadataValue.table(
                 [
                     dg.TableRecord(
@@ -87,10 +91,10 @@ def _observation(
                             "partition": lane.partition,
                             "read_up_to": lane.planned_end,
                             "end": lane.end,
-                            "unread": lane.unread,
+                            "unread": lane.not_planned,
                         }
                     )
-                    for lane in backlog.lanes
+                    for lane in topic.lanes
                 ],
                 schema=dg.TableSchema(
                     [dg.TableColumn(n, "int") for n in ("partition", "read_up_to", "end", "unread")]
@@ -98,3 +102,35 @@ def _observation(
             ),
         },
     )
+
+
+def _standing_metadata(topic: TopicStanding, standing: Standing) -> dict[str, Any]:
+    """Numbers of the moment: what is not loaded, how old it is, and when Kafka forgets it."""
+    found: dict[str, Any] = {}
+    if topic.trouble is None:
+        found["not_loaded"] = topic.not_loaded
+        if topic.not_loaded_bytes is not None:
+            found["not_loaded_bytes"] = topic.not_loaded_bytes
+        oldest = topic.oldest
+        waited = 0.0 if oldest is None else _seconds(topic.seen_at - (oldest.oldest_at or 0))
+        found["oldest_not_loaded_seconds"] = waited
+        if topic.expires_at is not None:
+            found["unread_expires_seconds"] = _seconds(topic.expires_at - topic.seen_at)
+    return {
+        **found,
+        **_completeness("complete", complete_of(topic), standing),
+        **_completeness("all_topics_complete", standing.complete, standing),
+    }
+
+
+def _completeness(name: str, complete: Completeness, standing: Standing) -> dict[str, Any]:
+    if complete.before is None:
+        return {f"{name}_held_by": complete.held_by}
+    return {
+        f"{name}_before": dg.MetadataValue.timestamp(complete.before / 1e6),
+        f"{name}_age_seconds": _seconds(standing.seen_at - complete.before),
+    }
+
+
+def _seconds(microseconds: int) -> float:
+    return round(max(0, microseconds) / 1e6, 3)

@@ -2,7 +2,8 @@
 
     unbalanced    do the records of each batch add up to the offsets it spans?
     untiled       do the ranges of consecutive batches follow each other, lane by lane?
-    reprove       does ClickHouse hold exactly the rows that were staged?
+    reprove       does ClickHouse hold exactly the rows that were staged? By sums, in one granule
+    compare       the same row by row, which names offsets, and rows that were altered
 
 Each gives findings, none when all is well. Nothing is changed or repaired here.
 """
@@ -18,6 +19,8 @@ from itertools import pairwise
 from clickhouse_connect.driver.client import Client
 
 from assets.pipeline.batch import WAITING, Balance, Batch, Kind, Range, State
+from assets.pipeline.compare_rows import PartitionDifference, compare_rows
+from assets.pipeline.lake import Lake
 from assets.pipeline.prove import describe_difference, read_fingerprints_of
 
 LOADED_STATES = (State.LOADED, State.COMMITTED, State.SUSPECT)
@@ -32,6 +35,8 @@ class Trouble(StrEnum):
     UNBALANCED = "unbalanced"
     MISSING = "missing"
     DIFFERENT = "different"
+    ALTERED = "altered"  # the right offsets, but other columns: only rows show it
+    FILE = "file"  # the staged file is missing or is not what was registered
     OVERLAP = "overlap"
     HOLE = "hole"
     HELD = "held"
@@ -40,11 +45,16 @@ class Trouble(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, in words that say where; `batch_id` is None for a whole lane."""
+    """One thing that is wrong, in words that say where; `batch_id` is None for a whole lane.
+
+    `partitions` names the offsets, where somebody has looked at the rows.
+    """
 
     batch_id: str | None
     trouble: Trouble
     text: str
+    kind: Kind | None = None
+    partitions: tuple[PartitionDifference, ...] = ()
 
     def __str__(self) -> str:
         subject = f"batch {self.batch_id} {self.trouble}" if self.batch_id else self.trouble
@@ -128,7 +138,42 @@ def reprove(
                     continue
                 trouble = Trouble.DIFFERENT if rows else Trouble.MISSING
                 text = f"in {database}.{kind}, {describe_difference(staged, rows)}"
-                findings.append(Finding(batch.batch_id, trouble, text))
+                findings.append(Finding(batch.batch_id, trouble, text, kind))
+    return findings
+
+
+def compare(
+    client: Client,
+    database: str,
+    lake: Lake,
+    batches: Sequence[Batch],
+    kinds: Iterable[Kind],
+) -> list[Finding]:
+    """The same by comparing rows with the lake's files, whose SHA-256 is checked first.
+
+    Batches that are not loaded yet, and dead letters not loaded yet, are left out.
+    """
+    findings = []
+    for kind in kinds:
+        due = [batch for batch in batches if _is_due(batch, kind)]
+        for compared in compare_rows(client, database, lake, due, kind):
+            batch_id, differences = compared.batch.batch_id, compared.partitions
+            if compared.unreadable:
+                text = f"{compared.unreadable}: its rows cannot be compared"
+                findings.append(Finding(batch_id, Trouble.FILE, text, kind))
+            elif differences:
+                assert compared.batch.staged is not None
+                file = compared.batch.staged.file(kind)
+                missing = sum(difference.missing.count for difference in differences)
+                is_found = any(d.extra or d.doubled or d.altered for d in differences)
+                if file is not None and missing == file.rows and not is_found:
+                    trouble = Trouble.MISSING
+                elif all(d.altered and not (d.missing or d.extra) for d in differences):
+                    trouble = Trouble.ALTERED
+                else:
+                    trouble = Trouble.DIFFERENT
+                text = f"in {database}.{kind}, " + "; ".join(map(str, differences))
+                findings.append(Finding(batch_id, trouble, text, kind, differences))
     return findings
 
 

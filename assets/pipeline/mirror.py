@@ -1,6 +1,7 @@
 """Mirror: copies of the ledger's batches and attempts in ClickHouse, for lineage queries.
 
-The newest copy of a row is the one that counts; a copy that was lost comes with the next one.
+The newest copy of a row is the one that counts; a copy that was lost comes with the next one, or
+with a repair. How the topics stood is noted beside it, once a micro-batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from clickhouse_connect.driver.client import Client
 from assets.pipeline.batch import Balance, Batch, Kind
 from assets.pipeline.clickhouse import named_errors
 from orchestration.ledger.attempts import Attempt
+from orchestration.standing import Completeness, Standing, TopicStanding, complete_of
 
 _BATCH_COLUMNS = [
     "batch_id",
@@ -50,6 +52,23 @@ _ATTEMPT_COLUMNS = [
     "error_class",
     "error_text",
 ]
+_STANDING_COLUMNS = [
+    "topic",
+    "seen_at",
+    "not_planned",
+    "not_loaded",
+    "not_loaded_bytes",
+    "oldest_not_loaded_at",
+    "earliest_at",
+    "unread_expires_at",
+    "lost",
+    "complete_before",
+    "complete_held_by",
+    "all_complete_before",
+    "all_complete_held_by",
+    "trouble",
+]
+_IDS_A_QUERY = 1_000
 
 
 def mirror(
@@ -75,6 +94,35 @@ def mirror(
                 database=database,
                 settings={"async_insert": 0},
             )
+
+
+def mirrored_states(client: Client, database: str, batch_ids: Sequence[str]) -> dict[str, str]:
+    """The state in which the mirror knows each of these batches; those unknown are missing."""
+    states: dict[str, str] = {}
+    for at in range(0, len(batch_ids), _IDS_A_QUERY):
+        with named_errors("reading the mirror"):
+            rows = client.query(
+                "SELECT batch_id, argMax(state, mirrored_at) FROM {database:Identifier}.batches "
+                "WHERE batch_id IN {batch_ids:Array(String)} GROUP BY batch_id",
+                parameters={
+                    "database": database,
+                    "batch_ids": list(batch_ids[at : at + _IDS_A_QUERY]),
+                },
+            ).result_rows
+        states.update({str(batch_id): str(state) for batch_id, state in rows})
+    return states
+
+
+def note_standing(client: Client, database: str, standing: Standing) -> None:
+    """Note how the topics stand."""
+    with named_errors("noting how the topics stand"):
+        client.insert(
+            "topic_standings",
+            [_standing_row(topic, standing.complete) for topic in standing.topics],
+            column_names=_STANDING_COLUMNS,
+            database=database,
+            settings={"async_insert": 0},
+        )
 
 
 def mirrored_ends(client: Client, database: str, topic_id: str) -> dict[int, int]:
@@ -128,6 +176,26 @@ def _attempt_row(attempt: Attempt) -> list[Any]:
         attempt.outcome or "",
         attempt.error_class or "",
         attempt.error_text or "",
+    ]
+
+
+def _standing_row(topic: TopicStanding, all_complete: Completeness) -> list[Any]:
+    complete = complete_of(topic)
+    return [
+        topic.topic,
+        _time(topic.seen_at),
+        topic.not_planned,
+        topic.not_loaded,
+        topic.not_loaded_bytes,
+        _time(topic.oldest.oldest_at) if topic.oldest else None,
+        _time(topic.earliest_at),
+        _time(topic.expires_at),
+        topic.lost,
+        _time(complete.before),
+        complete.held_by,
+        _time(all_complete.before),
+        all_complete.held_by,
+        "" if topic.is_missing else str(topic.trouble or ""),
     ]
 
 

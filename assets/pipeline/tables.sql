@@ -159,3 +159,76 @@ CREATE TABLE IF NOT EXISTS {database}.batch_attempts
 )
 ENGINE = ReplacingMergeTree(mirrored_at)
 ORDER BY (batch_id, stage, number);
+
+-- How each topic stood at the end of a micro-batch: a row a topic. Times that are not known, or of
+-- what is not there, are NULL. `complete_before`: all that the topic had by then is loaded or
+-- accounted for; `all_complete_before` is the same over all topics.
+
+CREATE TABLE IF NOT EXISTS {database}.topic_standings
+(
+    topic                LowCardinality(String),
+    seen_at              DateTime64(6, 'UTC'),
+    not_planned          UInt64,
+    not_loaded           UInt64,
+    not_loaded_bytes     Nullable(UInt64), -- about
+    oldest_not_loaded_at Nullable(DateTime64(6, 'UTC')),
+    earliest_at          Nullable(DateTime64(6, 'UTC')), -- the oldest record in Kafka
+    unread_expires_at    Nullable(DateTime64(6, 'UTC')), -- Kafka keeps what is not read till then
+    lost                 UInt64,
+    complete_before      Nullable(DateTime64(6, 'UTC')),
+    complete_held_by     String,
+    all_complete_before  Nullable(DateTime64(6, 'UTC')),
+    all_complete_held_by String,
+    trouble              String
+)
+ENGINE = MergeTree
+PARTITION BY toYYYYMM(seen_at)
+ORDER BY (topic, seen_at)
+TTL toDateTime(seen_at) + INTERVAL 90 DAY;
+
+-- How each topic stands, a row a topic: batches and failures from the mirrors, lag and completeness
+-- as of `seen_at`, the end of the last micro-batch. `tidemark status` looks at Kafka and the ledger.
+
+CREATE VIEW IF NOT EXISTS {database}.pipeline_status AS
+SELECT *, dateDiff('second', seen_at, now64(6)) AS seconds_since_seen
+FROM
+(
+    SELECT
+        topic,
+        count() AS batches,
+        sumMap(map(toString(state), toUInt64(1))) AS batches_by_state,
+        countIf(state IN ('gap', 'held', 'suspect')) AS batches_waiting_for_a_person,
+        sum(arraySum(range -> range.end - range.start, ranges)) AS offsets,
+        -- Of batches that hold offsets of their own: what a redrive tries again is counted there.
+        sumIf(ok, notEmpty(ranges)) AS rows_ok,
+        sumIf(rejected, notEmpty(ranges)) AS rows_rejected,
+        sumIf(duplicate, notEmpty(ranges)) AS rows_duplicate,
+        sumIf(tombstone, notEmpty(ranges)) AS rows_tombstone,
+        sumIf(absent, notEmpty(ranges)) AS rows_absent,
+        max(loaded_at) AS last_loaded_at,
+        minOrNullIf(arrival_date, state NOT IN ('loaded', 'committed')) AS oldest_date_not_loaded
+    FROM {database}.batches FINAL
+    GROUP BY topic
+) AS of_batches
+FULL OUTER JOIN
+(
+    SELECT
+        of_batch.topic AS topic,
+        count() AS failed_attempts,
+        maxOrNull(attempt.ended_at) AS last_failed_at,
+        argMax(attempt.batch_id, assumeNotNull(attempt.ended_at)) AS last_failed_batch,
+        argMax(attempt.stage, assumeNotNull(attempt.ended_at)) AS last_failed_stage,
+        argMax(attempt.error_class, assumeNotNull(attempt.ended_at)) AS last_error_class,
+        argMax(attempt.error_text, assumeNotNull(attempt.ended_at)) AS last_error_text
+    FROM {database}.batch_attempts AS attempt FINAL
+    INNER JOIN {database}.batches AS of_batch FINAL ON of_batch.batch_id = attempt.batch_id
+    WHERE attempt.outcome = 'failed'
+    GROUP BY topic
+) AS of_attempts USING (topic)
+FULL OUTER JOIN
+(
+    SELECT *
+    FROM {database}.topic_standings
+    ORDER BY seen_at DESC
+    LIMIT 1 BY topic
+) AS of_standings USING (topic);

@@ -19,7 +19,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._listoffsets import ListOffsetsResultInfo, OffsetSpec
 
 from assets.pipeline.errors import KafkaAway, TopicMissing
 
@@ -42,6 +43,14 @@ class TopicIdentity:
     cluster_id: str
     topic_id: str
     partitions: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long a topic keeps records, per partition; None for what sets no bound."""
+
+    ms: int | None
+    bytes: int | None
 
 
 class Topic:
@@ -78,6 +87,32 @@ class Topic:
     def highs(self, partitions: Iterable[int]) -> dict[int, int]:
         """Per partition, the end of what a reader of committed records can see."""
         return self._offsets({partition: OffsetSpec.latest() for partition in partitions})
+
+    def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The same with what stands behind the beginning of a transaction that is open."""
+        listed = self._listed(
+            {partition: OffsetSpec.latest() for partition in partitions},
+            IsolationLevel.READ_UNCOMMITTED,
+        )
+        return {partition: int(found.offset) for partition, found in listed.items()}
+
+    def oldest_times(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Per partition that has a record, when its oldest one was appended, in ms since 1970."""
+        listed = self._listed({p: OffsetSpec.for_timestamp(0) for p in partitions})
+        return {p: int(found.timestamp) for p, found in listed.items() if found.offset >= 0}
+
+    def retention(self) -> Retention:
+        """For how long the topic keeps records."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self.name)
+        values = self._answer(
+            lambda: self._admin.describe_configs([resource], request_timeout=_METADATA_TIMEOUT_S)[
+                resource
+            ].result()
+        )
+        if "delete" not in values["cleanup.policy"].value:
+            return Retention(None, None)
+        ms, bytes_ = (int(values[f"retention.{unit}"].value) for unit in ("ms", "bytes"))
+        return Retention(ms if ms >= 0 else None, bytes_ if bytes_ >= 0 else None)
 
     def starts_of(self, days: Mapping[int, date]) -> dict[int, int]:
         """Per partition, the first offset appended on that day or later; -1 when there is none."""
@@ -142,18 +177,23 @@ class Topic:
         return dict.fromkeys(starts, today + timedelta(days=1)) | found
 
     def _offsets(self, specs: Mapping[int, OffsetSpec]) -> dict[int, int]:
+        return {partition: int(found.offset) for partition, found in self._listed(specs).items()}
+
+    def _listed(
+        self,
+        specs: Mapping[int, OffsetSpec],
+        isolation_level: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> dict[int, ListOffsetsResultInfo]:
         if not specs:
             return {}
         futures = self._answer(
             lambda: self._admin.list_offsets(
                 {TopicPartition(self.name, partition): spec for partition, spec in specs.items()},
-                isolation_level=IsolationLevel.READ_COMMITTED,
+                isolation_level=isolation_level,
                 request_timeout=_METADATA_TIMEOUT_S,
             )
         )
-        return {
-            at.partition: int(self._answer(future.result).offset) for at, future in futures.items()
-        }
+        return {at.partition: self._answer(future.result) for at, future in futures.items()}
 
     def _answer(self, ask: Callable[[], Any]) -> Any:
         try:

@@ -25,6 +25,7 @@ from orchestration.ledger.errors import LedgerRefused, in_one_line
 from orchestration.webserver import WebserverSilent
 
 EXIT_FAILED = 1
+EXIT_NOT_BALANCED = 3
 
 _USER_ERRORS = (
     StackError,
@@ -53,6 +54,7 @@ _COMMANDS = {
     "release": "batch",
     "redrive": "redrive",
     "explain": "explain",
+    "reconcile": "reconcile",
     "projects": "projects",
     "rules": "rules",
     "settings": "settings",

@@ -12,6 +12,7 @@ from assets.pipeline.batch import State
 from assets.pipeline.errors import BatchError, LaneTrouble
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
+from assets.pipeline.tell_standing import tell_standing
 from assets.pipeline.waiting import release_batch, restage_batch, retry_batch
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
@@ -28,6 +29,7 @@ def batch(as_json: bool) -> None:
     staged = stage_batches(worker, held)
     load_batches(worker)
     done = load_dead_letters(worker)
+    tell_standing(worker)
     if as_json:
         print(
             json.dumps(

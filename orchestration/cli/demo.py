@@ -8,9 +8,8 @@ import time
 import click
 from rich.console import Console
 
+from orchestration.cli import EXIT_NOT_BALANCED
 from orchestration.demo.run import demo_settings, run_demo
-
-EXIT_NOT_BALANCED = 3
 
 
 @click.command()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sqlalchemy import Engine, func, insert, select, update
 
 from orchestration.ledger.connection import now_us, reading
-from orchestration.ledger.tables import attempts
+from orchestration.ledger.tables import attempts, batches
 
 _ERROR_TEXT_CHARACTERS = 4000
 
@@ -29,6 +29,9 @@ class Attempt:
     outcome: str | None
     error_class: str | None
     error_text: str | None
+
+
+_COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
 
 
 @contextmanager
@@ -82,19 +85,19 @@ def attempts_of(ledger: Engine, batch_id: str) -> list[Attempt]:
     """All attempts at a batch, in the order they began."""
     with reading(ledger) as connection:
         rows = connection.execute(
-            select(
-                attempts.c.batch_id,
-                attempts.c.stage,
-                attempts.c.number,
-                attempts.c.run_id,
-                attempts.c.host,
-                attempts.c.started_at,
-                attempts.c.ended_at,
-                attempts.c.outcome,
-                attempts.c.error_class,
-                attempts.c.error_text,
-            )
-            .where(attempts.c.batch_id == batch_id)
-            .order_by(attempts.c.attempt_id)
+            select(*_COLUMNS).where(attempts.c.batch_id == batch_id).order_by(attempts.c.attempt_id)
+        ).all()
+    return [Attempt(**row._mapping) for row in rows]
+
+
+def last_failures(ledger: Engine, limit: int, *topics: str) -> list[Attempt]:
+    """The last attempts at batches of these topics that failed, the newest first."""
+    with reading(ledger) as connection:
+        rows = connection.execute(
+            select(*_COLUMNS)
+            .join(batches, batches.c.batch_id == attempts.c.batch_id)
+            .where(batches.c.topic.in_(topics), attempts.c.outcome == "failed")
+            .order_by(attempts.c.attempt_id.desc())
+            .limit(limit)
         ).all()
     return [Attempt(**row._mapping) for row in rows]

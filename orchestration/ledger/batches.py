@@ -46,6 +46,7 @@ from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
 from orchestration.ledger.tables import (
+    audits,
     batches,
     fingerprints,
     key_files,
@@ -358,6 +359,29 @@ def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: Sta
         )
 
 
+def load_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
+    """Give a loaded batch, of which ClickHouse has lost rows, back to the workers.
+
+    It counts as given back by a person, which makes the insert a new one to the server: under its
+    old token it might be dropped as a repetition. Until it is proved again it is not loaded, and
+    what audits found of it before counts no more.
+    """
+    with ledger.begin() as connection:
+        move(connection, lease, batch_id, State.SUSPECT)
+        move(
+            connection,
+            lease,
+            batch_id,
+            State.LOADING,
+            note=note,
+            retries=batches.c.retries + 1,
+            loaded_at=None,
+            dead_letters_loaded_at=None,
+            committed_at=None,
+        )
+        connection.execute(delete(audits).where(audits.c.batch_id == batch_id))
+
+
 def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, int]) -> None:
     """Plan a batch again whose records below the given offsets, per partition, are lost."""
     with ledger.begin() as connection:
@@ -397,6 +421,25 @@ def _ends_before(
             .group_by(ranges.c.partition)
         ).all()
     return ends | dict(open_starts)
+
+
+def oldest_date_not_loaded(
+    ledger: Engine, topics: Sequence[str], but_of: Sequence[str]
+) -> date | None:
+    """The earliest arrival date of batches not loaded, those of some topic ids left out.
+
+    Only batches that hold offsets of their own count.
+    """
+    with reading(ledger) as connection:
+        found: date | None = connection.scalar(
+            select(func.min(batches.c.arrival_date)).where(
+                batches.c.topic.in_(topics),
+                batches.c.topic_id.not_in(but_of),
+                batches.c.batch_id.in_(select(ranges.c.batch_id)),
+                batches.c.state.in_(NOT_LOADED),
+            )
+        )
+    return found
 
 
 def waiting_for_a_person(ledger: Engine, *topics: str) -> list[Batch]:
@@ -442,6 +485,14 @@ def batches_between(ledger: Engine, first: date, last: date, *topics: str) -> li
     return _read(
         ledger, and_(batches.c.topic.in_(topics), batches.c.arrival_date.between(first, last))
     )
+
+
+def batches_named(ledger: Engine, batch_ids: Sequence[str]) -> list[Batch]:
+    """Those of these batches that there are, in the order of planning."""
+    found: list[Batch] = []
+    for at in range(0, len(batch_ids), _IDS_A_QUERY):
+        found += _read(ledger, batches.c.batch_id.in_(batch_ids[at : at + _IDS_A_QUERY]))
+    return sorted(found, key=lambda batch: (batch.planned_at, batch.batch_id))
 
 
 def all_batches(ledger: Engine, *topics: str) -> list[Batch]:

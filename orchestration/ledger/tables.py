@@ -17,6 +17,7 @@
     redrive_letters  which dead letters they carry, and what became of each
     redrive_counts  the same in numbers, per old batch and partition
     attempts   one row a try at one stage of one batch; only ever added to and closed
+    audits     when each loaded batch was last proved against ClickHouse, and how that came out
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
 text because they need 64 bits without a sign.
@@ -247,4 +248,13 @@ attempts = Table(
     Column("error_class", String(200)),
     Column("error_text", Text),
     UniqueConstraint("batch_id", "stage", "number"),
+)
+
+audits = Table(
+    "audits",
+    metadata,
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    Column("proved_at", BigInteger, nullable=False),  # the last time
+    Column("outcome", String(16), nullable=False),  # holds, or what is wrong (audit.Trouble)
+    Column("detail", Text, nullable=False),  # empty when it holds
 )

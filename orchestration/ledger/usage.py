@@ -5,21 +5,14 @@ Each capture API adds what it has taken in since it last did, and reads what all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
-from typing import Any
 
 from sqlalchemy import Engine, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestration.ledger.connection import reading
 from orchestration.ledger.tables import daily_usage
-
-_INSERTS: Mapping[str, Callable[..., Any]] = {
-    "sqlite": sqlite.insert,
-    "postgresql": postgresql.insert,
-}
-"""The insert that can add to a row that is there, in each database's own words."""
+from orchestration.ledger.upsert import INSERTS
 
 _OF_DAY = select(daily_usage.c.project_id, daily_usage.c.events).where(
     daily_usage.c.day == bindparam("of_day")
@@ -34,7 +27,7 @@ def add_usage(ledger: Engine, day: date, counts: Mapping[int, int]) -> dict[int,
     """
     if not counts:
         return {}
-    adding = _INSERTS[ledger.dialect.name](daily_usage)
+    adding = INSERTS[ledger.dialect.name](daily_usage)
     adding = adding.on_conflict_do_update(
         index_elements=[daily_usage.c.day, daily_usage.c.project_id],
         set_={"events": daily_usage.c.events + adding.excluded.events},

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -72,6 +72,16 @@ class Scene:
 
         It can write no file larger than `file_bytes`, and `changed` are settings of its own.
         """
+        command = ["-m", "tests.faults.run_worker"]
+        return self._start(command, failpoint, file_bytes, changed)
+
+    def _start(
+        self,
+        command: Sequence[str],
+        failpoint: str,
+        file_bytes: int | None,
+        changed: Mapping[str, object],
+    ) -> subprocess.Popen[bytes]:
         values = self.stack.settings.model_dump(mode="json", exclude_defaults=True) | changed
         environment = {
             **os.environ,
@@ -80,7 +90,7 @@ class Scene:
         }
         limit = resource.RLIM_INFINITY if file_bytes is None else file_bytes
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.run_worker"],
+            [sys.executable, *command],
             cwd=ROOT,
             env=environment,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -92,6 +102,11 @@ class Scene:
         """Run a worker to its end; gives its exit code."""
         worker = self.start_worker(failpoint, file_bytes=file_bytes, **changed)
         return worker.wait(WORKER_SECONDS)
+
+    def tidemark(self, *arguments: str, failpoint: str = "") -> int:
+        """Run a command of `tidemark` to its end; gives its exit code."""
+        command = ["-c", "from orchestration.cli import main; main()", *arguments]
+        return self._start(command, failpoint, None, {}).wait(WORKER_SECONDS)
 
     def work_when_free(self) -> int:
         """Run workers, as ticks do, until one of them is let in; gives its exit code."""

@@ -75,7 +75,7 @@ ROWS = (
         "once",
     ),
     Row("ledger restored from an older backup", "refuses to plan", "told, nothing doubled"),
-    Row("ClickHouse restored from an older state", "the audit names what is missing", "told"),
+    Row("ClickHouse restored from an older state", "told; `reconcile --repair` loads it", "once"),
     Row("anything, at random, for a while", "the next run goes on", "once"),
 )
 
@@ -85,8 +85,9 @@ batch has one arrival date, so one insert is one block of one partition), a mate
 fails (there is none), and the swap of a rebuilt day (not here yet).
 
 What no run mends by itself: rows of loaded batches that ClickHouse has lost (the audit names the
-batches and their files are kept, but no command loads a committed batch again), and a batch whose
-staged file is lost for good after Kafka has forgotten its records (it stays `suspect`).
+batches, and [`tidemark reconcile --repair`](audit.md) loads them from the lake when a person says
+so), and a batch whose staged file is lost for good after Kafka has forgotten its records (it stays
+`suspect`).
 """
 
 

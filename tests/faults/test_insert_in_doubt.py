@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,9 @@ from assets.pipeline.audit import Trouble, reprove
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.load import one_block
+from assets.pipeline.mirror import mirrored_states
 from assets.pipeline.waiting import retry_batch
+from orchestration.cli import EXIT_NOT_BALANCED
 from tests.faults.conftest import Scene
 from tests.faults.run_worker import AGAIN, STOPPED
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
@@ -140,7 +143,7 @@ def test_somebody_deleted_half_of_a_batch(new_scene: NewScene) -> None:
 def test_clickhouse_is_restored_from_an_older_state(
     new_scene: NewScene, new_clickhouse: Callable[[], ClickHouseServer]
 ) -> None:
-    """The audit names each batch whose rows are gone, and what comes after is loaded."""
+    """The audit names batches whose rows are gone; a repair, itself killed, brings them back."""
     server = new_clickhouse().start()
     scene = new_scene(clickhouse_url=server.address)
     assert scene.work() == 0
@@ -148,21 +151,29 @@ def test_clickhouse_is_restored_from_an_older_state(
     server.kill()
     shutil.copytree(server.data, backup, symlinks=True)
     server.start()
-    known = list(scene.stored)
-    scene.send_more(40)
-    assert scene.work() == 0
-    lost = scene.stack.batches()[-1]
+    kept = len(scene.stack.batches())
+    for _ in range(2):
+        scene.send_more(40)
+        assert scene.work() == 0
+    lost = [batch.batch_id for batch in scene.stack.batches()[kept:]]
     server.kill()
     shutil.rmtree(server.data)
     backup.rename(server.data)
     server.start()
-    scene.stored = known
     scene.send_more(30)
-    assert scene.work() == 0
-    scene.prove_places()
+    assert scene.work() == 0  # what comes after is loaded
     stack = scene.stack
     kinds = (Kind.EVENTS, Kind.DEAD_LETTERS)
     findings = reprove(stack.client, stack.database, stack.batches(), kinds)
     assert [(each.batch_id, each.trouble) for each in findings] == [
-        (lost.batch_id, Trouble.MISSING)
+        (batch_id, Trouble.MISSING) for batch_id in lost
     ]
+    assert scene.tidemark("reconcile", "--all") == EXIT_NOT_BALANCED
+    repair = ("reconcile", "--all", "--rows", "--repair")
+    assert scene.tidemark(*repair, failpoint="after-send") == -signal.SIGKILL
+    assert scene.work() == 0
+    assert scene.tidemark(*repair) == 0
+    scene.prove()
+    known = mirrored_states(stack.client, stack.database, [b.batch_id for b in stack.batches()])
+    assert set(known.values()) == {State.COMMITTED}
+    assert len(known) == len(stack.batches())

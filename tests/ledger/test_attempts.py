@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Range
-from orchestration.ledger.attempts import attempt, attempts_of
+from orchestration.ledger.attempts import attempt, attempts_of, last_failures
 from orchestration.ledger.batches import record_plan
 from orchestration.ledger.leases import held_lease
 from tests.stack import ROOT
@@ -93,3 +93,14 @@ def test_a_killed_attempt_stays_open(ledger: Engine, ledger_url: str) -> None:
     first, second = attempts_of(ledger, BATCH.batch_id)
     assert (first.run_id, first.ended_at, first.outcome) == ("killed", None, None)
     assert (second.run_id, second.outcome) == ("next", "ok")
+
+
+def test_the_last_failures_are_found(ledger: Engine) -> None:
+    """The newest first, so many at most, and only those of the topics that are asked for."""
+    for text in ("one", "two", "three"):
+        with pytest.raises(ValueError, match=text):
+            failing(ledger, ValueError(text))
+    with attempt(ledger, BATCH.batch_id, "load", "run"):
+        pass
+    assert [each.error_text for each in last_failures(ledger, 2, "events")] == ["three", "two"]
+    assert last_failures(ledger, 2, "others") == []

@@ -63,6 +63,7 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
     assert {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys} == {
         ("events", "balance"),
         ("events", "lanes"),
+        ("events", "older_batches"),
         ("dead_letters", "balance"),
     }
 

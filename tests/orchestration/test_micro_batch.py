@@ -126,6 +126,7 @@ def test_a_batch_is_told_of_with_its_lineage(
     assert _checks(result) == {
         ("events", "balance"): True,
         ("events", "lanes"): True,
+        ("events", "older_batches"): True,
         ("dead_letters", "balance"): True,
     }
     assert stack.account().places == dict.fromkeys(sent[:-1], 1)  # the last is a tombstone
@@ -143,6 +144,7 @@ def test_a_held_batch_turns_the_check_red_and_not_the_run(
     assert _checks(result) == {
         ("events", "balance"): False,
         ("events", "lanes"): True,
+        ("events", "older_batches"): True,
         ("dead_letters", "balance"): True,
     }
     [evaluation] = [each for each in result.get_asset_check_evaluations() if not each.passed]
@@ -191,6 +193,10 @@ def test_the_topic_is_observed(
     assert (seen["end_offsets"], seen["read_up_to"], seen["unread"]) == (10, 10, 0)
     assert (seen["records_read"], seen["batches"]) == (10, 1)
     assert seen["lag_seconds"] >= 0
+    # Staged by this run and not loaded yet: what is complete ends at the oldest of these.
+    assert (seen["not_loaded"], seen["not_loaded_bytes"] > 1_000) == (10, True)
+    assert 0 < seen["oldest_not_loaded_seconds"] == seen["complete_age_seconds"]
+    assert seen["all_topics_complete_before"] == seen["complete_before"]
 
 
 def test_several_batches_of_several_dates_each_have_their_own_entry(
@@ -316,12 +322,34 @@ def test_the_checks_notice_what_is_gone(
     assert _checks(result) == {
         ("events", "balance"): False,
         ("events", "lanes"): True,
+        ("events", "older_batches"): False,
         ("dead_letters", "balance"): True,
     }
-    [failed] = [found for found in result.get_asset_check_evaluations() if not found.passed]
     [batch] = stack.batches()
-    assert batch.batch_id in (failed.description or "")
-    assert "staged 10 rows, ClickHouse has 0" in (failed.description or "")
+    for failed in result.get_asset_check_evaluations():
+        if not failed.passed:
+            assert batch.batch_id in (failed.description or "")
+            assert "staged 10 rows, ClickHouse has 0" in (failed.description or "")
+
+
+def test_a_micro_batch_proves_older_batches_in_turn(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is lost of a batch that is new no more makes a check red, and it stays red."""
+    monkeypatch.setattr("assets.checks._NEWEST_OF_DATE", 1)
+    monkeypatch.setattr("orchestration.reconcile.ROTATION", 2)
+    stack = new_stack(batch_max_records=5).make_topic()
+    stack.send_numbers(range(20))
+    assert all(_checks(_run(stack, instance)).values())
+    first, *_ = stack.batches()
+    stack.client.command(
+        f"ALTER TABLE {stack.database}.events DELETE WHERE _batch_id = '{first.batch_id}' "
+        "SETTINGS mutations_sync = 2"
+    )
+    seen = [_checks(_run(stack, instance)) for _ in range(4)]
+    assert [checks["events", "balance"] for checks in seen] == [True] * 4
+    # The second run proves the two that had no turn yet; from the third on it is known.
+    assert [checks["events", "older_batches"] for checks in seen] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("failpoint", ["after-register", "after-insert", "after-loaded"])
@@ -391,6 +419,7 @@ def test_a_troubled_topic_is_a_red_check_and_the_others_are_loaded(
     assert _checks(result) == {
         ("events", "balance"): True,
         ("events", "lanes"): False,
+        ("events", "older_batches"): True,
         ("dead_letters", "balance"): True,
     }
     for topic, places in zip(topics, ([0, 1], [0, 1], [0]), strict=True):

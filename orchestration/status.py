@@ -1,0 +1,63 @@
+"""Status: what runs, how far loading has come, and what needs a person, asked of every part.
+
+A part that is away is told as such; the others are told all the same. No ClickHouse is asked: what
+it holds is known by its proofs, which stand in the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from assets.pipeline.batch import Batch
+from assets.pipeline.errors import KafkaAway
+from assets.pipeline.topic import topics_of
+from local_stack.processes import Record, died, running
+from orchestration.ledger.attempts import Attempt, last_failures
+from orchestration.ledger.audits import AuditSummary, audit_summary
+from orchestration.ledger.batches import states, waiting_for_a_person
+from orchestration.settings import Settings
+from orchestration.standing import Completeness, Standing, stand
+
+FAILURES_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of one Tidemark. `standing` is None when Kafka does not answer."""
+
+    services: tuple[Record, ...]
+    died: tuple[Record, ...]
+    kafka: str
+    standing: Standing | None
+    batches: dict[str, int]
+    audits: AuditSummary
+    failures: tuple[Attempt, ...]
+    waiting_for_a_person: tuple[Batch, ...]
+
+    @property
+    def complete(self) -> Completeness:
+        """Up to when everything is loaded."""
+        return self.standing.complete if self.standing else Completeness(None, held_by=self.kafka)
+
+
+def look(settings: Settings, ledger: Engine) -> Status:
+    """Ask every part."""
+    standing: Standing | None = None
+    kafka = settings.bootstrap_servers
+    try:
+        topics = topics_of(settings.kafka_client, settings.topics_by_urgency)
+        standing = stand(topics.values(), ledger, settings.kafka_client)
+    except KafkaAway as error:
+        kafka = str(error)
+    return Status(
+        services=tuple(running(settings.home)),
+        died=tuple(died(settings.home)),
+        kafka=kafka,
+        standing=standing,
+        batches={state.value: count for state, count in states(ledger, *settings.topics).items()},
+        audits=audit_summary(ledger, *settings.topics),
+        failures=tuple(last_failures(ledger, FAILURES_TOLD, *settings.topics)),
+        waiting_for_a_person=tuple(waiting_for_a_person(ledger, *settings.topics)),
+    )
