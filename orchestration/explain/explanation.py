@@ -46,7 +46,7 @@ _IN_TABLES = (State.LOADED, State.COMMITTED)
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything about one id. Batches are those of the records, and those they repeat."""
+    """Everything about one id. Batches are those that hold the records."""
 
     wanted: Wanted
     records: tuple[Record, ...]
@@ -66,6 +66,8 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
     if not search.records and wanted.made_at_ms is not None and "Kafka" not in search.away:
         for found in search_kafka(settings, ledger, wanted, search, staged_too=True):
             search.add(_placed(ledger, lake, wanted, search, found))
+    if any(record.verdict is Verdict.MISSING for record in search.records.values()):
+        _ask_again(settings, wanted, search)
     search_spool(settings, wanted, search)
     records = [
         _with_tries(ledger, _with_first_topic(ledger, record)) for record in search.records.values()
@@ -78,6 +80,18 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
         {batch_id: tuple(attempts_of(ledger, batch_id)) for batch_id in batches},
         search,
     )
+
+
+def _ask_again(settings: Settings, wanted: Wanted, search: Search) -> None:
+    """What ClickHouse did not have may have been loaded while the rest was asked."""
+    again = Search()
+    search_clickhouse(settings, wanted, again)
+    for place, record in again.records.items():
+        known = search.records.get(place)
+        if known is not None and known.verdict is Verdict.MISSING:
+            search.records[place] = record
+    search.looked_at += [f"{line} when asked again" for line in again.looked_at]
+    search.away.update(again.away)
 
 
 def _search_lake(
@@ -235,7 +249,10 @@ def _with_tries(ledger: Engine, record: Record) -> Record:
 
 
 def _batches_of(ledger: Engine, records: Iterable[Record]) -> dict[str, Batch]:
-    """The records' batches; those that this ledger does not know are missing."""
+    """The batches that hold the records, as far as this ledger knows them.
+
+    What a duplicate repeats is named by its record, and explained by its own uuid.
+    """
     ids = dict.fromkeys(record.batch_id for record in records if record.batch_id)
     found = {batch_id: _known(ledger, batch_id) for batch_id in ids}
     return {batch_id: batch for batch_id, batch in found.items() if batch is not None}

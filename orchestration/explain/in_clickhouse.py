@@ -29,7 +29,8 @@ _DEAD_LETTERS = f"""
 SELECT {_APPENDED}, reason, detail, base64Encode(value), _run_id,
        toUnixTimestamp64Milli(_inserted_at) * 1000
 FROM {{database:Identifier}}.dead_letters
-WHERE arrival_date >= {{since:Date}} AND multiSearchAny(value, {{spellings:Array(String)}})
+WHERE arrival_date >= {{since:Date}}
+  AND multiSearchAnyCaseInsensitive(value, {{spellings:Array(String)}})
 ORDER BY _appended_at, _topic, _partition, _offset
 LIMIT {MOST_RECORDS + 1}
 """

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from capture_api.events.record import EARLIEST_US, LATEST_US
+
 MOST_RECORDS = 1_000
 """Records that one look-up shows: a request may hold many thousands."""
 
@@ -81,7 +83,7 @@ class Record:
 
 
 def with_head(record: Record, head: dict[str, Any]) -> Record:
-    """The record with what its head says, where that has the right type."""
+    """The record with what its head says, where that can be so."""
 
     def text(name: str) -> str:
         value = head.get(name)
@@ -91,6 +93,9 @@ def with_head(record: Record, head: dict[str, Any]) -> Record:
         value = head.get(name)
         return value if isinstance(value, int) else None
 
+    received_at = number("received_at")
+    if received_at is not None and not EARLIEST_US <= received_at <= LATEST_US:
+        received_at = None
     return replace(
         record,
         project_id=number("project_id"),
@@ -98,7 +103,7 @@ def with_head(record: Record, head: dict[str, Any]) -> Record:
         event=text("event"),
         distinct_id=text("distinct_id"),
         request_id=text("request_id"),
-        received_at=number("received_at"),
+        received_at=received_at,
     )
 
 

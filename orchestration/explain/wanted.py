@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,9 @@ import msgspec
 from capture_api.events.uuids import normal_uuid
 
 MOST_CHARACTERS = 200
+
+_FIRST_MS = 1_577_836_800_000  # 2020: nobody made UUIDs of version 7 before
+_CLOCKS_DIFFER_MS = 3_600_000
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder()
@@ -40,10 +44,15 @@ class Wanted:
 
     @cached_property
     def made_at_ms(self) -> int | None:
-        """When a version-7 UUID was made, by the clock of its maker, in ms since 1970."""
+        """When a version-7 UUID was made, by the clock of its maker, in ms since 1970.
+
+        None for a time that no right clock can have shown, which bounds no search.
+        """
         if self.uuid is None or self.uuid.version != 7:
             return None
-        return self.uuid.int >> 80
+        made_at = self.uuid.int >> 80
+        latest = time.time_ns() // 1_000_000 + _CLOCKS_DIFFER_MS
+        return made_at if _FIRST_MS <= made_at <= latest else None
 
     def is_of(self, head: dict[str, Any]) -> bool:
         """Whether a record's head has it as its uuid or its receipt."""
@@ -63,10 +72,10 @@ class Wanted:
                 for name, raw in fields.items()
                 if not bytes(raw).startswith((b"{", b"["))
             }
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             either = "|".join(map(re.escape, self.spellings))
             pattern = rf'"(?:uuid|request_id)"\s*:\s*"(?:{either})"'
-            return {} if re.search(pattern.encode(), value) else None
+            return {} if re.search(pattern.encode(), value, re.IGNORECASE) else None
         return head if self.is_of(head) else None
 
 

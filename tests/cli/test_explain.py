@@ -20,8 +20,12 @@ from capture_api.events.uuids import mint_uuid
 from capture_api.kafka.spool_folder import Position, claim
 from capture_api.kafka.spool_frames import SEGMENT_MAGIC, encode_frame
 from orchestration.cli import tidemark
-from orchestration.explain import in_kafka
+from orchestration.explain import explanation, in_kafka
+from orchestration.explain.document import document
+from orchestration.explain.in_clickhouse import search_clickhouse
 from orchestration.explain.text import WIDTH
+from orchestration.explain.wanted import wanted
+from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import create_project
 from tests.capture_api.conftest import Capture
 from tests.conftest import unused_port
@@ -366,3 +370,58 @@ def test_the_answer_of_an_unknown_request_is_calm(stack: Stack, capture: Capture
     assert result.exit_code == 1
     assert UUID(answer.headers["X-Request-Id"]).version == 7
     assert "made" in result.output
+
+
+def test_what_is_loaded_meanwhile_is_not_missing(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that is loaded after ClickHouse was asked is a row; it is asked once more."""
+    stack.send(value_of(1))
+    stage_batches(stack.worker())
+    asked: list[None] = []
+
+    def ask(*arguments: Any) -> None:
+        search_clickhouse(*arguments)
+        if not asked:
+            load_batches(stack.worker())
+        asked.append(None)
+
+    monkeypatch.setattr(explanation, "search_clickhouse", ask)
+    seen = document(
+        explanation.explain(stack.settings, open_ledger(stack.settings.ledger), wanted(uuid_of(1)))
+    )
+    assert verdicts(seen) == [(stack.settings.topic, 0, "loaded")]
+    assert len(asked) == 2
+    assert [line for line in seen["looked_at"] if "1 found when asked again" in line]
+
+
+def test_odd_records_are_found(stack: Stack) -> None:
+    """A uuid with a time that cannot be; one in capitals; dead letters that nothing can decode."""
+    days = 400 * 86_400_000_000
+    odd = {
+        "no clock": "00000000-0000-7000-8000-000000000001",
+        "year 10889": "ffffffff-ffff-7fff-bfff-ffffffffffff",
+        "ahead": mint_uuid(time.time_ns() // 1000 + days),
+    }
+    capitals, bytes_, numbers = str(uuid4()), str(uuid4()), str(uuid4())
+    stack.send(
+        *(value_of(n, uuid=uuid, project_id=0) for n, uuid in enumerate(odd.values(), 1)),
+        value_of(4, uuid=capitals.upper(), project_id=0),
+        value_of(5, uuid=capitals.upper())[:-9],
+        value_of(6, uuid=bytes_).replace(b'"event":"', b'"event":"\xff'),
+        value_of(7, uuid=numbers, received_at=1 << 62),
+    )
+    ids = {**odd, "capitals": capitals, "bytes": bytes_, "numbers": numbers}
+    counts = {name: 2 if name == "capitals" else 1 for name in ids}
+    steps: list[tuple[Callable[[], object], str]] = [
+        (lambda: None, "waiting"),
+        (lambda: stage_batches(stack.worker()), "dead_letter"),
+        (stack.run, "dead_letter"),
+    ]
+    for step, verdict in steps:
+        step()
+        found = {name: explained(stack, id)["records"] for name, id in ids.items()}
+        assert {name: len(records) for name, records in found.items()} == counts
+        assert {record["verdict"] for records in found.values() for record in records} == {verdict}
+    assert all(record["row"] for records in found.values() for record in records)
+    assert run(stack, "fffffffe-ffff-7fff-bfff-ffffffffffff").exit_code == 1
