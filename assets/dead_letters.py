@@ -5,6 +5,7 @@ import dagster as dg
 from assets.kafka_events import GROUP
 from assets.metadata import clickhouse_schema, dead_letter_metadata
 from assets.pipeline.batch import Kind
+from assets.pipeline.errors import BatchError
 from assets.pipeline.loading import load_dead_letters
 from assets.pipeline.tell_standing import tell_standing
 from assets.report import Sheet, report, told_failures
@@ -45,7 +46,10 @@ def dead_letters(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with told_failures(context):
             worker = pipeline.worker(context)
-            done = load_dead_letters(worker)
+            held: list[BatchError] = []
+            done = load_dead_letters(worker, held)
+            for trouble in held:
+                context.log.error(str(trouble))
             tell_standing(worker)
             return report(context, worker, _SHEET, done)
 

@@ -6,7 +6,7 @@ from assets.kafka_events import GROUP, kafka_key, observe
 from assets.metadata import arrow_schema, public_address, staged_metadata
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.columns import EVENTS
-from assets.pipeline.errors import LaneTrouble
+from assets.pipeline.errors import BatchError
 from assets.pipeline.staging import stage_batches
 from assets.report import Sheet, report, told_failures
 from orchestration.partitions import arrival_dates
@@ -46,9 +46,9 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
             worker = pipeline.worker(context)
             before = worker.unfinished()
             pipeline.tag_run(context, before)
-            # What is wrong with a lane must not keep the others from being loaded: the checks
-            # `lanes` and `balance` are red for it.
-            held: list[LaneTrouble] = []
+            # What is wrong with a lane or a batch must not keep the others from being loaded: the
+            # checks `lanes` and `balance` are red for it.
+            held: list[BatchError] = []
             staged = stage_batches(worker, held)
             for trouble in held:
                 context.log.error(str(trouble))

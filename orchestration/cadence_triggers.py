@@ -7,6 +7,8 @@ A tick that starts nothing says why, in the UI's list of ticks:
     Kafka or the ledger is away         → skipped with their words: it passes by itself, and a red
                                           tick every few seconds would bury what does not
     the last runs failed                → skipped until a growing pause is over
+    ClickHouse takes nothing            → runs go on staging; skipped only when nothing is to be
+                                          staged, or there is no room, and no try is due
     Kafka's log is not what was planned → the tick fails: a person is needed; but where there is
                                           something else to do, that is done
 """
@@ -22,7 +24,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from assets.checks import MICRO_BATCH
+from assets.pipeline.circuit import loading_paused, next_try_at
 from assets.pipeline.errors import TransientError
+from assets.pipeline.lake import Lake
+from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic, topics_of
 from orchestration.backlog import Backlog, look
 from orchestration.ledger.connection import open_ledger
@@ -60,6 +65,10 @@ class Lookout:
     def _ledger(self) -> Engine:
         return open_ledger(self._settings.ledger)
 
+    @cached_property
+    def _lake(self) -> Lake:
+        return Lake(self._settings.lake)
+
     def backlog(self) -> Backlog:
         """What waits now. Raises what keeps a topic from being read if nothing else waits."""
         backlog = look(self._topics.values(), self._ledger)
@@ -67,6 +76,20 @@ class Lookout:
             for trouble in backlog.troubles:
                 raise trouble
         return backlog
+
+    def wait(self, backlog: Backlog) -> str | None:
+        """Why nothing of the backlog can be done now, though it is not nothing."""
+        at = next_try_at(self._settings, self._ledger, backlog.unfinished)
+        if backlog.unfinished and at is None:
+            return None
+        full = why_no_room(self._settings, self._ledger, self._lake) if backlog.unread else None
+        if backlog.unread and full is None:
+            return None
+        reasons = [str(full)] if full else []
+        reasons += map(str, loading_paused(self._settings, self._ledger))
+        if at is not None:
+            reasons.append(f"next try at {datetime.fromtimestamp(at / 1e6, UTC):%H:%M:%S} UTC")
+        return "; ".join(reasons)
 
 
 def decide(
@@ -87,6 +110,8 @@ def decide(
         return dg.SkipReason("nothing in Kafka waits to be loaded")
     if (pause := _pause(instance, now or datetime.now(UTC))) is not None:
         return dg.SkipReason(f"{backlog} wait: {pause}")
+    if (wait := lookout.wait(backlog)) is not None:
+        return dg.SkipReason(f"{backlog} wait: {wait}")
     return dg.RunRequest(partition_key=partition_of(backlog.arrival_date))
 
 

@@ -174,6 +174,11 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
             "publish it as it is, or stage it again with the code of now",
             (f"tidemark release {batch.batch_id}", f"tidemark retry {batch.batch_id} --restage"),
         )
+    if finding.trouble is Trouble.HELD and batch.state is State.GAP:
+        return Remedy(
+            "bring back what is lost, or decide about the loss",
+            (f"tidemark retry {batch.batch_id}", "tidemark gaps"),
+        )
     if finding.trouble is Trouble.HELD:
         return Remedy("when the cause is mended", (f"tidemark retry {batch.batch_id}",))
     if finding.trouble is Trouble.FILE:

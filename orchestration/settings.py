@@ -259,6 +259,34 @@ class Settings(BaseSettings):
         ge=1,
         description="Tries of one stage inside a run, with back-off, before it fails.",
     )
+    table_backoff_max_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds between two tries at a ClickHouse table that takes nothing, at most; "
+        "it is waited for after TIDEMARK_LOAD_ATTEMPTS failures in a row.",
+    )
+    batch_backoff_max_seconds: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds between two tries at a batch that fails while others go on, at most.",
+    )
+    unknown_error_tries: int = Field(
+        3,
+        ge=1,
+        description="Tries of a batch that end in an error which nobody knows, before it waits for "
+        "a person.",
+    )
+    staged_max_bytes: int = Field(
+        20 << 30,
+        ge=0,
+        description="Bytes of staged files that wait to be loaded; beyond it no more is planned. "
+        "0: any.",
+    )
+    lake_min_free_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="Bytes that stay free on the disk of a local lake: nothing is staged below it.",
+    )
 
     capture_ack_timeout_ms: int = Field(
         5_000,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Batch
+from assets.pipeline.circuit import trouble_now
 from assets.pipeline.errors import KafkaAway
 from assets.pipeline.topic import topics_of
 from local_stack.processes import Record, died, running
@@ -25,7 +26,10 @@ FAILURES_TOLD = 5
 
 @dataclass(frozen=True)
 class Status:
-    """The state of one Tidemark. `standing` is None when Kafka does not answer."""
+    """The state of one Tidemark. `standing` is None when Kafka does not answer.
+
+    `trouble` is what is waited for: tables of ClickHouse, single batches, room.
+    """
 
     services: tuple[Record, ...]
     died: tuple[Record, ...]
@@ -35,6 +39,7 @@ class Status:
     audits: AuditSummary
     failures: tuple[Attempt, ...]
     waiting_for_a_person: tuple[Batch, ...]
+    trouble: tuple[str, ...]
 
     @property
     def complete(self) -> Completeness:
@@ -60,4 +65,5 @@ def look(settings: Settings, ledger: Engine) -> Status:
         audits=audit_summary(ledger, *settings.topics),
         failures=tuple(last_failures(ledger, FAILURES_TOLD, *settings.topics)),
         waiting_for_a_person=tuple(waiting_for_a_person(ledger, *settings.topics)),
+        trouble=tuple(trouble_now(settings, ledger)),
     )

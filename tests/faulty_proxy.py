@@ -108,6 +108,7 @@ class FaultyProxy:
     def __init__(self, upstream_port: int, plan: Plan = no_faults) -> None:
         self.plan = plan
         self.canned: dict[str, Canned] = {}
+        self.answers: Callable[[Exchange], Canned | None] = lambda exchange: None
         self.exchanges: list[Exchange] = []
         self.port = 0
         self._upstream_port = upstream_port
@@ -165,7 +166,11 @@ class FaultyProxy:
                 exchange = _exchange(head, body)
                 self.exchanges.append(exchange)
                 exchange.fault = self.plan(exchange)
-                canned = self.canned.get(exchange.path) or _unavailable(exchange.fault)
+                canned = (
+                    self.canned.get(exchange.path)
+                    or self.answers(exchange)
+                    or _unavailable(exchange.fault)
+                )
                 if exchange.fault is Fault.RESET_BEFORE:
                     return _reset(writer)
                 if canned is not None and exchange.method != "OPTIONS":

@@ -4,15 +4,16 @@ A batch's states, and the stage that moves it on:
 
     planned ──stage──▶ staged ──load──▶ loading ──prove──▶ loaded ──commit──▶ committed
        │  ▲                              │   │
-       │  └── staged file damaged ───────┘   └─▶ suspect (ClickHouse refuses it, or holds
-       ├─▶ gap (records no longer in Kafka)               neither nothing nor all of it)
-       └─▶ held (staged, but too much of it was rejected) ──release──▶ staged
+       │  └── staged file damaged ───────┘   ├─▶ suspect (ClickHouse holds neither nothing nor all)
+       ├─▶ gap (Kafka's or the file's loss)  └─▶ failed (its data is refused, or tries are used up)
+       ├─▶ held (staged, but too much of it was rejected) ──release──▶ staged
+       └─▶ failed
 
-    gap, suspect ──given up, a redrive only──▶ superseded (another one may carry its letters)
+    gap, suspect, failed ──given up, a redrive only──▶ superseded (others may carry its letters)
 
-`gap`, `held` and `suspect` wait for a person, who looks and says `tidemark retry` or `tidemark
-release`; other batches go on. What a crash leaves is the state before it: the next worker takes
-the batch up from there.
+`gap`, `held`, `suspect` and `failed` wait for a person, who looks and says `tidemark retry` or
+`tidemark release`; other batches go on. What a crash leaves is the state before it: the next worker
+takes the batch up from there.
 """
 
 from __future__ import annotations
@@ -35,19 +36,25 @@ class State(StrEnum):
     GAP = "gap"
     HELD = "held"
     SUSPECT = "suspect"
+    FAILED = "failed"
     SUPERSEDED = "superseded"
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PLANNED: frozenset({State.STAGED, State.HELD, State.GAP}),
+    State.PLANNED: frozenset({State.STAGED, State.HELD, State.GAP, State.FAILED}),
     State.STAGED: frozenset({State.LOADING}),
-    State.LOADING: frozenset({State.LOADING, State.LOADED, State.PLANNED, State.SUSPECT}),
-    State.LOADED: frozenset({State.COMMITTED, State.SUSPECT}),
-    State.COMMITTED: frozenset({State.SUSPECT}),
-    State.GAP: frozenset({State.PLANNED, State.SUPERSEDED}),
+    State.LOADING: frozenset(
+        {State.LOADING, State.LOADED, State.PLANNED, State.GAP, State.SUSPECT, State.FAILED}
+    ),
+    State.LOADED: frozenset({State.COMMITTED, State.GAP, State.SUSPECT}),
+    State.COMMITTED: frozenset({State.GAP, State.SUSPECT}),
+    # From where it was found: before it was staged, or when a staged file was missed.
+    State.GAP: frozenset({State.PLANNED, State.LOADING, State.FAILED, State.SUPERSEDED}),
     # Released as it is, or staged again: then it may have to be held again.
     State.HELD: frozenset({State.STAGED, State.HELD}),
     State.SUSPECT: frozenset({State.LOADING, State.SUPERSEDED}),
+    # From where it failed: before it was staged, or after.
+    State.FAILED: frozenset({State.PLANNED, State.LOADING, State.SUPERSEDED}),
     State.SUPERSEDED: frozenset(),
 }
 """Which state may follow which; the ledger refuses anything else."""
@@ -55,7 +62,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 UNFINISHED = (State.PLANNED, State.STAGED, State.LOADING, State.LOADED)
 """States from which a worker carries on by itself."""
 
-WAITING = (State.GAP, State.HELD, State.SUSPECT)
+WAITING = (State.GAP, State.HELD, State.SUSPECT, State.FAILED)
 """States in which a batch waits for a person."""
 
 
@@ -87,7 +94,8 @@ class Balance:
     """How the offsets of a range, or of a batch, came out. All are counts.
 
     `absent` are offsets that hold no record: transaction markers, compacted records. `redriven`
-    are those of the rejected that have become events since, by a batch of their own.
+    are those of the rejected that have become events since, by a batch of their own. `lost` are
+    offsets whose records are gone for good, as a person has accepted.
     """
 
     ok: int = 0
@@ -96,6 +104,7 @@ class Balance:
     tombstone: int = 0
     absent: int = 0
     redriven: int = 0
+    lost: int = 0
 
     def __add__(self, other: Balance) -> Balance:
         return Balance(
@@ -105,6 +114,7 @@ class Balance:
             self.tombstone + other.tombstone,
             self.absent + other.absent,
             self.redriven + other.redriven,
+            self.lost + other.lost,
         )
 
     @property
@@ -115,7 +125,7 @@ class Balance:
     @property
     def offsets(self) -> int:
         """Offsets accounted for: end − start, when the balance closes."""
-        return self.delivered + self.absent
+        return self.delivered + self.absent + self.lost
 
 
 @dataclass(frozen=True)

@@ -12,33 +12,16 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from assets.pipeline.errors import BatchError, TransientError
+from assets.pipeline.codes import Remedy, clickhouse_remedy
+from assets.pipeline.errors import ClickHouseAway, ClickHouseRefused
 
 TABLES_SQL = Path(__file__).with_name("tables.sql")
-
-TRANSIENT_CODES = {
-    159: "TIMEOUT_EXCEEDED",
-    164: "READONLY",
-    198: "DNS_ERROR",
-    202: "TOO_MANY_SIMULTANEOUS_QUERIES",
-    209: "SOCKET_TIMEOUT",
-    210: "NETWORK_ERROR",
-    236: "ABORTED",
-    241: "MEMORY_LIMIT_EXCEEDED",
-    242: "TABLE_IS_READ_ONLY",
-    243: "NOT_ENOUGH_SPACE",
-    252: "TOO_MANY_PARTS",
-    285: "TOO_FEW_LIVE_REPLICAS",
-    319: "UNKNOWN_STATUS_OF_INSERT",
-    999: "KEEPER_EXCEPTION",
-}
-"""Errors of ClickHouse that pass by themselves, or once somebody has made room."""
 
 _CODE = re.compile(r"(?:Code:|error code) (\d+)")
 
 
 def connect(address: str, user: str, password: str) -> Client:
-    """A client. Raises TransientError when ClickHouse does not answer."""
+    """A client. Raises ClickHouseAway when it does not answer."""
     with named_errors("connecting"):
         return clickhouse_connect.get_client(
             dsn=address,
@@ -66,16 +49,19 @@ def table_statements(database: str) -> list[str]:
 
 @contextmanager
 def named_errors(doing: str) -> Iterator[None]:
-    """Turn what the client raises into TransientError, or BatchError when a retry is in vain."""
+    """Turn what the client raises into ClickHouseAway, or ClickHouseRefused: see codes.py."""
     try:
         yield
     except ClickHouseError as error:
-        code = _CODE.search(str(error))
-        if code is None or int(code[1]) in TRANSIENT_CODES:
-            raise TransientError(f"ClickHouse, {doing}: {_first_line(error)}") from error
-        raise BatchError(f"ClickHouse refused {doing}: {_first_line(error)}") from error
+        found = _CODE.search(str(error))
+        code = None if found is None else int(found[1])
+        if code is None or clickhouse_remedy(code) in (Remedy.WAIT, Remedy.ALONE):
+            raise ClickHouseAway(f"ClickHouse, {doing}: {_first_line(error)}", code) from error
+        raise ClickHouseRefused(
+            f"ClickHouse refused {doing}: {_first_line(error)}", code
+        ) from error
     except OSError as error:
-        raise TransientError(f"ClickHouse, {doing}: {error}") from error
+        raise ClickHouseAway(f"ClickHouse, {doing}: {error}") from error
 
 
 def _first_line(error: Any) -> str:

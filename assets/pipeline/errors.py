@@ -6,17 +6,70 @@ error that would be in vain: it needs a person, other code, or another staging, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from assets.pipeline.batch import Range
+from assets.pipeline.codes import Remedy, clickhouse_remedy, kafka_remedy
+
 
 class BatchError(Exception):
-    """A batch could not be carried on; its state in the ledger says how far it came."""
+    """A batch could not be carried on; its state in the ledger says how far it came.
+
+    `code` is what ClickHouse or Kafka gave, `remedy` what is done about it (codes.py), and
+    `next_try_at` (µs) when it is tried again, if that is known.
+    """
+
+    code: int | None = None
+    remedy: Remedy = Remedy.REFUSED
+    next_try_at: int | None = None
 
 
 class TransientError(BatchError):
     """Kafka, ClickHouse or the lake is away or overloaded: the same call may work later."""
 
+    remedy = Remedy.WAIT
+
+
+class ClickHouseAway(TransientError):
+    """ClickHouse does not answer, has no room, or the batch is too much for it as it is now."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code, self.remedy = code, clickhouse_remedy(code)
+
+
+class ClickHouseRefused(BatchError):
+    """ClickHouse answered with an error that does not pass by itself, or that nobody knows."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code, self.remedy = code, clickhouse_remedy(code)
+
+
+class UnknownTrouble(BatchError):
+    """An error that nobody has thought of: it is tried again a few times, then a person looks."""
+
+    remedy = Remedy.UNKNOWN
+
+
+class LoadingPaused(TransientError):
+    """ClickHouse was away, or took nothing, several times: the next try is not due yet."""
+
 
 class KafkaAway(TransientError):
     """Kafka does not answer, or not for this topic."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class KafkaRefused(BatchError):
+    """Kafka answered with an error that does not pass by itself, or that nobody knows."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code, self.remedy = code, kafka_remedy(code)
 
 
 class TopicMissing(KafkaAway):
@@ -27,8 +80,21 @@ class LaneTrouble(BatchError):
     """A lane cannot be carried on as it was planned; lanes of other topics can."""
 
 
+class StagingPaused(LaneTrouble):
+    """So much is staged and not loaded that no more is planned until there is room again."""
+
+    remedy = Remedy.WAIT
+
+
 class Gap(LaneTrouble):
-    """Records of a planned range are no longer in Kafka."""
+    """Records of a planned range are no longer in Kafka.
+
+    `missing` are the offsets that are gone, empty where Kafka did not say which.
+    """
+
+    def __init__(self, text: str, missing: Sequence[Range] = ()) -> None:
+        super().__init__(text)
+        self.missing = tuple(missing)
 
 
 class TopicReplaced(LaneTrouble):
@@ -68,3 +134,12 @@ class KeyFileUnreadable(BatchError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"key file {path} cannot be read ({reason})")
+
+
+ANSWERED = (ClickHouseAway, ClickHouseRefused, KafkaRefused, UnknownTrouble)
+"""What is about one batch, when it reaches those who go on with the others."""
+
+
+def is_given_up(error: BatchError) -> bool:
+    """Whether the same would be refused again, or was tried often enough."""
+    return isinstance(error, ANSWERED) and error.next_try_at is None

@@ -10,9 +10,17 @@ Invariant: a lane moves on in the transaction that stores the batch, and never m
 from __future__ import annotations
 
 from assets.pipeline import plan
-from assets.pipeline.batch import Batch
+from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.circuit import LOAD
 from assets.pipeline.clock import StageClock
-from assets.pipeline.errors import LedgerBehind, TopicMissing, TransientError
+from assets.pipeline.codes import Remedy
+from assets.pipeline.errors import (
+    ClickHouseAway,
+    ClickHouseRefused,
+    LedgerBehind,
+    LoadingPaused,
+    TopicMissing,
+)
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.mirror import mirrored_ends
 from assets.pipeline.topic import Topic
@@ -37,7 +45,7 @@ def see_watermark(worker: Worker, topic: Topic) -> plan.Watermark | None:
         return None
 
 
-def check_ledger(worker: Worker, topic: Topic, watermark: plan.Watermark) -> None:
+def check_ledger(worker: Worker, lease: Lease, topic: Topic, watermark: plan.Watermark) -> None:
     """Raise LedgerBehind when ClickHouse knows of batches that the ledger has no lanes for.
 
     Planned from such a ledger, a restored or an empty one, everything would be loaded again
@@ -45,10 +53,13 @@ def check_ledger(worker: Worker, topic: Topic, watermark: plan.Watermark) -> Non
     """
     identity = watermark.identity
     try:
+        worker.circuit(lease, LOAD, Kind.EVENTS).check()
         mirrored = mirrored_ends(
             worker.clickhouse, worker.settings.clickhouse_database, identity.topic_id
         )
-    except TransientError as error:
+    except (ClickHouseAway, ClickHouseRefused, LoadingPaused) as error:
+        if error.remedy not in (Remedy.WAIT, Remedy.ALONE, Remedy.REPAIR):
+            raise
         worker.say(f"the ledger is not compared with ClickHouse's mirror of it: {error}")
         return
     planned = ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id)

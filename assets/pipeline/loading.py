@@ -8,6 +8,7 @@ Invariant: nothing is inserted but after a proof that it is not there, nor witho
 from __future__ import annotations
 
 from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.circuit import DEAD_LETTERS, LOAD, Circuit
 from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
 from assets.pipeline.errors import (
@@ -16,7 +17,7 @@ from assets.pipeline.errors import (
     ProofFailed,
     StagedFileDamaged,
     TopicReplaced,
-    TransientError,
+    is_given_up,
 )
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.letters import check_letters
@@ -29,18 +30,17 @@ from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt, attempts_of
+from orchestration.ledger.gaps import gap_found
 from orchestration.ledger.leases import Lease, assert_held
 
-_REFUSALS = 3
-"""Attempts at loading that ClickHouse refuses before a batch waits for a person."""
 
-
-def load_batches(worker: Worker) -> list[Batch]:
+def load_batches(worker: Worker, held: list[BatchError] | None = None) -> list[Batch]:
     """Load and prove every staged batch, then commit offsets.
 
-    A batch that cannot be loaded holds up no other; the first such error is raised at the end.
+    A batch that cannot be loaded holds up no other; the first such error is raised at the end. What
+    is waited for, and what waits for a person, goes into `held` instead, where it is given.
     """
-    aside = PutAside()
+    aside = PutAside(held)
     with worker.lease() as lease:
         loaded = load_these(worker, lease, worker.unfinished(), aside)
     aside.raise_first()
@@ -49,25 +49,40 @@ def load_batches(worker: Worker) -> list[Batch]:
 
 def load_these(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside) -> list[Batch]:
     """The same for some batches, under the caller's lease; gives those that were loaded."""
-    loaded: list[Batch] = []
-    worker.clickhouse  # noqa: B018  # when it is away, or refuses us, no batch is to blame
-    # Before any row: a ledger that is restored from a backup then meets what it has forgotten.
-    due = [batch for batch in batches if batch.state in (State.STAGED, State.LOADING)]
-    mirror(worker.clickhouse, worker.settings.clickhouse_database, due, [])
-    for batch in batches:
-        with aside.errors():
-            if batch.state in (State.STAGED, State.LOADING):
-                _load_one(worker, lease, batch)
-            if batch.state in (State.STAGED, State.LOADING, State.LOADED):
-                loaded.append(batch)
+    loaded = [batch for batch in batches if batch.state is State.LOADED]
+    with aside.pauses():
+        loaded += _load_due(worker, lease, batches, aside)
     for topic in dict.fromkeys(batch.topic for batch in loaded):
         _commit(worker, lease, [batch for batch in loaded if batch.topic == topic])
     return loaded
 
 
-def load_dead_letters(worker: Worker) -> list[Batch]:
-    """Load and prove the dead letters of every loaded batch, and mirror the ledger."""
-    aside = PutAside()
+def _load_due(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside) -> list[Batch]:
+    """Load what does not wait by itself. Raises LoadingPaused when the table takes nothing."""
+    circuit = worker.circuit(lease, LOAD, Kind.EVENTS)
+    due = circuit.due([b for b in batches if b.state in (State.STAGED, State.LOADING)])
+    if not due:
+        return []
+    loaded: list[Batch] = []
+    circuit.check()
+    with circuit.watched():
+        # When ClickHouse is away, or refuses us, no batch is to blame. Before any row: a ledger
+        # that is restored from a backup then meets what it has forgotten.
+        mirror(worker.clickhouse, worker.settings.clickhouse_database, due, [])
+        for batch in due:
+            with aside.errors():
+                _load_one(worker, lease, circuit, batch)
+                loaded.append(batch)
+            circuit.check()
+    return loaded
+
+
+def load_dead_letters(worker: Worker, held: list[BatchError] | None = None) -> list[Batch]:
+    """Load and prove the dead letters of every loaded batch, and mirror the ledger.
+
+    `held` as in load_batches.
+    """
+    aside = PutAside(held)
     with worker.lease() as lease:
         done = finish_these(worker, lease, worker.unfinished(), aside)
     aside.raise_first()
@@ -78,26 +93,41 @@ def finish_these(
     worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside
 ) -> list[Batch]:
     """The same for some batches, under the caller's lease; gives those that are done."""
+    circuit = worker.circuit(lease, DEAD_LETTERS, Kind.DEAD_LETTERS)
+    due = circuit.due([b for b in batches if b.state in (State.LOADED, State.COMMITTED)])
+    events = worker.circuit(lease, LOAD, Kind.EVENTS)
+    others = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
+    others += [batch for batch in batches if batch.state in (State.STAGED, State.LOADING)]
+    if not due and (events.is_open or not others):
+        return []
     done: list[Batch] = []
-    for batch in batches:
-        if batch.state in (State.LOADED, State.COMMITTED):
-            with aside.errors():
-                _load_dead_letters_of(worker, lease, batch)
-                done.append(batch)
-    waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
-    told = [*done, *waiting, *_mended_by(worker, done)]
+    with aside.pauses():
+        events.check()
+        circuit.check()
+        with circuit.watched():
+            for batch in due:
+                with aside.errors():
+                    _load_dead_letters_of(worker, lease, circuit, batch)
+                    done.append(batch)
+                circuit.check()
+            _mirror_whole(worker, [*done, *others, *_mended_by(worker, done)])
+        # Only now: until then the next worker does all of this again.
+        for batch in done:
+            ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
+        return done
+    return []
+
+
+def _mirror_whole(worker: Worker, batches: list[Batch]) -> None:
+    """Mirror batches with all attempts at them."""
     failpoint("after-dead-letters")
     mirror(
         worker.clickhouse,
         worker.settings.clickhouse_database,
-        told,
-        [attempt for batch in told for attempt in attempts_of(worker.ledger, batch.batch_id)],
+        batches,
+        [one for batch in batches for one in attempts_of(worker.ledger, batch.batch_id)],
     )
     failpoint("after-mirror")
-    # Only now: until then the next worker does all of this again.
-    for batch in done:
-        ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
-    return done
 
 
 def _mended_by(worker: Worker, done: list[Batch]) -> list[Batch]:
@@ -124,36 +154,35 @@ def _commit_group(worker: Worker, newest: Batch) -> None:
         worker.say(f"group offsets of {newest.topic} were not committed (no harm done): {trouble}")
 
 
-def _load_one(worker: Worker, lease: Lease, batch: Batch) -> None:
+def _load_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> None:
     ledger, settings = worker.ledger, worker.settings
     clock = StageClock()
-    with attempt(ledger, batch.batch_id, "load", worker.run_id) as number:
+    with attempt(ledger, batch.batch_id, LOAD, worker.run_id) as number:
         if number > 1:
             worker.say(f"batch {batch.batch_id}: attempt {number} at loading")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADING)
         failpoint("before-insert")
         try:
-            inserted = load(
-                worker.clickhouse,
-                settings.clickhouse_database,
-                worker.lake,
-                batch,
-                Kind.EVENTS,
-                worker.run_id,
-                clock,
-                may_insert=lambda: _may_insert(worker, lease, batch),
-            )
+            with circuit.one(batch):
+                inserted = load(
+                    worker.clickhouse,
+                    settings.clickhouse_database,
+                    worker.lake,
+                    batch,
+                    Kind.EVENTS,
+                    worker.run_id,
+                    clock,
+                    may_insert=lambda: _may_insert(worker, lease, batch),
+                )
         except StagedFileDamaged as error:
             _stage_again_if_possible(worker, lease, batch, error)
             raise
         except ProofFailed as error:
             ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
             raise
-        except TransientError:
-            raise
         except BatchError as error:
-            if number >= _REFUSALS:
-                ledger_batches.set_state(ledger, lease, batch.batch_id, State.SUSPECT, str(error))
+            if is_given_up(error):
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.FAILED, str(error))
             raise
         failpoint("after-insert")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADED)
@@ -207,32 +236,45 @@ def _stage_again_if_possible(
     except (Gap, TopicReplaced, StagedFileDamaged) as gone:
         # The file may come back, with the mount or the bucket: its registration is kept.
         note = f"{damage}. Nor can it be staged again: {gone}"
-        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+        if batch.is_redrive:
+            ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+        else:
+            _file_lost(worker, lease, batch, Kind.EVENTS, note)
         return
     worker.say(f"batch {batch.batch_id}: {damage}; it is staged again by the next run")
     ledger_batches.stage_again(worker.ledger, lease, batch.batch_id, str(damage))
 
 
-def _load_dead_letters_of(worker: Worker, lease: Lease, batch: Batch) -> None:
+def _file_lost(worker: Worker, lease: Lease, batch: Batch, kind: Kind, note: str) -> None:
+    file = batch.staged.file(kind) if batch.staged else None
+    assert file is not None
+    gap_found(worker.ledger, lease, batch.batch_id, kind, file.path, file.rows, note)
+
+
+def _load_dead_letters_of(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> None:
     assert batch.staged is not None
     rejected = batch.staged.balance.rejected
     if not rejected:
         return
-    with attempt(worker.ledger, batch.batch_id, "dead_letters", worker.run_id):
+    with attempt(worker.ledger, batch.batch_id, DEAD_LETTERS, worker.run_id):
         try:
-            load(
-                worker.clickhouse,
-                worker.settings.clickhouse_database,
-                worker.lake,
-                batch,
-                Kind.DEAD_LETTERS,
-                worker.run_id,
-                StageClock(),
-                may_insert=lambda: assert_held(worker.ledger, lease),
-            )
-        except (ProofFailed, StagedFileDamaged) as error:
-            note = f"dead letters: {error}"
-            ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
+            with circuit.one(batch):
+                load(
+                    worker.clickhouse,
+                    worker.settings.clickhouse_database,
+                    worker.lake,
+                    batch,
+                    Kind.DEAD_LETTERS,
+                    worker.run_id,
+                    StageClock(),
+                    may_insert=lambda: assert_held(worker.ledger, lease),
+                )
+        except BatchError as error:
+            if isinstance(error, StagedFileDamaged):
+                _file_lost(worker, lease, batch, Kind.DEAD_LETTERS, f"dead letters: {error}")
+            elif isinstance(error, ProofFailed) or is_given_up(error):
+                note = f"dead letters: {error}"
+                ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.SUSPECT, note)
             raise
     worker.say(f"batch {batch.batch_id}: {rejected:,} dead letters loaded and proved")
 

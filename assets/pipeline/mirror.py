@@ -34,6 +34,7 @@ _BATCH_COLUMNS = [
     "rejected",
     "redriven",
     "letters",
+    "lost",
     "duplicate",
     "tombstone",
     "absent",
@@ -51,6 +52,10 @@ _ATTEMPT_COLUMNS = [
     "outcome",
     "error_class",
     "error_text",
+    "error_code",
+    "remedy",
+    "retriable",
+    "next_try_at",
 ]
 _STANDING_COLUMNS = [
     "topic",
@@ -156,6 +161,7 @@ def _batch_row(batch: Batch) -> list[Any]:
         balance.rejected,
         balance.redriven,
         batch.letters,
+        balance.lost,
         balance.duplicate,
         balance.tombstone,
         balance.absent,
@@ -176,6 +182,10 @@ def _attempt_row(attempt: Attempt) -> list[Any]:
         attempt.outcome or "",
         attempt.error_class or "",
         attempt.error_text or "",
+        attempt.error_code,
+        attempt.remedy or "",
+        attempt.retriable,
+        _time(attempt.next_try_at),
     ]
 
 

@@ -25,8 +25,9 @@ from confluent_kafka import (
 )
 
 from assets.pipeline.batch import Range
+from assets.pipeline.codes import Remedy, kafka_remedy
 from assets.pipeline.columns import RAW
-from assets.pipeline.errors import Gap, KafkaAway, TopicMissing, TopicReplaced
+from assets.pipeline.errors import Gap, KafkaAway, KafkaRefused, TopicMissing, TopicReplaced
 from assets.pipeline.topic import QUIET, Topic
 
 CHUNK_RECORDS = 1_000
@@ -79,7 +80,8 @@ def check_readable(topic: Topic, topic_id: str, ranges: Iterable[Range]) -> None
         raise Gap(
             "Kafka's retention took records before they were read: "
             f"{', '.join(map(str, missing))} "
-            f"({sum(map(len, missing)):,} offsets of {topic.name})"
+            f"({sum(map(len, missing)):,} offsets of {topic.name})",
+            missing,
         )
 
 
@@ -227,4 +229,7 @@ def _positions_reached(
 def _named(error: KafkaError) -> Exception:
     if error.code() == KafkaError._AUTO_OFFSET_RESET:
         return Gap(f"Kafka no longer has a record of the range: {error.str()}")
-    return KafkaAway(f"reading Kafka failed: {error.str()}")
+    code = error.code()
+    if kafka_remedy(code) in (Remedy.REFUSED, Remedy.UNKNOWN):
+        return KafkaRefused(f"reading Kafka failed: {error.str()}", code)
+    return KafkaAway(f"reading Kafka failed: {error.str()}", code)

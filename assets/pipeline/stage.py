@@ -132,9 +132,9 @@ class _BatchWriter:
     def staged(self, files: tuple[StagedFile, ...]) -> Staged:
         """What came of the batch, once all files are closed."""
         balances = {}
-        for range_ in self._batch.ranges:
+        for range_, readable in zip(self._batch.ranges, self._batch.readable, strict=True):
             counts = self._counts[range_.partition]
-            absent = len(range_) - int(counts.sum())
+            absent = len(readable) - int(counts.sum())
             if absent < 0:
                 raise BatchError(
                     f"{range_} gave {int(counts.sum()):,} records, more than it has offsets"
@@ -145,6 +145,7 @@ class _BatchWriter:
                 duplicate=int(counts[Verdict.DUPLICATE]),
                 tombstone=int(counts[Verdict.TOMBSTONE]),
                 absent=absent,
+                lost=len(range_) - len(readable),
             )
         return Staged(
             files=files,

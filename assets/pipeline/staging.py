@@ -15,9 +15,19 @@ from contextlib import contextmanager
 import pyarrow as pa
 from sqlalchemy import Connection
 
-from assets.pipeline.batch import Batch, KeyFile, Staged, State
+from assets.pipeline.batch import Batch, KeyFile, Kind, Staged, State
+from assets.pipeline.circuit import LOAD, STAGE, Circuit
 from assets.pipeline.clock import StageClock
-from assets.pipeline.errors import Gap, KafkaAway, LaneTrouble, StagedFileDamaged, TopicReplaced
+from assets.pipeline.errors import (
+    BatchError,
+    Gap,
+    KafkaAway,
+    LoadingPaused,
+    StagedFileDamaged,
+    StagingPaused,
+    TopicReplaced,
+    is_given_up,
+)
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.hold import reason_to_hold
 from assets.pipeline.key_upkeep import (
@@ -36,6 +46,7 @@ from assets.pipeline.lanes import (
 )
 from assets.pipeline.letters import Outcomes, stage_letters
 from assets.pipeline.read import check_readable, read_ranges
+from assets.pipeline.room import why_no_room
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import delete_earlier_attempts
 from assets.pipeline.topic import Topic
@@ -44,6 +55,7 @@ from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt
+from orchestration.ledger.gaps import KAFKA, gap_found
 from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, assert_held
 
@@ -54,11 +66,12 @@ _HISTORICAL_LIMIT_S = 60.0
 _INDEX_KEPT_EVERY = 32
 
 
-def stage_batches(worker: Worker, held: list[LaneTrouble] | None = None) -> list[Batch]:
+def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[Batch]:
     """Stage what was planned before, then plan and stage up to the watermarks seen now.
 
     A batch that cannot be staged holds up no other; the first such error is raised at the end.
-    What is wrong with lanes goes into `held` instead, for a caller who loads before it tells.
+    What is wrong with lanes or single batches goes into `held` instead, for a caller who loads
+    before it tells. While more is staged than the disk is to hold, no more is planned.
     """
     staged: list[Batch] = []
     aside = PutAside(held)
@@ -79,9 +92,10 @@ def stage_batches(worker: Worker, held: list[LaneTrouble] | None = None) -> list
 def stage_these(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAside) -> list[Batch]:
     """Stage some planned batches, under the caller's lease; gives those that were staged."""
     staged: list[Batch] = []
+    circuit = worker.circuit(lease, STAGE)
     for batch in batches:
         with aside.errors():
-            staged.append(stage_one(worker, lease, batch))
+            staged.append(stage_one(worker, lease, circuit, batch))
     return staged
 
 
@@ -101,68 +115,72 @@ def _stage_topic(
 ) -> None:
     """Stage one topic's batches; plan no more after `until`, but one batch in any case."""
     watermark = see_watermark(worker, topic)
-    for batch in ledger_batches.unfinished_batches(worker.ledger, topic.name):
-        if batch.state is State.PLANNED:
-            worker.say(f"batch {batch.batch_id}: taken up again after its plan")
-            with aside.errors():
-                staged.append(stage_one(worker, lease, batch))
+    circuit = worker.circuit(lease, STAGE)
+    begun = ledger_batches.unfinished_batches(worker.ledger, topic.name)
+    for batch in circuit.due([batch for batch in begun if batch.state is State.PLANNED]):
+        if not _has_room(worker, lease, topic):
+            return
+        circuit.check()
+        worker.say(f"batch {batch.batch_id}: taken up again after its plan")
+        with aside.errors():
+            staged.append(stage_one(worker, lease, circuit, batch))
     if watermark is None:
         return
-    check_ledger(worker, topic, watermark)
+    check_ledger(worker, lease, topic, watermark)
     open_lanes(worker, lease, topic, watermark)
-    while (planned := plan_next(worker, lease, topic, watermark)) is not None:
+    while _has_room(worker, lease, topic):
+        circuit.check()
+        planned = plan_next(worker, lease, topic, watermark)
+        if planned is None:
+            return
         with aside.errors():
-            staged.append(stage_one(worker, lease, planned))
+            staged.append(stage_one(worker, lease, circuit, planned))
         if len(staged) % _INDEX_KEPT_EVERY == 0:
             keep_index(worker.ledger, worker.lake, [planned.arrival_date])
         if time.monotonic() >= until:
-            break
+            return
 
 
-def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
+def _has_room(worker: Worker, lease: Lease, topic: Topic) -> bool:
+    """Whether more may be staged. Raises StagingPaused when loading alone will not make room."""
+    full = why_no_room(worker.settings, worker.ledger, worker.lake)
+    if full is None:
+        return True
+    try:
+        worker.circuit(lease, LOAD, Kind.EVENTS).check()
+    except LoadingPaused as paused:
+        raise StagingPaused(f"nothing more of {topic.name} is planned: {full}. {paused}") from None
+    if full.loading_helps:
+        worker.say(f"nothing more of {topic.name} is planned before this is loaded: {full}")
+        return False
+    raise StagingPaused(f"nothing more of {topic.name} is planned: {full}")
+
+
+def stage_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> Batch:
     """Stage a batch that is planned, or one that is held once more."""
-    ledger, settings = worker.ledger, worker.settings
+    ledger = worker.ledger
     clock = StageClock()
-    with attempt(ledger, batch.batch_id, "stage", worker.run_id) as number:
+    with attempt(ledger, batch.batch_id, STAGE, worker.run_id) as number:
         try:
-            if batch.is_redrive:
-                staged, key_file, outcomes = _staged_letters(worker, lease, batch, number, clock)
-            else:
-                staged, key_file = _staged(worker, lease, batch, number, clock)
-                outcomes = {}
+            with circuit.one(batch):
+                staged = _stage_and_register(worker, lease, batch, number, clock)
         except (Gap, TopicReplaced) as error:
             if batch.state is State.PLANNED:
-                ledger_batches.set_state(ledger, lease, batch.batch_id, State.GAP, str(error))
+                missing = error.missing if isinstance(error, Gap) else batch.readable
+                gap_found(
+                    ledger,
+                    lease,
+                    batch.batch_id,
+                    KAFKA,
+                    ", ".join(map(str, missing)),
+                    sum(map(len, missing)),
+                    str(error),
+                )
             raise
-        failpoint("after-stage")
-        has_lost = batch.staged is not None and has_lost_events(
-            worker.lake, batch, staged, worker.say
-        )
-
-        def also(connection: Connection) -> None:
-            if batch.is_redrive:
-                ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
-            if has_lost:
-                add_key_file(connection, void_file(batch.arrival_date))
-
-        hold = reason_to_hold(
-            batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
-        )
-        ledger_batches.register_staged(
-            ledger,
-            lease,
-            batch.batch_id,
-            staged,
-            key_file,
-            TRANSFORM_VERSION,
-            hold=hold,
-            before=batch.state,
-            also=also,
-        )
-        failpoint("after-register")
-        if has_lost:
-            make_anew(ledger, worker.lake, batch.arrival_date, worker.say)
-        delete_earlier_attempts(batch, number, worker.lake)
+        except BatchError as error:
+            if batch.state is State.PLANNED and is_given_up(error):
+                ledger_batches.set_state(ledger, lease, batch.batch_id, State.FAILED, str(error))
+            raise
     ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
     balance = staged.balance
     worker.say(
@@ -172,6 +190,45 @@ def stage_one(worker: Worker, lease: Lease, batch: Batch) -> Batch:
         + ", ".join(f"{file.path} ({file.bytes:,} bytes)" for file in staged.files)
     )
     return ledger_batches.read_batch(ledger, batch.batch_id)
+
+
+def _stage_and_register(
+    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
+) -> Staged:
+    ledger, settings = worker.ledger, worker.settings
+    outcomes: Outcomes = {}
+    if batch.is_redrive:
+        staged, key_file, outcomes = _staged_letters(worker, lease, batch, number, clock)
+    else:
+        staged, key_file = _staged(worker, lease, batch, number, clock)
+    failpoint("after-stage")
+    has_lost = batch.staged is not None and has_lost_events(worker.lake, batch, staged, worker.say)
+
+    def also(connection: Connection) -> None:
+        if batch.is_redrive:
+            ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
+        if has_lost:
+            add_key_file(connection, void_file(batch.arrival_date))
+
+    hold = reason_to_hold(
+        batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
+    )
+    ledger_batches.register_staged(
+        ledger,
+        lease,
+        batch.batch_id,
+        staged,
+        key_file,
+        TRANSFORM_VERSION,
+        hold=hold,
+        before=batch.state,
+        also=also,
+    )
+    failpoint("after-register")
+    if has_lost:
+        make_anew(ledger, worker.lake, batch.arrival_date, worker.say)
+    delete_earlier_attempts(batch, number, worker.lake)
+    return staged
 
 
 def _staged(

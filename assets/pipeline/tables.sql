@@ -134,14 +134,16 @@ CREATE TABLE IF NOT EXISTS {database}.batches
     staged_file  String,
     mirrored_at  DateTime64(6, 'UTC') DEFAULT now64(6),
     redriven     UInt64, -- of the rejected: events by now
-    letters      UInt64  -- of a redrive: the dead letters that it tried again
+    letters      UInt64, -- of a redrive: the dead letters that it tried again
+    lost         UInt64  -- for good, as a person has accepted
 )
 ENGINE = ReplacingMergeTree(mirrored_at)
 ORDER BY batch_id;
 
 -- For a table that was made before the columns were.
 ALTER TABLE {database}.batches
-    ADD COLUMN IF NOT EXISTS redriven UInt64, ADD COLUMN IF NOT EXISTS letters UInt64;
+    ADD COLUMN IF NOT EXISTS redriven UInt64, ADD COLUMN IF NOT EXISTS letters UInt64,
+    ADD COLUMN IF NOT EXISTS lost UInt64;
 
 CREATE TABLE IF NOT EXISTS {database}.batch_attempts
 (
@@ -155,10 +157,20 @@ CREATE TABLE IF NOT EXISTS {database}.batch_attempts
     outcome     LowCardinality(String),
     error_class LowCardinality(String),
     error_text  String,
-    mirrored_at DateTime64(6, 'UTC') DEFAULT now64(6)
+    mirrored_at DateTime64(6, 'UTC') DEFAULT now64(6),
+    error_code  Nullable(Int32),          -- of ClickHouse or Kafka
+    remedy      LowCardinality(String),   -- wait, alone, repair, refused, unknown
+    retriable   Nullable(Bool),
+    next_try_at Nullable(DateTime64(6, 'UTC'))
 )
 ENGINE = ReplacingMergeTree(mirrored_at)
 ORDER BY (batch_id, stage, number);
+
+ALTER TABLE {database}.batch_attempts
+    ADD COLUMN IF NOT EXISTS error_code Nullable(Int32),
+    ADD COLUMN IF NOT EXISTS remedy LowCardinality(String),
+    ADD COLUMN IF NOT EXISTS retriable Nullable(Bool),
+    ADD COLUMN IF NOT EXISTS next_try_at Nullable(DateTime64(6, 'UTC'));
 
 -- How each topic stood at the end of a micro-batch: a row a topic. Times that are not known, or of
 -- what is not there, are NULL. `complete_before`: all that the topic had by then is loaded or
@@ -197,7 +209,7 @@ FROM
         topic,
         count() AS batches,
         sumMap(map(toString(state), toUInt64(1))) AS batches_by_state,
-        countIf(state IN ('gap', 'held', 'suspect')) AS batches_waiting_for_a_person,
+        countIf(state IN ('gap', 'held', 'suspect', 'failed')) AS batches_waiting_for_a_person,
         sum(arraySum(range -> range.end - range.start, ranges)) AS offsets,
         -- Of batches that hold offsets of their own: what a redrive tries again is counted there.
         sumIf(ok, notEmpty(ranges)) AS rows_ok,

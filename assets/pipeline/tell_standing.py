@@ -5,6 +5,7 @@ Nothing is loaded by it, so nothing fails for it: what keeps it from being told 
 
 from __future__ import annotations
 
+from assets.pipeline.circuit import loading_paused
 from assets.pipeline.errors import BatchError
 from assets.pipeline.mirror import note_standing
 from assets.pipeline.worker import Worker
@@ -14,6 +15,9 @@ from orchestration.standing import stand
 def tell_standing(worker: Worker) -> None:
     """Look at Kafka and the ledger, and note what was seen in ClickHouse."""
     settings = worker.settings
+    if loading_paused(settings, worker.ledger):
+        worker.say("how the topics stand is not noted in ClickHouse: it is being waited for")
+        return
     try:
         standing = stand(worker.topics.values(), worker.ledger, settings.kafka_client)
         note_standing(worker.clickhouse, settings.clickhouse_database, standing)

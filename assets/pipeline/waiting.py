@@ -1,6 +1,7 @@
 """Batches that wait for a person, and what can be decided of them.
 
-    gap, suspect ─retry_batch─▶ planned, loading
+    gap, suspect, failed ─retry_batch─▶ planned, loading
+    gap ─accept_gap─▶ planned, loading;  ─refuse_gap─▶ failed
     held ─release_batch─▶ staged;  ─restage_batch─▶ staged, or held once more
     a redrive ─give_up_redrive─▶ superseded
 
@@ -9,43 +10,93 @@ Invariant: the decision is one compare-and-swap in the ledger; the next worker d
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from assets.pipeline.batch import WAITING, Batch, Kind, State
-from assets.pipeline.errors import BatchError, Gap, TopicReplaced
+from assets.pipeline.circuit import STAGE
+from assets.pipeline.errors import BatchError, Gap, StagedFileDamaged, TopicReplaced
+from assets.pipeline.key_upkeep import void_file
 from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
-from assets.pipeline.read import lost_below
+from assets.pipeline.read import check_readable, lost_below
 from assets.pipeline.staged_files import delete_earlier_attempts, delete_unregistered
 from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger import gaps as ledger_gaps
 from orchestration.ledger.attempts import attempts_of
 
 
-def retry_batch(worker: Worker, batch_id: str, accept_gap: bool = False) -> State:
-    """Give a batch that waits for a person back to the workers; gives its new state.
-
-    With `accept_gap`, records that Kafka no longer has count as absent from now on.
-    """
+def retry_batch(worker: Worker, batch_id: str) -> State:
+    """Give a batch that waits for a person back to the workers; gives its new state."""
     batch = ledger_batches.read_batch(worker.ledger, batch_id)
-    again = {State.GAP: State.PLANNED, State.SUSPECT: State.LOADING}
     if batch.state is State.HELD:
         raise BatchError(
             f"batch {batch_id} is held: `tidemark release {batch_id}` publishes it as it is, "
             f"`tidemark retry {batch_id} --restage` stages it again"
         )
-    if batch.state not in again:
+    if batch.state not in WAITING:
         raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
-    if accept_gap and (batch.state is not State.GAP or batch.is_redrive):
-        raise BatchError(f"batch {batch_id} is {batch.state}: there is no gap to accept")
+    again = State.PLANNED if batch.staged is None else State.LOADING
     with worker.lease() as lease:
-        if accept_gap:
+        ledger_batches.give_back(worker.ledger, lease, batch_id, batch.state, again)
+    return again
+
+
+def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
+    """Count what a gap has lost as lost from now on, and let the rest of its batch go on.
+
+    What is not lost is refused: records that Kafka has, a file that is back, rows in ClickHouse.
+    """
+    gap, batch = _undecided(worker, gap_id)
+    with worker.lease() as lease:
+        if gap.cause == ledger_gaps.KAFKA:
             skips = lost_below(worker.topic_of(batch), batch.topic_id, batch.ranges)
-            ledger_batches.accept_gap(worker.ledger, lease, batch_id, skips)
+            ledger_gaps.accept_lost_offsets(worker.ledger, lease, gap, batch, skips, why)
         else:
-            ledger_batches.give_back(
-                worker.ledger, lease, batch_id, batch.state, again[batch.state]
-            )
-    return again[batch.state]
+            kind = Kind(gap.cause)
+            _check_lost(worker, batch, kind)
+            void = void_file(batch.arrival_date) if kind is Kind.EVENTS else None
+            ledger_gaps.accept_lost_file(worker.ledger, lease, gap, void, why)
+    return ledger_gaps.read_gap(worker.ledger, gap_id)
+
+
+def refuse_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
+    """Do not put up with a loss: its batch is failed until its records are back."""
+    gap, _ = _undecided(worker, gap_id)
+    with worker.lease() as lease:
+        ledger_gaps.refuse(worker.ledger, lease, gap, why)
+    return ledger_gaps.read_gap(worker.ledger, gap_id)
+
+
+def _undecided(worker: Worker, gap_id: int) -> tuple[ledger_gaps.Gap, Batch]:
+    gap = ledger_gaps.read_gap(worker.ledger, gap_id)
+    if gap.decision is not None:
+        raise BatchError(f"gap {gap_id} was {gap.decision} already: it cannot be decided again")
+    batch = ledger_batches.read_batch(worker.ledger, gap.batch_id)
+    if batch.is_redrive:
+        raise BatchError(
+            f"gap {gap_id} is of a redrive, whose records are dead letters still: give it up "
+            f"instead, or `tidemark retry {batch.batch_id}` when its file is back"
+        )
+    return gap, batch
+
+
+def _check_lost(worker: Worker, batch: Batch, kind: Kind) -> None:
+    """Raise BatchError when a file, or what was in it, is to be had after all."""
+    file = batch.staged.file(kind) if batch.staged else None
+    assert file is not None
+    retry = f"nothing is lost: `tidemark retry {batch.batch_id}` carries it on"
+    with suppress(StagedFileDamaged):
+        worker.lake.check(file.path, file.bytes, file.sha256)
+        raise BatchError(f"{file.path} is whole again, {retry}")
+    if kind is Kind.EVENTS:
+        with suppress(Gap, TopicReplaced):
+            check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
+            raise BatchError(f"Kafka has the records of batch {batch.batch_id}, {retry}")
+    database = worker.settings.clickhouse_database
+    if read_fingerprints(worker.clickhouse, database, kind.value, batch.batch_id):
+        raise BatchError(f"ClickHouse has rows of {file.path}, {retry}")
 
 
 def release_batch(worker: Worker, batch_id: str) -> Batch:
@@ -68,7 +119,7 @@ def restage_batch(worker: Worker, batch_id: str) -> Batch:
     batch = _check_held(worker, batch_id, "be staged again")
     with worker.lease() as lease:
         try:
-            return stage_one(worker, lease, batch)
+            return stage_one(worker, lease, worker.circuit(lease, STAGE), batch)
         except (Gap, TopicReplaced) as error:
             raise BatchError(
                 f"batch {batch_id} cannot be staged again: {error}. It stays held as it was "

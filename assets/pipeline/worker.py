@@ -6,7 +6,8 @@
     retry_batch …      waiting.py  what a person decides of batches that wait for one
 
 Each takes the topics by urgency: the main one first, what is historical last and for a bounded
-time. What is wrong with a lane, or with one batch, holds up no other.
+time. What is wrong with a lane, or with one batch, holds up no other; what is waited for, and how
+long, is the circuit's (circuit.py).
 
 Each holds the lease while it works: one for all topics, because they share the duplicate index.
 Every stage of every batch is an attempt in the ledger before it begins. A crash anywhere leaves a
@@ -24,28 +25,37 @@ from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Batch
+from assets.pipeline.circuit import Circuit
 from assets.pipeline.clickhouse import connect, make_tables
+from assets.pipeline.codes import Remedy
 from assets.pipeline.errors import (
+    ANSWERED,
     BatchError,
     LaneTrouble,
     LedgerBehind,
-    TransientError,
+    LoadingPaused,
+    StagingPaused,
 )
 from assets.pipeline.lake import Lake
 from assets.pipeline.topic import Topic, topics_of
 from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger.attempts import note_killed
 from orchestration.ledger.leases import Lease, held_lease
 from orchestration.settings import Settings
 
 
 @dataclass
 class Worker:
-    """What the stages need. `say` gets one line for each important step."""
+    """What the stages need. `say` gets one line for each important step.
+
+    With `insists` it tries at once what is being waited for: a person has asked for it.
+    """
 
     settings: Settings
     ledger: Engine
     run_id: str
     say: Callable[[str], None] = print
+    insists: bool = False
 
     @cached_property
     def topics(self) -> dict[str, Topic]:
@@ -82,32 +92,54 @@ class Worker:
         """The lease on all topics, for the length of a with-block."""
         name = f"topic/{self.settings.topic}"
         with held_lease(self.ledger, name, self.settings.lease_seconds) as lease:
+            killed = note_killed(self.ledger, lease, *self.settings.topics)
+            if killed:
+                self.say(f"{killed:,} attempts of workers before this one never ended")
             yield lease
+
+    def circuit(self, lease: Lease, stage: str, table: str | None = None) -> Circuit:
+        """What is known of failures at a stage."""
+        return Circuit(self.settings, self.ledger, lease, stage, table, self.insists)
 
 
 class PutAside:
     """Errors of single batches and lanes, kept until the others are through.
 
-    What is worth another try is not kept but raised at once: it would meet the others as well. So
-    is a ledger that is not the right one. Trouble with lanes goes into `held`, where it is given.
+    What is worth another try at once is not kept but raised: it would meet the others as well. So
+    is a ledger that is not the right one. Trouble with lanes, what ClickHouse or Kafka say of a
+    single batch, and what is waited for goes into `held`, where it is given.
     """
 
-    def __init__(self, held: list[LaneTrouble] | None = None) -> None:
+    def __init__(self, held: list[BatchError] | None = None) -> None:
         self._first: BatchError | None = None
         self._held = held
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Keep what is raised inside, unless it passes by itself."""
+        """Keep what is raised inside, unless it concerns the others, too."""
         try:
             yield
-        except (TransientError, LedgerBehind):
-            raise
         except BatchError as error:
-            if self._held is not None and isinstance(error, LaneTrouble):
-                self._held.append(error)
-            else:
-                self._first = self._first or error
+            concerns_all = error.remedy in (Remedy.WAIT, Remedy.REPAIR)
+            if isinstance(error, LedgerBehind) or (
+                concerns_all and not isinstance(error, StagingPaused)
+            ):
+                raise
+            self._keep(error, isinstance(error, (LaneTrouble, *ANSWERED)))
+
+    @contextmanager
+    def pauses(self) -> Iterator[None]:
+        """Keep a pause of loading."""
+        try:
+            yield
+        except LoadingPaused as paused:
+            self._keep(paused, True)
+
+    def _keep(self, error: BatchError, may_be_held: bool) -> None:
+        if self._held is None or not may_be_held:
+            self._first = self._first or error
+        elif str(error) not in map(str, self._held):
+            self._held.append(error)
 
     def raise_first(self) -> None:
         """Raise the first error that was kept."""

@@ -52,6 +52,7 @@ _COMMANDS = {
     "batch": "batch",
     "retry": "batch",
     "release": "batch",
+    "gaps": "gaps",
     "redrive": "redrive",
     "explain": "explain",
     "reconcile": "reconcile",

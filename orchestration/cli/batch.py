@@ -1,4 +1,4 @@
-"""`tidemark batch`: one micro-batch now, without Dagster; `retry`, `release`: one that waits."""
+"""`tidemark batch`: a micro-batch now, or one batch shown; `retry`, `release`: one that waits."""
 
 from __future__ import annotations
 
@@ -9,26 +9,39 @@ from collections.abc import Callable
 import click
 
 from assets.pipeline.batch import State
-from assets.pipeline.errors import BatchError, LaneTrouble
+from assets.pipeline.errors import BatchError
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.tell_standing import tell_standing
 from assets.pipeline.waiting import release_batch, restage_batch, retry_batch
 from assets.pipeline.worker import Worker
+from orchestration.cli.one_batch import document, text
+from orchestration.ledger.attempts import attempts_of
+from orchestration.ledger.batches import read_batch
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 
 
 @click.command()
+@click.argument("batch_id", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def batch(as_json: bool) -> None:
-    """Run one micro-batch now: finish what was begun, then drain the topics up to their ends."""
+def batch(batch_id: str | None, as_json: bool) -> None:
+    """Run one micro-batch now: finish what was begun, then drain the topics up to their ends.
+
+    With BATCH_ID, do nothing but show that batch and every attempt at it.
+    """
     settings = Settings()
+    if batch_id is not None:
+        ledger = open_ledger(settings.ledger)
+        one = read_batch(ledger, batch_id)
+        attempts = attempts_of(ledger, batch_id)
+        print(json.dumps(document(one, attempts)) if as_json else text(one, attempts))
+        return
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
-    held: list[LaneTrouble] = []
+    held: list[BatchError] = []
     staged = stage_batches(worker, held)
-    load_batches(worker)
-    done = load_dead_letters(worker)
+    load_batches(worker, held)
+    done = load_dead_letters(worker, held)
     tell_standing(worker)
     if as_json:
         print(
@@ -58,15 +71,12 @@ def batch(as_json: bool) -> None:
 
 @click.command()
 @click.argument("batch_id")
-@click.option("--accept-gap", is_flag=True, help="Count what Kafka has lost as absent, and go on.")
 @click.option("--restage", is_flag=True, help="Stage a held batch again, with the code of now.")
-def retry(batch_id: str, accept_gap: bool, restage: bool) -> None:
-    """Give a batch that waits for a person (gap, suspect, held) back to the next micro-batch."""
+def retry(batch_id: str, restage: bool) -> None:
+    """Give a batch that waits for a person (gap, suspect, failed) back to the next micro-batch."""
     worker = worker_of(Settings(), click.echo)
-    if restage and accept_gap:
-        raise click.UsageError("--restage is for a held batch, --accept-gap for one with a gap")
     if not restage:
-        state = retry_batch(worker, batch_id, accept_gap)
+        state = retry_batch(worker, batch_id)
     else:
         batch = restage_batch(worker, batch_id)
         if batch.state is State.HELD:
@@ -90,4 +100,5 @@ def release(batch_id: str) -> None:
 
 def worker_of(settings: Settings, say: Callable[[str], None]) -> Worker:
     """The worker of a command."""
-    return Worker(settings, open_ledger(settings.ledger), f"cli-{uuid.uuid4()}", say)
+    ledger = open_ledger(settings.ledger)
+    return Worker(settings, ledger, f"cli-{uuid.uuid4()}", say, insists=True)

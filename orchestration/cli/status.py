@@ -65,9 +65,13 @@ def document(seen: Status) -> dict[str, Any]:
                 "ended_at": iso(attempt.ended_at),
                 "error_class": attempt.error_class,
                 "error_text": attempt.error_text,
+                "error_code": attempt.error_code,
+                "remedy": attempt.remedy,
+                "next_try_at": iso(attempt.next_try_at),
             }
             for attempt in seen.failures
         ],
+        "trouble": list(seen.trouble),
         "waiting_for_a_person": [
             {
                 "batch_id": batch.batch_id,
@@ -161,6 +165,8 @@ def text(seen: Status) -> str:
             f"{ended}, {attempt.stage} of batch {attempt.batch_id}, attempt {attempt.number}: "
             f"{attempt.error_class}: {attempt.error_text}",
         )
+    for trouble in seen.trouble:
+        lines += labelled("ATTENTION", trouble)
     for batch in seen.waiting_for_a_person:
         lines += labelled("ATTENTION", f"batch {batch.batch_id} is {batch.state}: {batch.note}")
     return "\n".join(lines)

@@ -6,10 +6,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 from sqlalchemy import Engine, func, insert, select, update
 
+from assets.pipeline.codes import Remedy
+from assets.pipeline.errors import BatchError
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import attempts, batches
 
 _ERROR_TEXT_CHARACTERS = 4000
@@ -17,7 +21,11 @@ _ERROR_TEXT_CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at one stage. Times are µs; `ended_at` is None while it runs or when it died."""
+    """One try at one stage. Times are µs; `ended_at` is None while it runs or when it was killed.
+
+    `outcome` is ok, failed or killed, None while it runs. Of a failed one, `remedy` says what is
+    done about the error, and `next_try_at` when, if that is known.
+    """
 
     batch_id: str
     stage: str
@@ -29,6 +37,19 @@ class Attempt:
     outcome: str | None
     error_class: str | None
     error_text: str | None
+    error_code: int | None = None
+    remedy: str | None = None
+    next_try_at: int | None = None
+
+    @property
+    def retriable(self) -> bool | None:
+        """Whether the same is tried again by itself; None when nothing went wrong."""
+        if self.outcome == "killed":
+            return True
+        return None if self.remedy is None else self.remedy != Remedy.REFUSED
+
+
+_COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
 
 
 _COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
@@ -38,7 +59,8 @@ _COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
 def attempt(ledger: Engine, batch_id: str, stage: str, run_id: str) -> Iterator[int]:
     """Record a try for the length of a with-block; gives its number, from 1.
 
-    A process that dies inside leaves the attempt without an end, which is what happened.
+    A process that dies inside leaves the attempt without an end, which is what happened: whoever
+    takes over its lease notes it as killed.
     """
     with ledger.begin() as connection:
         number = connection.execute(
@@ -67,18 +89,53 @@ def attempt(ledger: Engine, batch_id: str, stage: str, run_id: str) -> Iterator[
             outcome="failed",
             error_class=type(error).__name__,
             error_text=str(error)[:_ERROR_TEXT_CHARACTERS],
+            **(
+                {
+                    "error_code": error.code,
+                    "remedy": error.remedy,
+                    "next_try_at": error.next_try_at,
+                }
+                if isinstance(error, BatchError)
+                else {}
+            ),
         )
         raise
     _close(ledger, attempt_id, outcome="ok")
 
 
-def _close(ledger: Engine, attempt_id: int, **values: str) -> None:
+def _close(ledger: Engine, attempt_id: int, **values: Any) -> None:
     with ledger.begin() as connection:
         connection.execute(
             update(attempts)
-            .where(attempts.c.attempt_id == attempt_id)
+            # Whoever thought it dead has closed it: then it was only slow, and is fenced off.
+            .where(attempts.c.attempt_id == attempt_id, attempts.c.outcome.is_(None))
             .values(ended_at=now_us(), **values)
         )
+
+
+def note_killed(ledger: Engine, lease: Lease, *topics: str) -> int:
+    """Close the attempts that have no end: whoever made them no longer has the lease.
+
+    Gives how many there were. Their end is not known and stays empty.
+    """
+    unfinished = select(batches.c.batch_id).where(
+        batches.c.topic.in_(topics), batches.c.dead_letters_loaded_at.is_(None)
+    )
+    open_ = attempts.c.outcome.is_(None) & attempts.c.batch_id.in_(unfinished)
+    with reading(ledger) as connection:
+        if connection.scalar(select(attempts.c.attempt_id).where(open_).limit(1)) is None:
+            return 0
+    with ledger.begin() as connection:
+        check_fence(connection, lease)
+        return connection.execute(
+            update(attempts)
+            .where(open_)
+            .values(
+                outcome="killed",
+                error_text="it never said how it ended: its process was killed, or was silent for "
+                "so long that another worker took over",
+            )
+        ).rowcount
 
 
 def attempts_of(ledger: Engine, batch_id: str) -> list[Attempt]:

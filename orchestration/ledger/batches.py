@@ -7,12 +7,14 @@ for the topics whose batches count; one ledger may hold those of several deploym
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     and_,
@@ -47,8 +49,10 @@ from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
 from orchestration.ledger.tables import (
     audits,
+    backoffs,
     batches,
     fingerprints,
+    gaps,
     key_files,
     lanes,
     ranges,
@@ -292,6 +296,7 @@ def register_staged(
                     duplicate=balance.duplicate,
                     tombstone=balance.tombstone,
                     absent=balance.absent,
+                    lost=balance.lost,
                 )
             )
         for reason, records in staged.reasons.items():
@@ -346,8 +351,14 @@ def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
 
 
 def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: State) -> None:
-    """Move a batch that waited for a person back to the workers."""
+    """Move a batch that waited for a person back to the workers, who try it without a wait."""
     with ledger.begin() as connection:
+        connection.execute(delete(backoffs).where(backoffs.c.name.startswith(f"batch/{batch_id}/")))
+        connection.execute(
+            update(gaps)
+            .where(gaps.c.batch_id == batch_id, gaps.c.decision.is_(None))
+            .values(decision="retried", decided_by=getpass.getuser(), decided_at=now_us())
+        )
         move(
             connection,
             lease,
@@ -382,32 +393,20 @@ def load_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
         connection.execute(delete(audits).where(audits.c.batch_id == batch_id))
 
 
-def accept_gap(ledger: Engine, lease: Lease, batch_id: str, skips: Mapping[int, int]) -> None:
-    """Plan a batch again whose records below the given offsets, per partition, are lost."""
-    with ledger.begin() as connection:
-        move(connection, lease, batch_id, State.PLANNED)
-        for partition, skip_to in skips.items():
-            connection.execute(
-                update(ranges)
-                .where(ranges.c.batch_id == batch_id, ranges.c.partition == partition)
-                .values(skip_to=skip_to)
-            )
-
-
 def loaded_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
     """Per partition, the offset below which every batch is loaded."""
-    return _ends_before(ledger, cluster_id, topic_id, NOT_LOADED)
+    return _ends_before(ledger, cluster_id, topic_id, batches.c.state.in_(NOT_LOADED))
 
 
 def staged_ends(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, int]:
     """Per partition, the offset below which every batch is staged."""
-    return _ends_before(ledger, cluster_id, topic_id, [State.PLANNED, State.GAP])
+    return _ends_before(ledger, cluster_id, topic_id, batches.c.staged_at.is_(None))
 
 
 def _ends_before(
-    ledger: Engine, cluster_id: str, topic_id: str, open_states: Sequence[State]
+    ledger: Engine, cluster_id: str, topic_id: str, is_open: ColumnElement[bool]
 ) -> dict[int, int]:
-    """Per partition, where the first batch in one of the states begins, else where planning is."""
+    """Per partition, where the first such batch begins, else where planning is."""
     ends = planned_ends(ledger, cluster_id, topic_id)
     with reading(ledger) as connection:
         open_starts = connection.execute(
@@ -416,7 +415,7 @@ def _ends_before(
             .where(
                 batches.c.cluster_id == cluster_id,
                 batches.c.topic_id == topic_id,
-                batches.c.state.in_(open_states),
+                is_open,
             )
             .group_by(ranges.c.partition)
         ).all()
@@ -462,7 +461,7 @@ def unstaged_batches(ledger: Engine, first: date, last: date) -> list[str]:
             connection.execute(
                 select(batches.c.batch_id).where(
                     batches.c.arrival_date.between(first, last),
-                    batches.c.state.in_([State.PLANNED, State.GAP, State.SUPERSEDED]),
+                    batches.c.staged_at.is_(None),
                 )
             ).scalars()
         )
@@ -543,6 +542,20 @@ def newest_batches(
         chosen = and_(chosen, batches.c.arrival_date == arrival_date)
     newest = select(batches.c.batch_id).where(chosen).order_by(batches.c.planned_at.desc())
     return _read(ledger, batches.c.batch_id.in_(newest.limit(limit)))
+
+
+def bytes_to_load(ledger: Engine, *topics: str) -> int:
+    """How many bytes the files have that workers are to load."""
+    with reading(ledger) as connection:
+        found = connection.scalar(
+            select(func.coalesce(func.sum(staged_files.c.bytes), 0))
+            .join(batches, batches.c.batch_id == staged_files.c.batch_id)
+            .where(
+                batches.c.topic.in_(topics),
+                batches.c.state.in_([State.STAGED, State.LOADING]),
+            )
+        )
+    return int(found or 0)
 
 
 def staged_rows_of_date(ledger: Engine, arrival_date: date, kind: Kind, *topics: str) -> int:
@@ -714,6 +727,7 @@ def _staged(
                 row.partition: Balance(
                     *(row.ok, row.rejected, row.duplicate, row.tombstone, row.absent),
                     redriven=again.get(row.partition, 0),
+                    lost=row.lost or 0,
                 )
                 for row in of_ranges
             },

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from orchestration.ledger.tables import metadata
@@ -33,6 +33,7 @@ def open_ledger(url: str) -> Engine:
             metadata.create_all(engine)
         except (IntegrityError, ProgrammingError):
             metadata.create_all(engine)  # another process was making them at the same moment
+        _add_missing_columns(engine)
         return engine
 
     if parsed.database:
@@ -52,7 +53,29 @@ def open_ledger(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     metadata.create_all(engine)
+    _add_missing_columns(engine)
     return engine
+
+
+def _add_missing_columns(engine: Engine) -> None:
+    """Bring a ledger of an older version up to date. A column that is added later may be empty."""
+    found = {
+        name: {column["name"] for column in columns}
+        for (_, name), columns in inspect(engine).get_multi_columns().items()
+    }
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if column.name in found.get(table.name, {column.name}):
+                continue
+            kind = column.type.compile(engine.dialect)
+            try:
+                with engine.begin() as connection:
+                    connection.exec_driver_sql(
+                        f'ALTER TABLE {table.name} ADD COLUMN "{column.name}" {kind}'
+                    )
+            except DBAPIError as error:  # another process was adding it at the same moment
+                if "already exists" not in str(error) and "duplicate column" not in str(error):
+                    raise
 
 
 @contextmanager

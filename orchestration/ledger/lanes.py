@@ -12,8 +12,6 @@ from orchestration.ledger.batches import NOT_LOADED
 from orchestration.ledger.connection import reading
 from orchestration.ledger.tables import batches, lanes, ranges
 
-_UNREAD = (State.PLANNED, State.GAP)
-
 
 @dataclass(frozen=True)
 class OpenRange:
@@ -21,11 +19,7 @@ class OpenRange:
 
     range: Range
     state: State
-
-    @property
-    def is_unread(self) -> bool:
-        """Whether Kafka may be the only place that has them."""
-        return self.state in _UNREAD
+    is_unread: bool  # Kafka may be the only place that has them
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def lanes_of(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, Lane]:
         rows = connection.execute(
             select(
                 *(ranges.c.partition, ranges.c.start, ranges.c.end, ranges.c.skip_to),
-                batches.c.state,
+                *(batches.c.state, batches.c.staged_at),
             )
             .join(batches, batches.c.batch_id == ranges.c.batch_id)
             .where(
@@ -67,6 +61,10 @@ def lanes_of(ledger: Engine, cluster_id: str, topic_id: str) -> dict[int, Lane]:
         start = max(row.start, row.skip_to or 0)
         if start < row.end:
             found[row.partition].append(
-                OpenRange(Range(row.partition, start, row.end), State(row.state))
+                OpenRange(
+                    Range(row.partition, start, row.end),
+                    State(row.state),
+                    is_unread=row.staged_at is None,
+                )
             )
     return {partition: Lane(end, tuple(found[partition])) for partition, end in ends}

@@ -18,6 +18,8 @@
     redrive_counts  the same in numbers, per old batch and partition
     attempts   one row a try at one stage of one batch; only ever added to and closed
     audits     when each loaded batch was last proved against ClickHouse, and how that came out
+    gaps       what was lost before it was loaded, and what a person has decided of it
+    backoffs   what fails now, a table of ClickHouse or one batch, and when it is tried again
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
 text because they need 64 bits without a sign.
@@ -183,6 +185,7 @@ ranges = Table(
     Column("duplicate", BigInteger),
     Column("tombstone", BigInteger),
     Column("absent", BigInteger),
+    Column("lost", BigInteger),  # for good, as a person has accepted
 )
 
 fingerprints = Table(
@@ -244,9 +247,12 @@ attempts = Table(
     Column("host", String(200), nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
-    Column("outcome", String(16)),  # ok | failed; empty while it runs or when its process died
+    Column("outcome", String(16)),  # ok | failed | killed; empty while it runs
     Column("error_class", String(200)),
     Column("error_text", Text),
+    Column("error_code", Integer),  # of ClickHouse or Kafka
+    Column("remedy", String(16)),  # what is done about the error (assets/pipeline/codes.py)
+    Column("next_try_at", BigInteger),
     UniqueConstraint("batch_id", "stage", "number"),
 )
 
@@ -257,4 +263,32 @@ audits = Table(
     Column("proved_at", BigInteger, nullable=False),  # the last time
     Column("outcome", String(16), nullable=False),  # holds, or what is wrong (audit.Trouble)
     Column("detail", Text, nullable=False),  # empty when it holds
+)
+
+gaps = Table(
+    "gaps",
+    metadata,
+    Column("gap_id", Integer, primary_key=True, autoincrement=True),
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), nullable=False),
+    Column("cause", String(16), nullable=False),  # kafka, or the kind of a staged file
+    Column("lost", Text, nullable=False),  # ranges, or the path of the file
+    Column("records", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("found_at", BigInteger, nullable=False),
+    Column("decision", String(16)),  # accepted | refused | retried; empty while it waits
+    Column("why", Text),
+    Column("decided_by", String(200)),
+    Column("decided_at", BigInteger),
+)
+
+backoffs = Table(
+    "backoffs",
+    metadata,
+    Column("name", String(300), primary_key=True),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("since", BigInteger, nullable=False),  # the first of them
+    Column("failed_at", BigInteger, nullable=False),  # the last of them
+    Column("next_try_at", BigInteger, nullable=False),
+    Column("error_code", Integer),
+    Column("error_text", Text, nullable=False),
 )

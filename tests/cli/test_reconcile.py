@@ -306,8 +306,8 @@ def test_a_repair_does_not_cross_a_worker(new_stack: NewStack) -> None:
     assert stack.batches() == [batch]
 
 
-def test_a_suspect_batch_is_told_with_its_command(new_stack: NewStack) -> None:
-    """What waits for a person does not hold, and a repair leaves it to `retry`."""
+def test_a_gap_is_told_with_its_commands(new_stack: NewStack) -> None:
+    """What waits for a person does not hold, and a repair leaves it as it is."""
     stack = new_stack().make_topic()
     stack.send_numbers(range(5))
     [batch] = stage_batches(stack.worker())
@@ -317,8 +317,11 @@ def test_a_suspect_batch_is_told_with_its_command(new_stack: NewStack) -> None:
     with pytest.raises(StagedFileDamaged):
         stack.run()
     found = document(stack, "--repair", exit_code=3)
-    assert found["findings"][0]["commands"] == [f"tidemark retry {batch.batch_id}"]
-    assert "it is suspect" in found["not_repaired"][batch.batch_id]
+    assert found["findings"][0]["commands"] == [
+        f"tidemark retry {batch.batch_id}",
+        "tidemark gaps",
+    ]
+    assert [each.state for each in stack.batches()] == [State.GAP]
 
 
 def test_older_batches_have_their_turn(

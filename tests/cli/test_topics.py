@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from click.testing import CliRunner, Result
 
-from assets.pipeline.errors import LogTruncated
+from assets.pipeline.errors import BatchError, LogTruncated
 from orchestration.cli import tidemark
 from orchestration.ledger.tables import lanes
 from tests.records import delete_before, value_of
@@ -72,7 +72,7 @@ def test_a_batch_of_each_topic_is_printed_and_trouble_comes_last(new_stack: NewS
 
 
 def test_a_gap_beside_the_main_topic_is_named_and_accepted(new_stack: NewStack) -> None:
-    """`status` names the batch with its topic; `retry --accept-gap` lets it go on."""
+    """`status` names the batch with its topic; `gaps accept` lets it go on, and keeps why."""
     stack = new_stack().make_topics()
     historical = stack.settings.historical_topic
     stack.send(*map(value_of, range(4)), topic=historical)
@@ -82,6 +82,12 @@ def test_a_gap_beside_the_main_topic_is_named_and_accepted(new_stack: NewStack) 
     assert run(stack, "batch").exit_code == 1
     [waiting] = json.loads(run(stack, "status", "--json").stdout)["waiting_for_a_person"]
     assert (waiting["topic"], waiting["state"]) == (historical, "gap")
-    assert run(stack, "retry", waiting["batch_id"], "--accept-gap").exit_code == 0
+    assert "2 offsets, 0:[4,6)" in run(stack, "gaps").stdout
+    assert run(stack, "gaps", "accept", "1").exit_code == 2  # not without a reason
+    assert run(stack, "gaps", "accept", "1", "--why", "a long weekend").exit_code == 0
+    assert isinstance(run(stack, "gaps", "refuse", "1", "--why", "no").exception, BatchError)
     assert run(stack, "batch").exit_code == 0
+    [gap] = json.loads(run(stack, "gaps", "--json").stdout)
+    assert (gap["batch_id"], gap["decision"]) == (waiting["batch_id"], "accepted")
+    assert "a long weekend" in run(stack, "gaps").stdout
     assert sorted(stack.account_of(historical).events) == [(0, at) for at in (0, 1, 2, 3, 6, 7)]

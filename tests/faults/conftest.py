@@ -19,6 +19,7 @@ from assets.pipeline.batch import Balance, State
 from assets.pipeline.failpoints import VARIABLE
 from tests.faults.matrix import Registry
 from tests.faults.run_worker import AGAIN
+from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.ledger.conftest import postgresql  # noqa: F401  # a fixture
 from tests.records import Sent, transaction, value_of
 from tests.stack import ROOT, Place, Stack
@@ -182,6 +183,18 @@ def ledger_values(request: pytest.FixtureRequest) -> dict[str, object]:
     if request.param == "sqlite":
         return {}
     return {"ledger_url": request.getfixturevalue("postgresql")()}
+
+
+def is_insert(exchange: Exchange) -> bool:
+    """Whether a request is the load of a staged file of events."""
+    return "INSERT" in exchange.target and ".events" in exchange.target
+
+
+@pytest.fixture
+def proxy(clickhouse: str) -> Iterator[FaultyProxy]:
+    """A way to ClickHouse that a test may break."""
+    with FaultyProxy(int(clickhouse.rpartition(":")[2])) as between:
+        yield between
 
 
 @pytest.fixture

@@ -51,15 +51,23 @@ ROWS = (
     Row("settings changed between attempts", "ranges from the plan, the proof decides", "once"),
     Row("a paused worker wakes", "the fence refuses it, the token drops its insert", "once"),
     Row("too many parts", "tries again when the server takes inserts", "once"),
+    Row("ClickHouse away for long", "stages on; one probe an interval, the oldest first", "once"),
+    Row("as much is staged as may wait", "plans no more until loading has caught up", "told, once"),
+    Row("a batch is too much for ClickHouse", "it waits alone, the others are loaded", "once"),
+    Row("ClickHouse refuses what is in a batch", "`failed`: a person, `retry`", "told, once"),
+    Row(
+        "an error that nobody knows", "a few tries, then `failed`: a person, `retry`", "told, once"
+    ),
     Row("the proof finds something else", "`suspect`: a person clears it, `retry`", "once, seen"),
     Row("Kafka killed while it is read", "waits or ends; the next run goes on", "once"),
-    Row("Kafka lost records before they were read", "`gap`, until `retry --accept-gap`", "told"),
+    Row("Kafka lost records before they were read", "`gap`: a person, `gaps accept`", "told"),
     Row("topic deleted and made anew", "old plan is a `gap`; the new one from 0", "told, once"),
     Row("partitions increased", "a new lane from its first offset", "once"),
     Row("transactions, aborts and markers", "counted as absent", "once"),
     Row("tombstones, empty and broken values", "counted, or dead letters", "once"),
     Row("staged file damaged or deleted, Kafka has it", "stages the batch again", "once"),
-    Row("staged file gone, Kafka has nothing", "`suspect` until the file is back", "told, once"),
+    Row("staged file gone, Kafka has nothing", "`gap` until the file is back", "told, once"),
+    Row("staged file lost for good", "`gap`: a person, `gaps accept`", "told, counted as lost"),
     Row("redrive: before its plan is stored", "its letters can be chosen again", "once"),
     Row("redrive: planned, or being staged", "stages the same letters, from the lake", "once"),
     Row("redrive: registered, before the insert", "the proof says nothing is there", "once"),
@@ -86,8 +94,7 @@ fails (there is none), and the swap of a rebuilt day (not here yet).
 
 What no run mends by itself: rows of loaded batches that ClickHouse has lost (the audit names the
 batches, and [`tidemark reconcile --repair`](audit.md) loads them from the lake when a person says
-so), and a batch whose staged file is lost for good after Kafka has forgotten its records (it stays
-`suspect`).
+so).
 """
 
 

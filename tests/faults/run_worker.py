@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from uuid import uuid4
 
-from assets.pipeline.errors import BatchError, LaneTrouble, TransientError
+from assets.pipeline.errors import BatchError, LoadingPaused, StagingPaused, TransientError
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.worker import Worker
@@ -26,11 +26,11 @@ def main() -> int:
     """Carry every batch as far as it goes."""
     settings = Settings()
     worker = Worker(settings, open_ledger(settings.ledger), f"run-{uuid4().hex[:8]}")
-    held: list[LaneTrouble] = []
+    held: list[BatchError] = []
     try:
         stage_batches(worker, held)
-        load_batches(worker)
-        load_dead_letters(worker)
+        load_batches(worker, held)
+        load_dead_letters(worker, held)
     except TransientError as error:
         print(error, file=sys.stderr)
         return AGAIN
@@ -39,7 +39,9 @@ def main() -> int:
         return STOPPED
     for trouble in held:
         print(trouble, file=sys.stderr)
-    return WAITS if held else 0
+    if all(isinstance(trouble, (LoadingPaused, StagingPaused)) for trouble in held):
+        return AGAIN if held else 0
+    return WAITS
 
 
 if __name__ == "__main__":

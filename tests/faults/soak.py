@@ -128,6 +128,8 @@ class Soak:
                 clickhouse_url=self._server.address,
                 batch_max_records=BATCH_RECORDS,
                 lease_seconds=5,
+                table_backoff_max_seconds=1,
+                batch_backoff_max_seconds=1,
             )
         ).make_topics(PARTITIONS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -16,24 +16,12 @@ from assets.pipeline.load import one_block
 from assets.pipeline.mirror import mirrored_states
 from assets.pipeline.waiting import retry_batch
 from orchestration.cli import EXIT_NOT_BALANCED
-from tests.faults.conftest import Scene
+from tests.faults.conftest import Scene, is_insert
 from tests.faults.run_worker import AGAIN, STOPPED
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.stack import ClickHouseServer
 
 NewScene = Callable[..., Scene]
-
-
-def is_insert(exchange: Exchange) -> bool:
-    """Whether a request is the load of a staged file of events."""
-    return "INSERT" in exchange.target and ".events" in exchange.target
-
-
-@pytest.fixture
-def proxy(clickhouse: str) -> Iterator[FaultyProxy]:
-    """A way to ClickHouse that a test may break."""
-    with FaultyProxy(int(clickhouse.rpartition(":")[2])) as between:
-        yield between
 
 
 @pytest.mark.matrix("insert sent, connection lost")

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from assets.pipeline.batch import Balance, Batch, Range, State
+from orchestration.ledger.gaps import all_gaps
 from tests.faults.conftest import BROKEN, Scene
 from tests.faults.run_worker import WAITS
 from tests.records import Sent, delete_before, transaction, value_of
@@ -33,8 +34,9 @@ def bare_scene(new_stack: Callable[..., Stack]) -> Callable[..., Scene]:
 def accept_gap(stack: Stack, batch: Batch) -> None:
     """What a person does about a gap."""
     values = stack.settings.model_dump(mode="json", exclude_defaults=True)
+    gap = next(gap for gap in all_gaps(stack.ledger, batch.topic) if gap.batch_id == batch.batch_id)
     subprocess.run(
-        [sys.executable, "-c", CLI, "retry", batch.batch_id, "--accept-gap"],
+        [sys.executable, "-c", CLI, "gaps", "accept", str(gap.gap_id), "--why", "too late"],
         cwd=ROOT,
         env={**os.environ, **{f"TIDEMARK_{name.upper()}": str(v) for name, v in values.items()}},
         check=True,
@@ -59,7 +61,7 @@ def test_retention_takes_a_planned_range(bare_scene: Callable[..., Scene]) -> No
     scene.kill_at("after-send")
     assert scene.work() == 0
     scene.stored += later
-    scene.delivered = Balance(ok=43, absent=7)
+    scene.delivered = Balance(ok=43, lost=7)
     scene.prove()
 
 
@@ -86,7 +88,7 @@ def test_a_topic_is_deleted_and_made_anew(bare_scene: Callable[..., Scene]) -> N
     batches = stack.batches()
     assert {batch.state for batch in batches} == {State.COMMITTED}
     assert sum((b.staged.balance for b in batches if b.staged), Balance()) == Balance(
-        ok=60, absent=10
+        ok=60, lost=10
     )
 
 

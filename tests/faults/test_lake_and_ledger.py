@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from assets.pipeline.audit import unbalanced
 from assets.pipeline.batch import Balance, Kind, State
-from assets.pipeline.waiting import retry_batch
+from assets.pipeline.errors import BatchError
+from assets.pipeline.waiting import accept_gap, refuse_gap, retry_batch
+from orchestration.ledger.gaps import all_gaps
 from tests.faults.conftest import Scene
 from tests.faults.run_worker import AGAIN, STOPPED
 from tests.records import delete_before, value_of
@@ -89,12 +92,55 @@ def test_a_staged_file_was_the_only_copy(new_scene: NewScene, harm: Callable[[Pa
     assert scene.work() == STOPPED
     assert scene.work() == 0
     waiting, later = scene.stack.batches()
-    assert (waiting.state, later.state) == (State.SUSPECT, State.COMMITTED)
+    assert (waiting.state, later.state) == (State.GAP, State.COMMITTED)
     assert "Nor can it be staged again: Kafka's retention took records" in waiting.note
     path.write_bytes(whole)
     retry_batch(scene.stack.worker(), waiting.batch_id)
     assert scene.work() == 0
     scene.prove()
+
+
+@pytest.mark.matrix("staged file lost for good")
+@pytest.mark.parametrize("kind", [Kind.EVENTS, Kind.DEAD_LETTERS])
+def test_a_staged_file_is_lost_for_good(new_scene: NewScene, kind: Kind) -> None:
+    """A person accepts the loss: the rest goes on, the balance closes, and resends are welcome."""
+    scene = new_scene()
+    stack, topic = scene.stack, scene.stack.settings.topic
+    scene.kill_at("after-register")
+    before = stack.batches()[0].staged
+    assert before is not None
+    staged_file(stack, kind).unlink()
+    delete_before(stack.kafka, topic, stack.topic.highs(scene.partitions()))
+    assert scene.work() == STOPPED
+    (gap,) = all_gaps(stack.ledger, topic)
+    rows = before.balance.ok if kind is Kind.EVENTS else before.balance.rejected
+    assert (gap.cause, gap.records, gap.decision) == (kind, rows, None)
+    with pytest.raises(BatchError, match="there is no gap"):
+        accept_gap(stack.worker(), gap.gap_id + 1, "the wrong one")
+    refused = refuse_gap(stack.worker(), gap.gap_id, "look for a backup first")
+    assert (refused.decision, stack.batches()[0].state) == ("refused", State.FAILED)
+    retry_batch(stack.worker(), gap.batch_id)
+    assert scene.work() == STOPPED
+    again = all_gaps(stack.ledger, topic)[-1]
+    accept_gap(stack.worker(), again.gap_id, "the disk is gone")
+    assert scene.work() == 0
+    (batch,) = stack.batches()
+    assert batch.staged is not None
+    assert batch.state is State.COMMITTED
+    assert batch.staged.balance.lost == rows
+    assert batch.staged.balance.offsets == batch.offsets
+    assert unbalanced([batch]) == []
+    found = stack.account()
+    assert len(found.events) == (0 if kind is Kind.EVENTS else before.balance.ok)
+    assert len(found.dead_letters) == (0 if kind is Kind.DEAD_LETTERS else 9)
+    assert [each.why for each in all_gaps(stack.ledger, topic)] == [
+        "look for a backup first",
+        "the disk is gone",
+    ]
+    if kind is Kind.EVENTS:
+        resent = stack.send_numbers(range(5))
+        assert scene.work() == 0
+        assert sorted(stack.account().events) == sorted(resent)
 
 
 def copied(source: Path, target: Path) -> None:

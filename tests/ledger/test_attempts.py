@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Range
-from orchestration.ledger.attempts import attempt, attempts_of, last_failures
+from assets.pipeline.errors import BatchError, ClickHouseAway, ClickHouseRefused
+from orchestration.ledger.attempts import attempt, attempts_of, last_failures, note_killed
 from orchestration.ledger.batches import record_plan
 from orchestration.ledger.leases import held_lease
 from tests.stack import ROOT
@@ -75,8 +76,8 @@ def test_a_long_error_is_cut(ledger: Engine) -> None:
     assert failed.error_text == "x" * 4_000
 
 
-def test_a_killed_attempt_stays_open(ledger: Engine, ledger_url: str) -> None:
-    """It has no end, because nobody saw it; the next try has the next number."""
+def test_a_killed_attempt_is_seen_as_such(ledger: Engine, ledger_url: str) -> None:
+    """It has no end, because nobody saw it; who takes its lease over says that it was killed."""
     code = (
         "import os, signal, sys\n"
         "from orchestration.ledger.attempts import attempt\n"
@@ -88,10 +89,14 @@ def test_a_killed_attempt_stays_open(ledger: Engine, ledger_url: str) -> None:
         [sys.executable, "-c", code, ledger_url, BATCH.batch_id], cwd=ROOT, check=False
     )
     assert done.returncode == -signal.SIGKILL
+    with held_lease(ledger, "topic/events", 60) as lease:
+        assert note_killed(ledger, lease, "other") == 0
+        assert note_killed(ledger, lease, "events") == 1
+        assert note_killed(ledger, lease, "events") == 0
     with attempt(ledger, BATCH.batch_id, "load", "next") as number:
         assert number == 2
     first, second = attempts_of(ledger, BATCH.batch_id)
-    assert (first.run_id, first.ended_at, first.outcome) == ("killed", None, None)
+    assert (first.run_id, first.ended_at, first.outcome) == ("killed", None, "killed")
     assert (second.run_id, second.outcome) == ("next", "ok")
 
 
@@ -104,3 +109,33 @@ def test_the_last_failures_are_found(ledger: Engine) -> None:
         pass
     assert [each.error_text for each in last_failures(ledger, 2, "events")] == ["three", "two"]
     assert last_failures(ledger, 2, "others") == []
+
+
+def test_one_that_was_thought_dead_stays_so(ledger: Engine) -> None:
+    """A worker that was only slow cannot rewrite what its successor has noted."""
+    with attempt(ledger, BATCH.batch_id, "load", "slow"):
+        with held_lease(ledger, "topic/events", 60) as lease:
+            assert note_killed(ledger, lease, "events") == 1
+    (slow,) = attempts_of(ledger, BATCH.batch_id)
+    assert (slow.outcome, slow.ended_at, slow.retriable) == ("killed", None, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy", "retriable"),
+    [
+        (ClickHouseAway("too many parts", 252), "wait", True),
+        (ClickHouseRefused("no such column", 16), "repair", True),
+        (ClickHouseRefused("cannot parse", 27), "refused", False),
+        (ClickHouseRefused("what is this", 98_765), "unknown", True),
+    ],
+)
+def test_a_failure_says_what_is_done_about_it(
+    ledger: Engine, error: BatchError, remedy: str, retriable: bool
+) -> None:
+    """The code, what the closed table says of it, and when it is tried next."""
+    error.next_try_at = 5
+    with pytest.raises(BatchError):
+        failing(ledger, error)
+    (failed,) = attempts_of(ledger, BATCH.batch_id)
+    assert (failed.error_code, failed.remedy, failed.next_try_at) == (error.code, remedy, 5)
+    assert failed.retriable is retriable

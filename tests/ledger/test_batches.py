@@ -87,6 +87,7 @@ def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None
     ways = {
         State.PLANNED: (),
         State.GAP: (State.GAP,),
+        State.FAILED: (State.FAILED,),
         State.HELD: (State.HELD,),
         State.STAGED: (State.STAGED,),
         State.LOADING: (State.STAGED, State.LOADING),

@@ -28,12 +28,14 @@ def test_open_ranges_are_those_of_batches_that_are_not_loaded(ledger: Engine) ->
     with ledger.begin() as connection:
         for batch, state in zip(planned, states, strict=True):
             connection.execute(
-                update(batches).where(batches.c.batch_id == batch.batch_id).values(state=state)
+                update(batches)
+                .where(batches.c.batch_id == batch.batch_id)
+                .values(state=state, staged_at=None if state is State.GAP else 1)
             )
     gap, held = Range(0, 10, 20), Range(0, 20, 30)
     found = lanes_of(ledger, *where)
     assert found == {
-        0: Lane(40, (OpenRange(gap, State.GAP), OpenRange(held, State.HELD))),
+        0: Lane(40, (OpenRange(gap, State.GAP, True), OpenRange(held, State.HELD, False))),
         1: Lane(6),
     }
     assert [lane.loaded_end for lane in found.values()] == [10, 6]

@@ -17,12 +17,14 @@ import dagster as dg
 import pytest
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 
-from assets.pipeline.batch import Kind
+from assets.pipeline.batch import Kind, State
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch
+from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
-from orchestration.ledger.tables import lanes
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.tables import backoffs, lanes
 from tests.conftest import unused_port
 from tests.records import Sent, value_of
 from tests.stack import ROOT, ClickHouseServer, Stack
@@ -286,6 +288,40 @@ def test_clickhouse_away_is_tried_again_in_the_same_run(
     [(_, loaded)] = _told(instance, "events")
     assert loaded["rows"] == 10
     _assert_whole(stack, sent)
+
+
+def test_clickhouse_away_for_long_keeps_nobody_from_staging(
+    new_stack: Callable[..., Stack],
+    instance: dg.DagsterInstance,
+    new_clickhouse: Callable[[], ClickHouseServer],
+) -> None:
+    """Runs are green and their checks red; they go on staging, and are not started for nothing."""
+    server = new_clickhouse()
+    server.port = unused_port()
+    stack = new_stack(clickhouse_url=server.address, load_attempts=1).make_topic()
+
+    def next_try(at: int) -> None:
+        with stack.ledger.begin() as connection:
+            connection.execute(backoffs.update().values(next_try_at=at))
+
+    lookout = Lookout(stack.settings)
+    for staged in (1, 2):
+        stack.send_numbers(range(10 * staged, 10 * staged + 10))
+        assert isinstance(decide(instance, lookout), dg.RunRequest)
+        result = _run(stack, instance)
+        assert result.success
+        assert set(_checks(result).values()) == {False}
+        assert [batch.state for batch in stack.batches()] == [State.STAGED] * staged
+    next_try(now_us() + 3_600_000_000)
+    skipped = decide(instance, lookout)
+    assert isinstance(skipped, dg.SkipReason)
+    assert "the table events takes nothing since" in (skipped.skip_message or "")
+    assert "next try at" in (skipped.skip_message or "")
+    server.start()
+    next_try(0)
+    assert isinstance(decide(instance, lookout), dg.RunRequest)
+    assert set(_checks(_run(stack, instance)).values()) == {True}
+    assert [batch.state for batch in stack.batches()] == [State.COMMITTED] * 2
 
 
 def test_what_needs_a_person_is_not_tried_again(

@@ -12,8 +12,9 @@ from assets.pipeline.errors import BatchError, LogTruncated
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Retention
-from assets.pipeline.waiting import retry_batch
+from assets.pipeline.waiting import accept_gap
 from orchestration.ledger.connection import now_us
+from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.tables import lanes
 from orchestration.standing import (
     LaneStanding,
@@ -127,7 +128,8 @@ def test_a_gap_holds_from_the_day_on_which_it_arrived(new_stack: NewStack) -> No
     midnight = int((NOON + timedelta(hours=12)).timestamp() * 1_000_000)
     assert (standing.complete.before, standing.complete.is_bound) == (midnight, True)
     assert standing.topics[0].lanes[0].lost == 2
-    retry_batch(stack.worker(), planned.batch_id, accept_gap=True)
+    (gap,) = all_gaps(stack.ledger, stack.settings.topic)
+    accept_gap(stack.worker(), gap.gap_id, "old news")
     stack.run()
     standing = look(stack)
     assert (standing.complete.held_by, standing.topics[0].lanes[0].lost) == ("", 0)
@@ -261,7 +263,8 @@ def test_what_stands_behind_a_batch_that_waits_is_not_counted_with_it(
     assert (lane.loaded_end, lane.planned_end, lane.end) == (0, 7, 8)
     assert (lane.not_loaded, lane.lost, lane.unread_from) == (3 + 1, 2, 2)
     assert standing.complete.before == int((NOON - timedelta(hours=12)).timestamp() * 1_000_000)
-    retry_batch(stack.worker(), first.batch_id, accept_gap=True)
+    (gap,) = all_gaps(stack.ledger, stack.settings.topic)
+    accept_gap(stack.worker(), gap.gap_id, "old news")
     [lane] = look(stack).topics[0].lanes
     assert (lane.loaded_end, lane.not_loaded, lane.lost) == (2, 1 + 1, 0)
 

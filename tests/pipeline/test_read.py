@@ -9,11 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from assets.pipeline import read
-from assets.pipeline.batch import Range, State
-from assets.pipeline.errors import Gap, TopicReplaced, TransientError
+from assets.pipeline.audit import unbalanced
+from assets.pipeline.batch import Balance, Range, State
+from assets.pipeline.errors import BatchError, Gap, TopicReplaced, TransientError
 from assets.pipeline.read import Chunk, check_readable, read_ranges
 from assets.pipeline.staging import stage_batches
-from assets.pipeline.waiting import retry_batch
+from assets.pipeline.waiting import accept_gap, retry_batch
+from orchestration.ledger.gaps import all_gaps
 from tests.conftest import unused_port
 from tests.records import Sent, delete_before, value_of
 from tests.stack import Place, Stack
@@ -77,7 +79,7 @@ def test_a_gap_holds_the_batch_and_names_the_span(new_stack: NewStack) -> None:
     assert stack.account().places == dict.fromkeys(later, 1)
 
 
-def test_an_accepted_gap_counts_as_absent_and_what_is_left_is_loaded(new_stack: NewStack) -> None:
+def test_an_accepted_gap_counts_as_lost_and_what_is_left_is_loaded(new_stack: NewStack) -> None:
     """After a person has accepted the loss, the batch carries the rest and its balance closes."""
     stack = new_stack().make_topic(2)
     sent = stack.send_numbers(range(20), partitions=2)
@@ -89,10 +91,18 @@ def test_an_accepted_gap_counts_as_absent_and_what_is_left_is_loaded(new_stack: 
     assert retry_batch(stack.worker(), gap.batch_id) is State.PLANNED
     with pytest.raises(Gap):
         stage_batches(stack.worker())
-    assert retry_batch(stack.worker(), gap.batch_id, accept_gap=True) is State.PLANNED
+    retried, open_ = all_gaps(stack.ledger, stack.settings.topic)
+    assert (retried.decision, open_.decision) == ("retried", None)
+    assert (open_.lost, open_.records) == ("0:[0,4), 1:[0,10)", 14)
+    with pytest.raises(BatchError, match=f"gap {retried.gap_id} was retried already"):
+        accept_gap(stack.worker(), retried.gap_id, "")
+    accepted = accept_gap(stack.worker(), open_.gap_id, "known outage")
+    assert (accepted.decision, accepted.why) == ("accepted", "known outage")
     (batch,) = stack.run()
     assert batch.staged is not None
-    assert (batch.staged.balance.ok, batch.staged.balance.absent) == (6, 14)
+    assert batch.staged.balance == Balance(ok=6, lost=14)
+    assert unbalanced([batch]) == []
+    assert stack.rows("SELECT lost FROM {database}.batches FINAL") == [(14,)]
     assert stack.account().places == dict.fromkeys(
         [place for place in sent if place[0] == 0 and place[1] >= 4], 1
     )

@@ -30,9 +30,10 @@ from assets.pipeline.redrive import (
     redrive,
 )
 from assets.pipeline.staging import stage_batches
-from assets.pipeline.waiting import give_up_redrive, retry_batch
+from assets.pipeline.waiting import accept_gap, give_up_redrive, retry_batch
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import loaded_ends, planned_ends
+from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.projects import create_project, revoke_project
 from orchestration.ledger.redrives import Outcome
 from orchestration.ledger.tables import redrive_counts, redrive_letters, redrives
@@ -336,8 +337,9 @@ def test_letters_whose_file_is_gone_wait_for_a_person(
     assert more[0] in stack.account().events
     damaged = redrive(stack.worker(), EVERYTHING).damaged
     assert [file.path in text for text in damaged] == [True]
-    with pytest.raises(BatchError, match="no gap to accept"):
-        retry_batch(stack.worker(), gap.batch_id, accept_gap=True)
+    found = all_gaps(stack.ledger, gap.topic)[-1]
+    with pytest.raises(BatchError, match="dead letters still: give it up"):
+        accept_gap(stack.worker(), found.gap_id, "no need")
     if back:
         away.rename(path)
         retry_batch(stack.worker(), gap.batch_id)

@@ -12,13 +12,14 @@ from confluent_kafka import Consumer, TopicPartition
 from assets.pipeline import staging as staging_module
 from assets.pipeline.batch import Balance, State
 from assets.pipeline.commit import group_id
-from assets.pipeline.errors import LaneTrouble, LogTruncated, TopicMissing, TopicReplaced
+from assets.pipeline.errors import BatchError, LogTruncated, TopicMissing, TopicReplaced
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
-from assets.pipeline.waiting import retry_batch
+from assets.pipeline.waiting import accept_gap
 from assets.pipeline.worker import Worker
 from orchestration.backlog import look
 from orchestration.ledger.batches import all_batches
+from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.tables import lanes
 from tests.records import Sent, delete_before, too_large, uuid_of, value_of
 from tests.stack import Stack
@@ -41,9 +42,9 @@ def send_everywhere(stack: Stack, first: int = 0) -> dict[str, list[tuple[int, i
     return sent
 
 
-def carry(worker: Worker) -> list[LaneTrouble]:
+def carry(worker: Worker) -> list[BatchError]:
     """A micro-batch as Dagster and `tidemark batch` run it; gives what is wrong with lanes."""
-    held: list[LaneTrouble] = []
+    held: list[BatchError] = []
     stage_batches(worker, held)
     load_batches(worker)
     load_dead_letters(worker)
@@ -166,11 +167,12 @@ def test_batches_of_a_topic_that_was_deleted_wait_for_a_person(stack: Stack) -> 
     assert isinstance(trouble, TopicReplaced)
     assert f"topic {overflow} was deleted since" in str(trouble)
     assert stack.account().places == Counter(sent[stack.settings.topic])
-    retry_batch(stack.worker(), planned.batch_id, accept_gap=True)
+    (gap,) = all_gaps(stack.ledger, overflow)
+    accept_gap(stack.worker(), gap.gap_id, "nobody needs it")
     assert carry(stack.worker()) == []
     (batch,) = all_batches(stack.ledger, overflow)
     assert batch.staged is not None
-    assert (batch.state, batch.staged.balance) == (State.COMMITTED, Balance(absent=10))
+    assert (batch.state, batch.staged.balance) == (State.COMMITTED, Balance(lost=10))
 
 
 def test_a_historical_import_does_not_keep_a_run(

@@ -1,0 +1,273 @@
+"""Circuit: what is waited for, how long, and what is not held up by it.
+
+    a try fails ─┬─ wait, repair ─▶ the table waits: one probe an interval, oldest batch first
+                 ├─ alone ────────▶ the batch waits by itself, those behind it go on
+                 ├─ unknown ──────▶ the same, a few times; then a person is asked
+                 └─ refused ──────▶ a person is asked at once
+
+Which error is which stands in codes.py. Intervals double up to a cap, with jitter. What is known of
+failures stands in the ledger, for the next process. Invariant: where nothing fails nothing is
+written and nothing waits; a success ends every wait for the table.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.codes import Remedy
+from assets.pipeline.errors import (
+    BatchError,
+    ClickHouseAway,
+    ClickHouseRefused,
+    LoadingPaused,
+    StagingPaused,
+    UnknownTrouble,
+)
+from assets.pipeline.lake import Lake
+from assets.pipeline.room import why_no_room
+from orchestration.ledger.backoffs import (
+    Backoff,
+    backoffs_now,
+    batch_name,
+    forget_failures,
+    note_failure,
+    table_name,
+)
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.leases import Lease
+from orchestration.settings import Settings
+
+_TABLE_FIRST_S = 2.0
+_BATCH_FIRST_S = 30.0
+STAGE, LOAD, DEAD_LETTERS = "stage", "load", "dead_letters"
+
+STAGE_OF: dict[State, tuple[str, tuple[Kind, ...]]] = {
+    State.PLANNED: (STAGE, ()),
+    State.STAGED: (LOAD, (Kind.EVENTS,)),
+    State.LOADING: (LOAD, (Kind.EVENTS,)),
+    State.LOADED: (DEAD_LETTERS, ()),  # to be committed first, which needs no table
+    State.COMMITTED: (DEAD_LETTERS, (Kind.EVENTS, Kind.DEAD_LETTERS)),
+}
+"""The stage that carries a batch on, and the tables that it needs."""
+
+_IN_A_ROW = 2
+"""Batches that fail one after the other, each by itself as it seems, before the table waits."""
+
+
+class Circuit:
+    """Failures at one stage, as a run meets them; `table` is what it writes to, if it does.
+
+    With `insists` nothing is waited for: somebody is looking, and wants to know.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Engine,
+        lease: Lease,
+        stage: str,
+        table: str | None = None,
+        insists: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._lease = lease
+        self._stage = stage
+        self._table = None if table is None else table_name(settings.topic, table)
+        self._insists = insists
+        self._known = backoffs_now(ledger)
+        self._in_a_row = 0
+        self._last: BatchError | None = None
+        self._failed_now = False
+
+    def check(self) -> None:
+        """Raise LoadingPaused while the table is waited for.
+
+        Without a table, StagingPaused when batch after batch fails: it is hardly their fault.
+        """
+        if self._table is None and self._last is not None and self._in_a_row >= _IN_A_ROW:
+            raise StagingPaused(
+                f"{self._in_a_row} batches in a row could not be staged, the next run goes on: "
+                f"{self._last}"
+            )
+        waits = open_backoff(self._settings, self._known, self._table)
+        if waits is None or (not self._failed_now and (self._insists or _is_due(waits))):
+            return
+        raise _paused(waits)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the table has failed so often that it is waited for."""
+        return open_backoff(self._settings, self._known, self._table) is not None
+
+    def due(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches that do not wait by themselves."""
+        if self._insists:
+            return list(batches)
+        waits = {name for name, backoff in self._known.items() if not _is_due(backoff)}
+        return [batch for batch in batches if self._name(batch) not in waits]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count what goes wrong inside and is no batch's fault; LoadingPaused when it is open."""
+        try:
+            yield
+        except (ClickHouseAway, ClickHouseRefused) as error:
+            if error.remedy not in (Remedy.WAIT, Remedy.REPAIR):
+                raise
+            if error.next_try_at is None:
+                self._table_fails(error)
+            waits = open_backoff(self._settings, self._known, self._table)
+            if waits is not None:
+                raise _paused(waits) from error
+            raise
+
+    @contextmanager
+    def one(self, batch: Batch) -> Iterator[None]:
+        """One try at a batch. An error comes out with the time of the next one, if there is one.
+
+        One that no line of this code has thought of comes out as UnknownTrouble.
+        """
+        try:
+            try:
+                yield
+            except (BatchError, SQLAlchemyError, OSError):
+                raise
+            except Exception as error:  # whatever it is, it must not hold up the others for ever
+                raise UnknownTrouble(f"{type(error).__name__}: {error}") from error
+        except BatchError as error:
+            if error.remedy in (Remedy.ALONE, Remedy.UNKNOWN):
+                self._batch_fails(batch, error)
+            elif isinstance(error, (ClickHouseAway, ClickHouseRefused)) and (
+                error.remedy in (Remedy.WAIT, Remedy.REPAIR)
+            ):
+                self._table_fails(error)
+            raise
+        self._went_well(batch)
+
+    def _went_well(self, batch: Batch) -> None:
+        self._in_a_row = 0
+        names = {self._name(batch), self._table} & self._known.keys()
+        if names:
+            forget_failures(self._ledger, self._lease, [name for name in names if name])
+            for name in names:
+                del self._known[name or ""]
+
+    def _batch_fails(self, batch: Batch, error: BatchError) -> None:
+        longest = self._settings.batch_backoff_max_seconds
+        failed = self._note(self._name(batch), error, _doubling(_BATCH_FIRST_S, longest))
+        gives_up = error.remedy is Remedy.UNKNOWN
+        if not (gives_up and failed.failures >= self._settings.unknown_error_tries):
+            error.next_try_at = failed.next_try_at
+        self._in_a_row += 1
+        self._last = error
+        if self._in_a_row >= _IN_A_ROW and self._table is not None:
+            self._table_fails(error, at_once=True)
+
+    def _table_fails(self, error: BatchError, at_once: bool = False) -> None:
+        if self._table is None:
+            return
+        enough = self._settings.load_attempts
+        doubling = _doubling(_TABLE_FIRST_S, self._settings.table_backoff_max_seconds)
+        failed = self._note(
+            self._table,
+            error,
+            lambda failures: doubling(max(1, failures - enough + 1)),
+            enough if at_once or error.remedy is Remedy.REPAIR else 1,
+        )
+        self._failed_now = True
+        if error.remedy in (Remedy.WAIT, Remedy.REPAIR):
+            error.next_try_at = failed.next_try_at
+
+    def _note(
+        self, name: str, error: BatchError, delay_us: Callable[[int], int], at_least: int = 1
+    ) -> Backoff:
+        failed = note_failure(self._ledger, self._lease, name, error, delay_us, at_least)
+        self._known[name] = failed
+        return failed
+
+    def _name(self, batch: Batch) -> str:
+        return batch_name(batch.batch_id, self._stage)
+
+
+def open_backoff(
+    settings: Settings, known: Mapping[str, Backoff], table: str | None
+) -> Backoff | None:
+    """The back-off of a table that has failed often enough in a row to be waited for."""
+    backoff = known.get(table or "")
+    return backoff if backoff and backoff.failures >= settings.load_attempts else None
+
+
+def loading_paused(settings: Settings, ledger: Engine) -> list[LoadingPaused]:
+    """Why ClickHouse need not be asked now: the tables that are waited for, due or not."""
+    known = backoffs_now(ledger)
+    names = (table_name(settings.topic, table) for table in (Kind.EVENTS, Kind.DEAD_LETTERS))
+    found = (open_backoff(settings, known, name) for name in names)
+    return [_paused(waits) for waits in found if waits is not None]
+
+
+def trouble_now(settings: Settings, ledger: Engine) -> list[str]:
+    """What fails now and is tried again by itself, in words: tables, batches, and lack of room."""
+    found = [str(paused) for paused in loading_paused(settings, ledger)]
+    for name, backoff in sorted(backoffs_now(ledger).items()):
+        kind, batch_id, stage = name.split("/", 2)
+        if kind == "batch":
+            found.append(
+                f"batch {batch_id} fails at {stage} since {_clock(backoff.since)}, "
+                f"{backoff.failures:,} times so far: {backoff.error_text}. "
+                f"Next try at {_clock(backoff.next_try_at)}"
+            )
+    full = why_no_room(settings, ledger, Lake(settings.lake))
+    return [*found, f"no more is planned: {full}"] if full else found
+
+
+def next_try_at(settings: Settings, ledger: Engine, batches: Sequence[Batch]) -> int | None:
+    """When the first of these batches may be tried (µs); None when one may be tried now."""
+    known = backoffs_now(ledger)
+    times = [_waits_until(settings, known, batch) for batch in batches]
+    if any(at <= now_us() for at in times):
+        return None
+    return min(times, default=None)
+
+
+def _waits_until(settings: Settings, known: Mapping[str, Backoff], batch: Batch) -> int:
+    stage, tables = STAGE_OF[batch.state]
+    own = known.get(batch_name(batch.batch_id, stage))
+    of_tables = (open_backoff(settings, known, table_name(settings.topic, t)) for t in tables)
+    return max((each.next_try_at for each in (own, *of_tables) if each is not None), default=0)
+
+
+def _is_due(backoff: Backoff) -> bool:
+    return backoff.next_try_at <= now_us()
+
+
+def _paused(waits: Backoff) -> LoadingPaused:
+    _, _, table = waits.name.rpartition("/")
+    error = LoadingPaused(
+        f"the table {table} takes nothing since {_clock(waits.since)}, {waits.failures:,} failures "
+        f"in a row: {waits.error_text}. What is staged waits; next try at "
+        f"{_clock(waits.next_try_at)}"
+    )
+    error.code, error.next_try_at = waits.error_code, waits.next_try_at
+    return error
+
+
+def _doubling(first_s: float, longest_s: float) -> Callable[[int], int]:
+    """The wait (µs) after so many failures in a row, spread so that no two come together."""
+
+    def delay_us(failures: int) -> int:
+        seconds = min(longest_s, first_s * 2.0 ** min(failures - 1, 30))
+        return int(seconds * random.uniform(0.5, 1.0) * 1_000_000)
+
+    return delay_us
+
+
+def _clock(at: int) -> str:
+    return f"{datetime.fromtimestamp(at / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,81 @@
+"""`tidemark gaps`: what was lost before it was loaded; a person accepts or refuses each loss."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import click
+
+from assets.pipeline.waiting import accept_gap, refuse_gap
+from orchestration.cli.batch import worker_of
+from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.gaps import Gap, all_gaps
+from orchestration.settings import Settings
+
+_WHY = click.option("--why", required=True, help="The reason, in words. It is kept for ever.")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def gaps(ctx: click.Context, as_json: bool) -> None:
+    """List every loss that was ever found; `accept` or `refuse` one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    settings = Settings()
+    found = all_gaps(open_ledger(settings.ledger), *settings.topics)
+    if as_json:
+        print(json.dumps([_document(gap) for gap in found]))
+        return
+    if not found:
+        print("nothing was ever lost")
+    for gap in found:
+        what = f"{gap.records:,} offsets" if gap.cause == "kafka" else f"{gap.records:,} rows"
+        print(f"gap {gap.gap_id}  batch {gap.batch_id}: {what}, {gap.lost or 'not known which'}")
+        print(f"       found {_clock(gap.found_at)}: {gap.note}")
+        if gap.decided_at is None:
+            print(
+                "       WAITS: `tidemark gaps accept|refuse "
+                f"{gap.gap_id} --why …`, or `tidemark retry {gap.batch_id}`"
+            )
+        else:
+            why = f": {gap.why}" if gap.why else ""
+            print(f"       {gap.decision} by {gap.decided_by}, {_clock(gap.decided_at)}{why}")
+
+
+@gaps.command()
+@click.argument("gap_id", type=int)
+@_WHY
+def accept(gap_id: int, why: str) -> None:
+    """Count what is lost as lost, and let the rest of the batch be loaded."""
+    gap = accept_gap(worker_of(Settings(), click.echo), gap_id, why)
+    print(
+        f"gap {gap_id} is accepted: {gap.records:,} count as lost; the next micro-batch carries "
+        f"batch {gap.batch_id} on"
+    )
+
+
+@gaps.command()
+@click.argument("gap_id", type=int)
+@_WHY
+def refuse(gap_id: int, why: str) -> None:
+    """Do not put up with it: the batch is failed, and nothing of it is loaded."""
+    gap = refuse_gap(worker_of(Settings(), click.echo), gap_id, why)
+    print(
+        f"gap {gap_id} is refused: batch {gap.batch_id} is failed. When its records are back, "
+        f"`tidemark retry {gap.batch_id}`"
+    )
+
+
+def _document(gap: Gap) -> dict[str, object]:
+    times = {name: _iso(getattr(gap, name)) for name in ("found_at", "decided_at")}
+    return {**vars(gap), **times}
+
+
+def _iso(at: int | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at / 1_000_000, UTC).isoformat()
+
+
+def _clock(at: int) -> str:
+    return f"{datetime.fromtimestamp(at / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
