@@ -218,7 +218,7 @@ FROM
         sumIf(tombstone, notEmpty(ranges)) AS rows_tombstone,
         sumIf(absent, notEmpty(ranges)) AS rows_absent,
         max(loaded_at) AS last_loaded_at,
-        minOrNullIf(arrival_date, state NOT IN ('loaded', 'committed')) AS oldest_date_not_loaded
+        minOrNullIf(arrival_date, state NOT IN ('loaded', 'committed', 'superseded')) AS oldest_date_not_loaded
     FROM {database}.batches FINAL
     GROUP BY topic
 ) AS of_batches

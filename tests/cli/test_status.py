@@ -151,6 +151,10 @@ def test_the_view_tells_sql_how_each_topic_stands(new_stack: NewStack) -> None:
             (overflow, 0, {}, 0, 0, 0, 0, 0, 0, ""),
         ]
     )
+    stack.client.command(  # a redrive that was given up: nobody waits for it
+        f"INSERT INTO {stack.database}.batches (batch_id, topic, arrival_date, state) "
+        f"VALUES ('redrive', '{historical}', '2020-02-02', 'superseded')"
+    )
     told = {row[0]: row[1:] for row in view(stack, "topic, oldest_date_not_loaded, last_failed_at")}
     assert [told[main][0], told[historical][0]] == [torn.arrival_date, None]
     assert [told[main][1] is None, told[historical][1]] == [False, None]
