@@ -110,6 +110,10 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     worker = Worker(metrics, projects, guard, producer, ingest.budget, leaving)
     exposition = Exposition(worker.read, workers_folder)
 
+    def admit(request: Request) -> None:
+        sender = ingest.senders.of(request.scope, dict(request.scope["headers"]))
+        guard.admit_request(sender.address)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         projects.start()
@@ -136,8 +140,8 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     app._ingest_paths = _spellings(INGEST_PATHS)
     app.v1 = V1Endpoint(settings, projects, producer, guard, metrics, ingest.senders, ingest.budget)
     app._v1_paths = _spellings(V1_PATHS)
-    app.include_router(stub_routes(projects, ingest.budget))
-    app.include_router(script_routes(settings, projects))
+    app.include_router(stub_routes(projects, ingest.budget, admit))
+    app.include_router(script_routes(settings, projects, admit))
     app.include_router(health_routes(worker))
     app.include_router(metrics_route(exposition))
     add_page(app)

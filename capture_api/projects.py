@@ -15,6 +15,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -88,8 +89,9 @@ class Projects:
         self.used_today = self._usage.used_today
         self.unknown_tokens = 0
         """Requests whose token no project has; `mode` says what became of them."""
-        self.unjudged_tokens = 0
-        """Requests with a new token that came when nobody could tell whether it is good."""
+        self.unjudged_tokens: Counter[str] = Counter()
+        """Requests with a new token that came when nobody could tell whether it is good, by what
+        became of them: refused, or taken_in."""
         self.refreshes_failed = 0
 
     @property
@@ -130,7 +132,8 @@ class Projects:
     async def find(self, token: str) -> int:
         """The project_id of the token; UNKNOWN_PROJECT if none has it and the mode lets it pass.
 
-        Otherwise refuses with 401, or 503 while nobody can tell.
+        Otherwise refuses with 401, or 503 while nobody can tell. Where no project was ever read,
+        any token may be good, so no mode lets it pass: its events would be nobody's for good.
         """
         project_id = self.access.tokens.get(token)
         if project_id is not None:
@@ -144,9 +147,10 @@ class Projects:
             if not missed:
                 self._remember_miss(token)
             return self._unknown(token)
-        self.unjudged_tokens += 1
-        if self._mode is not Mode.ENFORCE:
+        if self._loaded and self._mode is not Mode.ENFORCE:
+            self.unjudged_tokens["taken_in"] += 1
             return UNKNOWN_PROJECT
+        self.unjudged_tokens["refused"] += 1
         raise try_later(
             "projects_away",
             "transient error, please retry: the token is new to this server, which cannot look it "
@@ -186,9 +190,16 @@ class Projects:
 
     def _remember_miss(self, token: str) -> None:
         self._misses.pop(token, None)  # so that the oldest stand first
+        self._forget_misses()
         if len(self._misses) >= MAX_MISSES:
             del self._misses[next(iter(self._misses))]
         self._misses[token] = time.monotonic() + MISS_SECONDS
+
+    def _forget_misses(self) -> None:
+        """Forget those whose time is over: they stand first."""
+        now = time.monotonic()
+        while self._misses and self._misses[oldest := next(iter(self._misses))] <= now:
+            del self._misses[oldest]
 
     async def _look_for(self, token: str) -> bool:
         """Wait for a look that starts from now on; whether the ledger has said what is true."""
@@ -212,6 +223,7 @@ class Projects:
     def _put_in_place(self, access: Access) -> None:
         self.access = access
         self._loaded = True
+        self._forget_misses()
         self._end_retired_tokens()
 
     def _end_retired_tokens(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from capture_api.exposition import Reading, Sample, process_samples
@@ -69,26 +70,30 @@ class Worker:
     def _of_events(self) -> Reading:
         metrics, seen = self.metrics, self.guard.router.seen
         dropped = metrics.dropped.copy()
-        rerouted = []
-        for (why, dry_run), count in seen.items():
+        rerouted: Counter[Why] = Counter()
+        for (why, _, dry_run), count in seen.items():
             if dry_run:
                 continue
             if why in _DROPS:
                 dropped[why] += count
             else:
-                rerouted.append(Sample("capture_events_rerouted", [why], count))
+                rerouted[why] += count
         return [
             Sample("capture_events_received", [], metrics.received),
             Sample("capture_events_ingested", [], metrics.ingested),
             *(Sample("capture_events_dropped", [cause], n) for cause, n in dropped.items()),
-            *rerouted,
+            *(Sample("capture_events_rerouted", [why], n) for why, n in rerouted.items()),
         ]
 
     def _of_protection(self) -> Reading:
         return [
             *(
-                Sample("capture_event_restrictions_applied", [why, _said(dry_run)], count)
-                for (why, dry_run), count in self.guard.router.seen.items()
+                Sample(
+                    "capture_event_restrictions_applied",
+                    [why, str(rule_id or ""), _said(dry_run)],
+                    count,
+                )
+                for (why, rule_id, dry_run), count in self.guard.router.seen.items()
             ),
             *(
                 Sample("capture_limits_reached", [limit, _said(dry_run)], count)
@@ -103,6 +108,10 @@ class Worker:
         age = projects.age_seconds()
         return [
             Sample("capture_unknown_tokens", [projects.mode], projects.unknown_tokens),
+            *(
+                Sample("capture_unjudged_tokens", [fate], count)
+                for fate, count in projects.unjudged_tokens.items()
+            ),
             *([] if age is None else [Sample("capture_projects_age_seconds", [], age)]),
         ]
 

@@ -22,7 +22,7 @@ from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from capture_api.answers import as_response, refusal_answer
 from capture_api.projects import Projects
 from capture_api.refusal import Refused
-from capture_api.stubs import config_script_text, unknown_token
+from capture_api.stubs import Admit, config_script_text, token_refusal
 from orchestration.settings import Settings
 
 MAIN_SCRIPT = "array.js"
@@ -48,7 +48,7 @@ def check_scripts_dir(settings: Settings) -> None:
             pass
 
 
-def script_routes(settings: Settings, projects: Projects) -> APIRouter:
+def script_routes(settings: Settings, projects: Projects, admit: Admit) -> APIRouter:
     """The routes, as the setting has them."""
     routes = APIRouter(tags=["scripts for the HTML snippet"])
     folder = settings.capture_scripts_dir
@@ -74,7 +74,7 @@ def script_routes(settings: Settings, projects: Projects) -> APIRouter:
         """Remote configuration of a project, and the SDK that finds it there."""
         if files is None:
             return _refused("not_served", NO_FOLDER)
-        refusal = await unknown_token(projects, token)
+        refusal = await token_refusal(projects, token, request, admit)
         if refusal is not None:
             return as_response(refusal)
         try:

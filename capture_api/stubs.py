@@ -1,11 +1,14 @@
 """Answers that keep PostHog's SDKs quiet where Tidemark has nothing to offer.
 
 SDKs ask the host they send events to for feature flags, remote configuration and surveys. They
-are told, each in the form its generation expects, that there are none. What SDKs would send
-elsewhere than to capture paths is refused (`not_served.py`).
+are told, each in the form its generation expects, that there are none. Where a token is looked up,
+the limit of the client's address comes first: SDKs do not ask again after a 429. What SDKs would
+send elsewhere than to capture paths is refused (`not_served.py`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -64,18 +67,23 @@ NOTHING: dict[str, dict[str, object]] = {
 """Lists that SDKs ask for, all empty; whose token it is does not matter."""
 
 
+Admit = Callable[[Request], None]
+"""Lets one more request of its address in, or raises Refused."""
+
+
 class _TokenInBody(msgspec.Struct):
     token: str | None = None
     api_key: str | None = None
 
 
-def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
+def stub_routes(projects: Projects, budget: Budget, admit: Admit) -> APIRouter:
     """The routes, each with and without a slash at its end."""
     routes = APIRouter(tags=["stubs for SDKs"])
 
     async def flags(request: Request) -> Response:
         """No feature flags, in the form of /flags and /decide."""
         try:
+            admit(request)
             await projects.find(await _token(request, budget))
         except Refused as refused:
             return as_response(refusal_answer(refused))
@@ -89,13 +97,14 @@ def stub_routes(projects: Projects, budget: Budget) -> APIRouter:
         """The payload of a flag that is not there. posthog-node would take a refusal for it."""
         return as_response(json_answer(200, None))
 
-    async def config(token: str) -> Response:
+    async def config(request: Request, token: str) -> Response:
         """Remote configuration of a project."""
-        return as_response(await unknown_token(projects, token) or json_answer(200, REMOTE_CONFIG))
+        refusal = await token_refusal(projects, token, request, admit)
+        return as_response(refusal or json_answer(200, REMOTE_CONFIG))
 
-    async def config_script(token: str) -> Response:
+    async def config_script(request: Request, token: str) -> Response:
         """Remote configuration of a project as a script."""
-        refusal = await unknown_token(projects, token)
+        refusal = await token_refusal(projects, token, request, admit)
         return as_response(
             refusal or text_answer(config_script_text(token), "application/javascript")
         )
@@ -152,9 +161,12 @@ async def _token(request: Request, budget: Budget) -> str:
     return valid_token(found.token or found.api_key or query.token)
 
 
-async def unknown_token(projects: Projects, token: str) -> Answer | None:
-    """The refusal for a token that is not good, or nothing."""
+async def token_refusal(
+    projects: Projects, token: str, request: Request, admit: Admit
+) -> Answer | None:
+    """The refusal of a token that is not good, or of an address that asks too often, or nothing."""
     try:
+        admit(request)
         await projects.find(valid_token(token))  # unknown ones are remembered: only short ones
     except Refused as refused:
         if refused.status == 401:

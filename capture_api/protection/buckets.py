@@ -17,7 +17,15 @@ from collections.abc import Callable
 MAX_KEYS = 100_000
 """Buckets after which full ones are forgotten, and then, if need be, all."""
 
-LONG_SECONDS = 2.0
+MAX_DEBT_SECONDS = 60.0
+"""Others' takings never lock a key out for longer than the rate takes to fill this (or a burst)."""
+
+
+Bucket = tuple[float, float, float, float, float]
+"""When it was last taken from: level, at, rate, burst, and what ran over since it was last drained.
+
+A bare tuple: making a named one costs more than the rest of `take`.
+"""
 
 
 class Buckets:
@@ -30,7 +38,7 @@ class Buckets:
         self.taken: dict[str, float] | None = {} if shared else None
         """What was taken since somebody last looked, where replicas share."""
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float, float, float]] = {}  # level, at, rate, burst
+        self._buckets: dict[str, Bucket] = {}
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -39,29 +47,37 @@ class Buckets:
         """Take the amount, and give 0; or take nothing, and give the seconds until it can be."""
         now = self._clock()
         bucket = self._buckets.get(key)
-        level = burst if bucket is None else min(burst, bucket[0] + (now - bucket[1]) * rate)
-        least = min(1.0, burst)
-        if level < least:
-            return max((least - level) / rate, 1e-3)
-        self._buckets[key] = (level - amount, now, rate, burst)
+        if bucket is None:  # full for who knows how long
+            level, lost = burst, math.inf
+        else:
+            before, at, _, _, lost = bucket
+            level = before + (now - at) * rate
+            if level > burst:
+                lost += level - burst
+                level = burst
+        if level < 1.0:
+            least = min(1.0, burst)
+            if level < least:
+                return max((least - level) / rate, 1e-3)
+        self._buckets[key] = (level - amount, now, rate, burst, lost)
         if len(self._buckets) > MAX_KEYS:
             self._forget(now)
         if self.taken is not None:
             self.taken[key] = self.taken.get(key, 0) + amount
         return 0.0
 
-    def drain(self, key: str, amount: float, seconds: float) -> None:
-        """Other replicas have taken so much from this key's bucket over these seconds.
+    def drain(self, key: str, amount: float) -> None:
+        """Other replicas have taken so much from this key's bucket since the last time.
 
-        Over a long while, what fills the bucket anyway is theirs to take: else a replica that has
-        not met a key for a minute would lock it out for another.
+        What ran over here meanwhile was theirs to take: else a replica that has not met a key for
+        a minute would lock it out for another.
         """
         bucket = self._buckets.get(key)
         if bucket is not None:
-            level, at, rate, burst = bucket
-            if seconds > LONG_SECONDS:
-                amount = max(0.0, amount - rate * seconds)
-            self._buckets[key] = (level - amount, at, rate, burst)
+            level, at, rate, burst, lost = bucket
+            deepest = min(level, -max(burst, rate * MAX_DEBT_SECONDS))
+            level = max(deepest, level - max(0.0, amount - lost))
+            self._buckets[key] = (level, at, rate, burst, 0.0)
 
     def _forget(self, now: float) -> None:
         self._buckets = {

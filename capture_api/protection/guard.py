@@ -14,6 +14,8 @@ import logging
 import time
 from collections import Counter
 from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from capture_api.projects import Projects
@@ -98,6 +100,8 @@ class Guard:
         rate = self._settings.capture_address_requests_per_second
         if not rate or self._rates is Mode.OFF:
             return
+        if ":" in address:
+            address = _network(address)
         burst = self._settings.capture_address_burst_requests or rate * _BURST_SECONDS
         seconds = self._of_addresses.take(address, 1, rate, burst)
         if seconds and self._reached(Limit.ADDRESS, address, self._rates):
@@ -163,6 +167,15 @@ def _share(url: str, buckets: list[Buckets]) -> SharedBuckets:
 
 
 _NO_LIMITS = Limits(None, None, None)
+
+
+@lru_cache(16_384)
+def _network(address: str) -> str:
+    """The /64 of an IPv6 address: whoever has one, has all of it to send from."""
+    try:
+        return str(IPv6Network((IPv6Address(address).packed[:8] + bytes(8), 64)))
+    except ValueError:  # what a server says that knows no address
+        return address
 
 
 def _own(own: float | None, default: float) -> float:

@@ -1,8 +1,9 @@
 """Hot keys: persons with so many events that they would heat one partition.
 
 Counted in a row of cells over windows of time, a key's cell found by its hash: a fixed amount of
-memory for any number of keys. A full cell may be several keys' doing, so from then on the keys of
-that cell are counted one by one, and only one that is hot by itself counts as hot.
+memory for any number of keys. A cell with an eighth of the limit may be several keys' doing, so
+from then on its keys are counted one by one, and only one that is hot by itself counts as hot: if
+alone in its cell, from its first event beyond the limit; beside others, up to an eighth sooner.
 A key that was hot in a window stays so through the next one, lest it go to and fro.
 """
 
@@ -25,7 +26,9 @@ class HotKeys:
         self, events_per_second: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._limit = max(1, int(events_per_second * WINDOW_SECONDS))
+        limit = max(1, int(events_per_second * WINDOW_SECONDS))
+        self._uncounted = limit // 8  # events of a cell before its keys are counted one by one
+        self._counted = limit - self._uncounted
         self._cells = array("I", bytes(4 * _CELLS))
         self._suspects: dict[bytes, int] = {}
         self._hot: set[bytes] = set()
@@ -48,19 +51,18 @@ class HotKeys:
         cell = hash(key) & _MASK
         count = self._cells[cell] + 1
         self._cells[cell] = count
-        if count > self._limit:
+        if count > self._uncounted:
             return self._suspected(key)
         return key in self._hot_before if self._hot_before else False
 
     def _suspected(self, key: bytes) -> bool:
-        """The cell is full: half the limit more, and this very key is to blame."""
-        if key in self._hot or key in self._hot_before:
+        """Count an event of the key by itself."""
+        if key in self._hot:
+            return True
+        count = self._suspects.get(key, 0) + 1
+        if count > self._counted:
             self._hot.add(key)
             return True
-        if len(self._suspects) < _MAX_SUSPECTS:
-            count = self._suspects.get(key, 0) + 1
+        if count > 1 or len(self._suspects) < _MAX_SUSPECTS:
             self._suspects[key] = count
-            if 2 * count > self._limit:
-                self._hot.add(key)
-                return True
-        return False
+        return key in self._hot_before

@@ -2,9 +2,10 @@
 
     a rule drops it  >  a rule names a topic  >  historical  >  overflow  >  the topic of events
 
-Rules come from the ledger (`tidemark rules`). Overflow is for keys that a rule names, and for hot
-ones; what goes there is spread over partitions, unless it is to keep its key. Historical events
-never overflow: they hold up nobody.
+A rule in a dry run is counted where it would decide, and passed over. Rules come from the ledger
+(`tidemark rules`). Overflow is for keys that a rule names, and for hot ones; what goes there is
+spread over partitions, unless it is to keep its key. Historical events never overflow: they hold up
+nobody.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class RuleBook:
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self.rules = tuple(rules)
-        ordered = sorted(rules, key=lambda rule: (rule.dry_run, _STRENGTH[rule.action]))
+        ordered = sorted(rules, key=lambda rule: _STRENGTH[rule.action])
         everybody = tuple(rule for rule in ordered if rule.project_id is None)
         named = {rule.project_id for rule in ordered if rule.project_id is not None}
         self._everybody = everybody
@@ -64,7 +65,7 @@ class RuleBook:
         }
 
     def of(self, project_id: int) -> tuple[Rule, ...]:
-        """The rules that may concern the project: strongest first, dry runs last."""
+        """The rules that may concern the project: strongest first, older ones before newer."""
         return self._of_project.get(project_id, self._everybody)
 
 
@@ -77,14 +78,17 @@ def matches(rule: Rule, event: str, distinct_id: str) -> bool:
 
 @dataclass(slots=True)
 class Router:
-    """What decides about places; one a worker. `seen` counts what it decided, dry runs apart."""
+    """What decides about places; one a worker.
+
+    `seen` counts what it decided, each rule by its id (a hot key has none: 0), dry runs apart.
+    """
 
     topics: Topics
     hot_keys: HotKeys | None
     overflow: Mode = Mode.ENFORCE
     keeps_key: bool = False
     book: RuleBook = field(default_factory=RuleBook)
-    seen: Counter[tuple[Why, bool]] = field(default_factory=Counter)
+    seen: Counter[tuple[Why, int, bool]] = field(default_factory=Counter)
 
     def route(self, project_id: int, historical: bool) -> Route:
         """The routing of one request's events."""
@@ -121,7 +125,7 @@ class Route:
         """The topic and the key of an event whose key is hot."""
         router = self.router
         enforced = router.overflow is Mode.ENFORCE
-        router.seen[Why.HOT_KEY, not enforced] += 1
+        router.seen[Why.HOT_KEY, 0, not enforced] += 1
         if not enforced:
             return self.topic, key
         return router.topics.overflow, key if router.keeps_key else None
@@ -132,7 +136,7 @@ class Route:
         why = Why(f"rule_{rule.action}")
         if rule.action is Action.OVERFLOW and self.historical:
             return None
-        router.seen[why, rule.dry_run] += 1
+        router.seen[why, rule.rule_id, rule.dry_run] += 1
         if rule.dry_run:
             return None
         match rule.action:

@@ -5,7 +5,10 @@
 
 A request never waits for Redis: it is judged by this worker's own buckets, which are a fraction of
 a second behind the others. Failing open: while Redis is away each worker has its buckets to
-itself, and what it took meanwhile is told when Redis is back, or forgotten after a while.
+itself, and what it took meanwhile is forgotten.
+
+Invariant: what was taken is told once at most. A command without an answer may have been carried
+out or not, so it is not sent again, and what Redis says next is a new beginning to count from.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
 from hashlib import blake2b
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from capture_api.protection.buckets import Buckets
@@ -27,8 +31,10 @@ ANSWER_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 5.0
 KEPT_SECONDS = 120
 """How long Redis keeps the total of a key that nobody takes from."""
-MAX_UNTOLD = 50_000
-"""Keys whose takings are kept for a Redis that is away."""
+MAX_TOLD_AT_ONCE = 500
+"""Keys of one pipeline: putting it together must not hold up requests."""
+MAX_TOTALS = 100_000
+"""Keys whose totals are remembered; beyond, all are learnt anew."""
 
 log = logging.getLogger("tidemark.capture.limits")
 
@@ -38,10 +44,14 @@ class SharedBuckets:
 
     def __init__(self, url: str, buckets: Sequence[Buckets]) -> None:
         self._redis = Redis.from_url(
-            url, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS
+            url,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # the client's own would tell everything again
         )
         self._buckets = buckets
-        self._totals: dict[str, tuple[float, float]] = {}  # and when they were learnt
+        self._totals: dict[str, float] = {}
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.away = False
 
@@ -51,57 +61,54 @@ class SharedBuckets:
 
     async def close(self) -> None:
         """Tell the last takings, and stop."""
+        self._stopping.set()
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
-            await self.sync()
+            await self._task  # not cancelled: what it is telling would be lost or told twice
+        if not self.away:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await self.sync()
         await self._redis.aclose()
 
     async def sync(self) -> None:
         """Tell what was taken since the last time, and learn what others took."""
-        told = [
-            (buckets, key, amount, _name(buckets.name, key))
-            for buckets in self._buckets
-            for key, amount in (buckets.taken or {}).items()
-        ]
-        if not told:
-            return
+        told: list[tuple[Buckets, str, float]] = []
+        for buckets in self._buckets:
+            if buckets.taken:
+                told += [(buckets, key, amount) for key, amount in buckets.taken.items()]
+                buckets.taken = {}
+        if not told and self.away:
+            await self._redis.ping()
+        try:
+            for start in range(0, len(told), MAX_TOLD_AT_ONCE):
+                await self._tell(told[start : start + MAX_TOLD_AT_ONCE])
+        except BaseException:
+            self._totals.clear()
+            raise
+        if len(self._totals) > MAX_TOTALS:
+            self._totals.clear()
+
+    async def _tell(self, told: list[tuple[Buckets, str, float]]) -> None:
+        names = [_name(buckets.name, key) for buckets, key, _ in told]
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for _, _, amount, name in told:
+            for name, (_, _, amount) in zip(names, told, strict=True):
                 pipeline.incrbyfloat(name, amount)
                 pipeline.expire(name, KEPT_SECONDS)
             answers = await pipeline.execute()
-        now = time.monotonic()
-        for (buckets, key, amount, name), total in zip(told, answers[::2], strict=True):
-            self._told(buckets, key, amount)
-            before, at = self._totals.get(name, (total - amount, now))
-            self._totals[name] = total, now
-            others = total - amount - before
-            if others > 0:
-                buckets.drain(key, others, now - at)
-        if len(self._totals) > 2 * MAX_UNTOLD:
-            self._totals.clear()
-
-    def _told(self, buckets: Buckets, key: str, amount: float) -> None:
-        """Take off what was told; more may have been taken while Redis answered."""
-        assert buckets.taken is not None
-        rest = buckets.taken[key] - amount
-        if rest > 0:
-            buckets.taken[key] = rest
-        else:
-            del buckets.taken[key]
+        for name, (buckets, key, amount), total in zip(names, told, answers[::2], strict=True):
+            before = self._totals.get(name, total - amount)
+            self._totals[name] = total
+            buckets.drain(key, max(0.0, total - amount - before))
 
     async def _run(self) -> None:
         pause = SYNC_SECONDS
-        while True:
-            await asyncio.sleep(pause)
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+                return
             try:
                 await self.sync()
             except (RedisError, OSError, TimeoutError) as error:
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                self._forget_untold()
                 if not self.away:
                     log.warning(
                         "rate limits are not shared with other workers for now: %s "
@@ -114,11 +121,6 @@ class SharedBuckets:
                 if self.away:
                     log.info("rate limits are shared with other workers again")
                 self.away = False
-
-    def _forget_untold(self) -> None:
-        for buckets in self._buckets:
-            if buckets.taken is not None and len(buckets.taken) > MAX_UNTOLD:
-                buckets.taken.clear()
 
 
 def _name(kind: str, key: str) -> str:

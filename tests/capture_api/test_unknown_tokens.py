@@ -14,7 +14,7 @@ from capture_api.projects import Projects
 from capture_api.refusal import Refused
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import create_project
-from orchestration.settings import Settings
+from orchestration.settings import Mode, Settings
 
 
 def with_projects(settings: Settings, body: Callable[[Projects], Awaitable[None]]) -> None:
@@ -54,7 +54,7 @@ def test_a_token_that_was_missed_is_not_looked_for_again(
         ledger.mkdir()
         assert await status(projects, "phc_nobody") == 401
         assert await status(projects, "phc_somebody") == 503
-        assert (projects.unknown_tokens, projects.unjudged_tokens) == (2, 1)
+        assert (projects.unknown_tokens, projects.unjudged_tokens) == (2, {"refused": 1})
 
     with_projects(found, body)
 
@@ -71,6 +71,51 @@ def test_the_memory_of_missed_tokens_is_bounded(
         assert list(projects._misses) == ["phc_2", "phc_3"]
 
     with_projects(settings(), body)
+
+
+def test_missed_tokens_are_forgotten_when_their_time_is_over(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs to ask for them again: the next look at the ledger is enough."""
+    monkeypatch.setattr(module, "MISS_SECONDS", 0.2)
+
+    async def body(projects: Projects) -> None:
+        assert await status(projects, "phc_nobody") == 401
+        async with asyncio.timeout(30):
+            while projects._misses:
+                await asyncio.sleep(0.005)
+
+    with_projects(settings(capture_project_refresh_seconds=0.05), body)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_nobody_judges_before_projects_were_read(
+    settings: Callable[..., Settings], mode: Mode
+) -> None:
+    """In no mode is a token taken in that may be good; later the mode decides; both are counted."""
+    found = settings(capture_unknown_tokens=mode)
+    ledger = Path(found.home) / "ledger.db"
+    ledger.mkdir(parents=True)
+
+    async def main() -> None:
+        projects = Projects(found)
+        projects.start()
+        assert await status(projects, "phc_good") == 503
+        assert projects.unjudged_tokens == {"refused": 1}
+        ledger.rmdir()
+        async with asyncio.timeout(30):
+            while projects.problem():
+                await asyncio.sleep(0.005)
+        for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+            (Path(found.home) / name).unlink(missing_ok=True)
+        ledger.mkdir()
+        enforced = mode is Mode.ENFORCE
+        assert await status(projects, "phc_new") == (503 if enforced else 200)
+        fate = {"refused": 2} if enforced else {"refused": 1, "taken_in": 1}
+        assert projects.unjudged_tokens == fate
+        await projects.close()
+
+    asyncio.run(main())
 
 
 def test_a_project_made_after_a_miss_is_found(settings: Callable[..., Settings]) -> None:

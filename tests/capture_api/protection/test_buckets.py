@@ -41,17 +41,65 @@ def test_a_batch_beyond_the_burst_passes_once_and_is_paid_off() -> None:
 
 
 def test_what_others_take_is_missing_here() -> None:
-    """Takings of other replicas drain the bucket; over a long while, what is beyond the rate."""
+    """Takings of other replicas drain the bucket; what ran over here meanwhile was theirs."""
     clock = Clock()
     of = Buckets("test", clock=clock)
     of.take("a", 1, 10, 20)
-    of.drain("a", 30, 0.2)
+    of.drain("a", 0)
+    of.drain("a", 30)
     assert of.take("a", 1, 10, 20) == pytest.approx(1.2)
     of.take("b", 1, 10, 20)
-    of.drain("b", 600, 60.0)
+    of.drain("b", 0)
+    clock.now += 60
+    of.take("b", 1, 10, 20)
+    of.drain("b", 600)
     assert of.take("b", 1, 10, 20) == 0
-    of.drain("unknown", 5, 0.2)
+    of.drain("unknown", 5)
     assert len(of) == 2
+
+
+def test_what_ran_over_is_credited_once() -> None:
+    """A key that lay idle for long before the others began has its credit for one drain only."""
+    clock = Clock()
+    of = Buckets("test", clock=clock)
+    of.take("a", 1, 10, 20)
+    clock.now += 600
+    of.take("a", 1, 10, 20)
+    of.drain("a", 0)
+    of.drain("a", 100)
+    assert of.take("a", 1, 10, 20) == pytest.approx(8.2)
+
+
+def test_others_never_lock_a_key_out_for_long() -> None:
+    """What others took is a debt of a minute, or of a burst, at the most."""
+    clock = Clock()
+    of = Buckets("test", clock=clock)
+    of.take("a", 1, 10, 20)
+    of.drain("a", 0)
+    of.drain("a", 1e9)
+    assert of.take("a", 1, 10, 20) == pytest.approx(60.1)
+
+
+@pytest.mark.parametrize("pause", [0.2, 3.0, 5.0, 30.0])
+def test_replicas_together_let_the_rate_through(pause: float) -> None:
+    """However seldom each meets the key: two that are always asked let one rate and burst pass."""
+    rate, burst, turns = 10.0, 100.0, 400
+    clock = Clock()
+    replicas = [Buckets("test", clock=clock) for _ in range(2)]
+    untold = [0.0, 0.0]
+    passed = 0.0
+    for _ in range(turns):
+        for number, of in enumerate(replicas):
+            clock.now += pause / 2
+            took = 0.0
+            while took < 4 * rate * pause and of.take("a", 1, rate, burst) == 0:
+                took += 1
+            passed += took
+            untold[1 - number] += took
+            if took:
+                of.drain("a", untold[number])
+                untold[number] = 0.0
+    assert passed <= 1.05 * rate * pause * turns + 4 * burst
 
 
 def test_full_buckets_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

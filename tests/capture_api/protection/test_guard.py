@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from capture_api.projects import Projects
+from capture_api.protection.guard import Guard
+from capture_api.refusal import Refused
 from orchestration.ledger.projects import Limits, create_project, set_limits
 from orchestration.ledger.rules import Action, add_rule, remove_rule
+from orchestration.settings import Settings
 from tests.capture_api.protection.test_shared import RedisServer, redis
 
 __all__ = ["redis"]
@@ -81,7 +86,7 @@ def test_a_projects_own_limit_goes_before_the_setting(
 def test_an_address_beyond_its_rate_is_told_before_its_body_is_read(
     kafka: str, new_capture: Callable[..., Any]
 ) -> None:
-    """429 for the address, whatever it sends; its connection stays usable."""
+    """429 for the address, whatever it sends or asks for; its connection stays usable."""
     capture = new_capture(
         kafka,
         TIDEMARK_CAPTURE_ADDRESS_REQUESTS_PER_SECOND="0.02",
@@ -89,7 +94,24 @@ def test_an_address_beyond_its_rate_is_told_before_its_body_is_read(
     ).start()
     statuses = [capture.client.post("/e", content=b"nonsense" * 1000).status_code for _ in range(4)]
     assert statuses == [400, 400, 429, 429]
+    paths = ["flags/", "decide/?v=3", "array/x/config", "array/x/config.js"]
+    for path in paths:
+        ask = capture.client.get if path.startswith("array") else capture.client.post
+        refused = ask(f"/{path}", headers=ORIGIN)
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited"), path
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN["Origin"]
     assert capture.status("/_readiness") == 200
+
+
+def test_an_ipv6_address_counts_by_its_network(settings: Callable[..., Settings]) -> None:
+    """Whoever has a /64 has one bucket for it, however the addresses are spelled."""
+    found = settings(capture_address_requests_per_second=0.001, capture_address_burst_requests=2)
+    guard = Guard(found, Projects(found))
+    for address in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1", "", "a:socket"):
+        guard.admit_request(address)
+    with pytest.raises(Refused, match="too many requests"):
+        guard.admit_request("2001:db8:1:2:a:b:c:d")
 
 
 def test_dry_runs_refuse_nobody(kafka: str, new_capture: Callable[..., Any]) -> None:
@@ -114,7 +136,7 @@ def test_dry_runs_refuse_nobody(kafka: str, new_capture: Callable[..., Any]) -> 
     for limit in ("project", "address", "quota"):
         labels = {"limit": limit, "dry_run": "true"}
         assert value_of(capture, "capture_limits_reached_total", **labels) > 0, limit
-    hot = {"cause": "hot_key", "dry_run": "true"}
+    hot = {"cause": "hot_key", "rule": "", "dry_run": "true"}
     assert value_of(capture, "capture_event_restrictions_applied_total", **hot) > 0
 
 
@@ -153,7 +175,7 @@ def test_rules_take_effect_within_seconds(
     assert post(capture, EVENT).status_code == 200
     drop = add_rule(capture.ledger, Action.DROP, project_id=project_id, event="spam")
     add_rule(capture.ledger, Action.OVERFLOW, project_id=project_id, distinct_id="noisy")
-    add_rule(capture.ledger, Action.DROP, project_id=project_id, event="e", dry_run=True)
+    tried = add_rule(capture.ledger, Action.DROP, project_id=project_id, event="e", dry_run=True)
 
     def dropped() -> bool:
         assert post(capture, {**EVENT, "event": "spam"}).json() == {"status": "Ok"}
@@ -167,7 +189,7 @@ def test_rules_take_effect_within_seconds(
     assert kept == [("e", "d")]
     assert [r.value["distinct_id"] for r in capture.records("_overflow")] == ["noisy"]
     assert sum(record.value["event"] == "spam" for record in capture.records()) == spam
-    dry = {"cause": "rule_drop", "dry_run": "true"}
+    dry = {"cause": "rule_drop", "rule": str(tried.rule_id), "dry_run": "true"}
 
     def seen() -> bool:
         assert post(capture, EVENT).status_code == 200

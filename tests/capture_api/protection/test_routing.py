@@ -89,15 +89,24 @@ def test_hot_keys_overflow(mode: Mode, keeps_key: bool, expected: Place) -> None
     places = [route.place(KEY, "e", "d") for _ in range(10)]
     assert places[0] == Place("events", KEY, None)
     assert places[-1] == expected
-    assert router.seen[Why.HOT_KEY, mode is Mode.DRY_RUN] > 0
+    assert router.seen[Why.HOT_KEY, 0, mode is Mode.DRY_RUN] > 0
 
 
-def test_dry_runs_are_counted_apart() -> None:
-    """What a rule would have done shows, and what it did."""
-    book = RuleBook([rule(Action.DROP, dry_run=True), OVERFLOW])
-    router = Router(TOPICS, None, book=book)
-    router.route(7, False).place(KEY, "e", "d")
-    assert dict(router.seen) == {(Why.RULE_OVERFLOW, False): 1}
-    router.book = RuleBook([rule(Action.DROP, dry_run=True)])
-    router.route(7, False).place(KEY, "e", "d")
-    assert router.seen[Why.RULE_DROP, True] == 1
+def test_dry_runs_are_counted_where_they_would_decide() -> None:
+    """Each rule by its id: a dry run that a weaker rule follows shows, one after a stronger not."""
+    rules = [
+        rule(Action.DROP, rule_id=3),
+        rule(Action.DROP, rule_id=2, dry_run=True, event="e"),
+        rule(Action.OVERFLOW, rule_id=4),
+        rule(Action.TOPIC, rule_id=5, dry_run=True, topic="parked"),
+    ]
+    router = Router(TOPICS, None)
+    for present in (rules[1:], rules[::-1], rules[2:]):
+        router.book = RuleBook(sorted(present, key=lambda one: one.rule_id))
+        router.route(7, False).place(KEY, "e", "d")
+    assert dict(router.seen) == {
+        (Why.RULE_DROP, 2, True): 2,
+        (Why.RULE_DROP, 3, False): 1,
+        (Why.RULE_TOPIC, 5, True): 2,
+        (Why.RULE_OVERFLOW, 4, False): 2,
+    }

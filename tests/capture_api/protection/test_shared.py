@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
+from capture_api.protection import shared
 from capture_api.protection.buckets import Buckets
 from capture_api.protection.shared import SharedBuckets
 from tests.conftest import require_program, unused_port
+
+RATE = 1e-6
+"""A rate at which nothing fills up while a test runs."""
 
 
 class RedisServer:
@@ -47,6 +54,19 @@ class RedisServer:
             self.process = None
 
 
+def room(buckets: Buckets, key: str) -> int:
+    """How many the key may still take at once; takes them."""
+    count = 0
+    while buckets.take(key, 1, RATE, 100) == 0:
+        count += 1
+    return count
+
+
+async def total_of(share: SharedBuckets, key: str) -> float:
+    """What Redis has of the project's takings."""
+    return float(await share._redis.get(shared._name("project", key)) or 0)
+
+
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A running Redis."""
@@ -78,21 +98,138 @@ def test_without_redis_everybody_has_a_bucket_of_their_own(redis: RedisServer) -
     """It fails open and says so, and shares again when Redis is back."""
 
     async def main() -> None:
-        buckets = Buckets("project", shared=True)
-        share = SharedBuckets(redis.url, [buckets])
+        buckets, others = (Buckets("project", shared=True) for _ in range(2))
+        share, other_share = (SharedBuckets(redis.url, [one]) for one in (buckets, others))
         share.start()
-        buckets.take("7", 1, 0.001, 100)
+        buckets.take("7", 1, RATE, 100)
         while buckets.taken:
             await asyncio.sleep(0.01)
         redis.kill()
         while not share.away:
-            assert buckets.take("7", 1, 1e6, 1e6) == 0
+            buckets.take("gone", 1, RATE, 1e6)
             await asyncio.sleep(0.01)
+        with pytest.raises((RedisError, OSError)):
+            await share.sync()  # with nothing to tell it asks, and does not say that all is well
+        assert room(buckets, "7") == 99
         redis.start()
-        while share.away or buckets.taken:
+        while share.away:
             await asyncio.sleep(0.01)
-        assert buckets.take("7", 1, 1e6, 1e6) == 0
+        for _ in range(2):  # the first time each meets the key again
+            for one, its_share in ((others, other_share), (buckets, share)):
+                one.take("8", 30, RATE, 100)
+                await its_share.sync()
+        assert room(buckets, "8") <= 10
         await share.close()
+        await other_share.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_what_redis_did_without_answering_is_not_counted_twice(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose command was late does not pay for it again, out of its own bucket."""
+    monkeypatch.setattr(shared, "ANSWER_SECONDS", 0.2)
+
+    async def main() -> None:
+        buckets = Buckets("project", shared=True)
+        share = SharedBuckets(redis.url, [buckets])
+        buckets.take("7", 1, RATE, 100)
+        await share.sync()
+        assert redis.process is not None
+        redis.process.send_signal(signal.SIGSTOP)
+        buckets.take("7", 40, RATE, 100)
+        with pytest.raises(RedisError):
+            await share.sync()
+        redis.process.send_signal(signal.SIGCONT)
+        while await total_of(share, "7") < 41:
+            await asyncio.sleep(0.01)
+        buckets.take("7", 1, RATE, 100)
+        await share.sync()
+        assert await total_of(share, "7") == 42
+        assert room(buckets, "7") == 58
+        await share.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_end_waits_for_what_is_being_told(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stops while Redis is slow to answer tells each taking once."""
+    monkeypatch.setattr(shared, "ANSWER_SECONDS", 30.0)
+
+    async def main() -> None:
+        buckets = Buckets("project", shared=True)
+        share, reader = (SharedBuckets(redis.url, [buckets]) for _ in range(2))
+        buckets.take("7", 1, RATE, 100)
+        await share.sync()
+        assert redis.process is not None
+        redis.process.send_signal(signal.SIGSTOP)
+        telling = asyncio.Event()
+        tell = share._tell
+
+        async def noting(told: Any) -> None:
+            telling.set()
+            await tell(told)
+
+        monkeypatch.setattr(share, "_tell", noting)
+        buckets.take("7", 40, RATE, 100)
+        share.start()
+        await telling.wait()
+        await asyncio.sleep(0.1)  # the command is on its way
+        closing = asyncio.create_task(share.close())
+        await asyncio.sleep(0.1)
+        assert not closing.done(), "it waits for the answer"
+        redis.process.send_signal(signal.SIGCONT)
+        await closing
+        assert await total_of(reader, "7") == 41
+        await reader._redis.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_many_keys_are_told_in_pieces(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis reads one piece after the other, and has them all."""
+    monkeypatch.setattr(shared, "MAX_TOLD_AT_ONCE", 10)
+
+    async def main() -> None:
+        buckets = Buckets("address", shared=True)
+        share = SharedBuckets(redis.url, [buckets])
+        for number in range(300):
+            buckets.take(str(number), 1, 1, 100)
+        before = (await share._redis.info("stats"))["total_reads_processed"]
+        await share.sync()
+        after = (await share._redis.info("stats"))["total_reads_processed"]
+        assert after - before >= 30
+        assert await share._redis.dbsize() == 300
+        await share.close()
+
+    asyncio.run(main())
+
+
+def test_a_sync_tries_once() -> None:
+    """Where somebody hangs up, it does not call again by itself."""
+    calls = 0
+
+    async def main() -> None:
+        async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal calls
+            calls += 1
+            writer.close()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        buckets = Buckets("project", shared=True)
+        share = SharedBuckets(f"redis://127.0.0.1:{port}/0", [buckets])
+        buckets.take("7", 1, RATE, 100)
+        with pytest.raises((RedisError, OSError)):
+            await share.sync()
+        assert calls == 1
+        assert not buckets.taken
+        share.away = True
+        await share.close()
+        server.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
