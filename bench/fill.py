@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import click
+import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 
 from bench.errors import BenchFailed, run_command
@@ -105,9 +107,12 @@ class _Visitor:
 
 
 def make_records(
-    count: int, malformed_one_in: int = 0, seed: int = 1
+    count: int, malformed_one_in: int = 0, seed: int = 1, flat: bool = False
 ) -> Iterator[tuple[bytes, bytes, bool]]:
-    """So many records as (key, value, fine). Malformed ones are spread evenly; 0: none."""
+    """So many records as (key, value, fine). Malformed ones are spread evenly; 0: none.
+
+    `flat`: one JSON object each, the form that the usual ways of reading Kafka expect.
+    """
     chance = random.Random(seed)
     visitors = [_visitor(chance) for _ in range(max(1, count // _EVENTS_A_VISITOR))]
     draw, bits = chance.random, chance.getrandbits
@@ -138,7 +143,7 @@ def make_records(
                 b"}",
             )
         )
-        value = encode_value(
+        value = (_flat_value if flat else encode_value)(
             RecordHead(
                 RECORD_VERSION,
                 _uuid(bits(128)),
@@ -165,7 +170,12 @@ def make_records(
 
 
 def fill(
-    bootstrap_servers: str, topic: str, count: int, malformed_one_in: int = 0, seed: int = 1
+    bootstrap_servers: str,
+    topic: str,
+    count: int,
+    malformed_one_in: int = 0,
+    seed: int = 1,
+    flat: bool = False,
 ) -> Filled:
     """Write records to a topic that exists, and wait until Kafka has them all."""
     producer = Producer(
@@ -186,7 +196,7 @@ def fill(
             failures.append(error.str())
 
     bad = value_bytes = 0
-    for number, (key, value, fine) in enumerate(make_records(count, malformed_one_in, seed)):
+    for number, (key, value, fine) in enumerate(make_records(count, malformed_one_in, seed, flat)):
         while True:
             try:
                 producer.produce(topic, value, key, headers=VERSION_HEADERS, on_delivery=note)
@@ -202,6 +212,11 @@ def fill(
         reason = failures[0] if failures else f"{left:,} were not acknowledged in time"
         raise BenchFailed(f"Kafka did not take all records: {reason}")
     return Filled(count - bad, bad, value_bytes)
+
+
+def _flat_value(head: RecordHead, properties: bytes) -> bytes:
+    fields = msgspec.json.encode(msgspec.structs.asdict(head))
+    return b'%s,"properties":%s}' % (fields[:-1], properties)
 
 
 def _visitor(chance: random.Random) -> _Visitor:
@@ -253,7 +268,7 @@ def _spoilt(value: bytes, number: int) -> bytes:
     ways = (
         value[: len(value) // 2],
         value.replace(b'"web"', b'"\xff\xfe"', 1),
-        value.replace(b'"uuid":"', b'"uuid":"not-', 1),
+        re.sub(rb'"([0-9a-f]{8}-)', rb'"not-\1', value, count=1),
         b"[1,2,3]",
     )
     return ways[number % len(ways)]
@@ -267,8 +282,11 @@ def _spoilt(value: bytes, number: int) -> bytes:
     "--malformed", default=1000, show_default=True, help="One record in so many; 0: none."
 )
 @click.option("--seed", default=1, show_default=True, help="Another seed, other events.")
-def main(bootstrap_servers: str, topic: str, events: int, malformed: int, seed: int) -> None:
-    filled = fill(bootstrap_servers, topic, events, malformed, seed)
+@click.option("--flat", is_flag=True, help="One JSON object each, as other consumers expect them.")
+def main(
+    bootstrap_servers: str, topic: str, events: int, malformed: int, seed: int, flat: bool
+) -> None:
+    filled = fill(bootstrap_servers, topic, events, malformed, seed, flat)
     print(json.dumps(asdict(filled)))
 
 

@@ -31,7 +31,6 @@ from bench.figures import describe, machine, write_json
 from bench.fill import make_records
 from bench.latency_report import Delay, show, summary
 from bench.parts import bench_settings, temporary_home
-from capture_api.events.record import PROPERTIES_MARK
 from local_stack.processes import Foreground, Service
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.ledger.batches import all_batches
@@ -129,9 +128,7 @@ class Sender:
         ledger.dispose()
         self._port = settings.capture_port
         # As varied as in the other benchmark: the properties of ready-made records.
-        self._properties = [
-            value.partition(PROPERTIES_MARK)[2][:-1] for _, value, _ in make_records(_KINDS)
-        ]
+        self._properties = [value.partition(b"\n")[2] for _, value, _ in make_records(_KINDS)]
         self.answered: dict[str, float] = {}
         self.refused = 0
 

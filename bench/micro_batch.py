@@ -36,6 +36,7 @@ from local_stack.kafka.topics import ensure_topic
 PARTITIONS = 8
 OURS = "tidemark"
 TOPIC = "events"
+PEERS_TOPIC = "events_flat"
 BACKLOG_TOPIC = "backlog"
 
 _QUIET_S = 1.5  # no merge for so long: the server has done all that the inserts left behind
@@ -121,9 +122,12 @@ def main(
             f"in {PARTITIONS} partitions, {filled.malformed:,} of them malformed",
             highlight=False,
         )
+        if len(arms) > 1:  # the same events, each as one JSON object
+            _fill(kafka, home, PEERS_TOPIC, events, malformed, deadline, "--flat")
         for number in range(repeat):
             for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
-                runs.append(_measure(arm, kafka, home, TOPIC, filled, events, deadline))
+                topic = TOPIC if arm == OURS else PEERS_TOPIC
+                runs.append(_measure(arm, kafka, home, topic, filled, events, deadline))
                 console.print(f"  {_told(runs[-1])}", highlight=False)
         if backlog > 1:
             more = _fill(kafka, home, BACKLOG_TOPIC, events * backlog, malformed, deadline)
@@ -152,7 +156,13 @@ def _chosen(peers: str) -> Sequence[str]:
 
 
 def _fill(
-    kafka: Part, home: Path, topic: str, count: int, malformed: int, deadline: Deadline
+    kafka: Part,
+    home: Path,
+    topic: str,
+    count: int,
+    malformed: int,
+    deadline: Deadline,
+    *options: str,
 ) -> Filled:
     servers = kafka.settings.bootstrap_servers
     ensure_topic(servers, topic, PARTITIONS)
@@ -160,6 +170,7 @@ def _fill(
         "bench.fill",
         *("--bootstrap-servers", servers, "--topic", topic),
         *("--events", str(count), "--malformed", str(malformed)),
+        *options,
         log=home / "fill.log",
         deadline=deadline,
     )

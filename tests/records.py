@@ -11,7 +11,7 @@ from uuid import UUID
 from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from capture_api.events.record import VERSION_HEADERS, RecordHead, encode_value
+from capture_api.events.record import RECORD_VERSION, VERSION_HEADERS, RecordHead, encode_value
 from capture_api.events.refused import evidence_value
 
 RECEIVED_AT = 1_763_800_000_000_000
@@ -28,9 +28,19 @@ def uuid_of(number: int) -> str:
 def value_of(number: int, properties: bytes | None = None, **head: Any) -> bytes:
     """The value of a sound record as our edge writes it, with the uuid of that number."""
     if properties is None:
-        properties = json.dumps({"$lib": "web", "number": number}).encode()
-    fields: dict[str, Any] = {
-        "v": 1,
+        properties = json.dumps(properties_of(number)).encode()
+    return encode_value(RecordHead(**{**fields_of(number), **head}), properties)
+
+
+def properties_of(number: int) -> dict[str, Any]:
+    """The properties of a record unless a test says otherwise."""
+    return {"$lib": "web", "number": number}
+
+
+def fields_of(number: int) -> dict[str, Any]:
+    """The head of a record unless a test says otherwise."""
+    return {
+        "v": RECORD_VERSION,
         "uuid": uuid_of(number),
         "project_id": 1,
         "event": "page viewed",
@@ -46,19 +56,34 @@ def value_of(number: int, properties: bytes | None = None, **head: Any) -> bytes
         "request_id": f"request-{number}",
         "flags": 0,
     }
-    return encode_value(RecordHead(**{**fields, **head}), properties)
+
+
+def read_value(value: bytes) -> dict[str, Any]:
+    """A record's fields by name, and its `properties`; of an event too large for one, its own."""
+    if b"\n" not in value:
+        return dict(json.loads(value))
+    head, properties = value.split(b"\n")
+    fields = zip(RecordHead.__struct_fields__, json.loads(head), strict=True)
+    return {**dict(fields), "properties": json.loads(properties)}
 
 
 def value_without(number: int, field: str) -> bytes:
-    """A value that lacks one field of the head."""
-    record = json.loads(value_of(number))
+    """A value of layout 1 that lacks one field of the head."""
+    record = json.loads(value_with(number))
     del record[field]
     return spelled(record)
 
 
 def value_with(number: int, **fields: Any) -> bytes:
+    """A value of layout 1 with fields of any type, whatever the layout says."""
+    record = {**fields_of(number), "v": 1, "properties": properties_of(number), **fields}
+    return spelled(record)
+
+
+def two_lines_with(number: int, **fields: Any) -> bytes:
     """A value with fields of any type, whatever the layout says."""
-    return spelled({**json.loads(value_of(number)), **fields})
+    head = {**fields_of(number), **fields}
+    return spelled(list(head.values())) + b"\n" + spelled(properties_of(number))
 
 
 def too_large(number: int, **head: Any) -> bytes:

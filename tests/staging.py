@@ -34,7 +34,7 @@ class Record:
 
     def headers(self) -> list[tuple[str, bytes | None]]:
         """What a message says when it is asked."""
-        return [("tidemark-record", b"1")]
+        return [("tidemark-record", b"2")]
 
 
 def lane(values: Iterable[bytes | None], partition: int = 0, start: int = 0) -> list[Record]:

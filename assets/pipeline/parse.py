@@ -1,16 +1,14 @@
 """Parse: the values of a chunk become typed columns.
 
-    values ──all at once, by Arrow's JSON reader──▶ HEAD, text of `properties`, PROMOTED columns
-                 │ for one odd value it refuses all
-                 ▼
-             one by one, by msgspec ──▶ the same columns
-                 │ refuses the odd value
-                 ▼
-             patiently, field by field ──▶ the same columns, or a rejection
+    values ─┬─ heads ──────▶ all at once, by Arrow's CSV reader ──▶ HEAD
+            └─ properties ─▶ as they are ─────────────────────────▶ text of `properties`
+                    └──────▶ all at once, by msgspec ─────────────▶ PROMOTED
+            what is of another form, or refused there:
+              one by one, field by field ──▶ the same columns, or a rejection
 
-Arrow's reader takes the form that our edge writes, without the interpreter's lock, but cannot
-skip a row; msgspec costs about the same for each row and can. The patient parser takes what is
-fine but unexpected, such as a promoted property that is a number, and names what is wrong.
+The head of a record is a line of CSV as well as of JSON, but for escapes in its texts that CSV
+does not have. Which way a value goes, and so what it gives, hangs on that value alone, never on
+its neighbours. Records of layout 1 are read one by one.
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pj
+import pyarrow.csv as pv
 
 from assets.pipeline.columns import HEAD, PROMOTED
 from assets.pipeline.reasons import Reason, Rejection
-from capture_api.events.record import PROPERTIES_MARK
+from capture_api.events.record import RECORD_VERSION
 from capture_api.events.refused import TOO_LARGE
 
 PARSED = pa.schema(
@@ -41,23 +39,30 @@ PARSED = pa.schema(
 )
 """What parsing gives: the head, the client's text of `properties`, the promoted properties."""
 
-_HEAD_OPTIONS = pj.ParseOptions(explicit_schema=HEAD, unexpected_field_behavior="error")
-_PROMOTED_OPTIONS = pj.ParseOptions(
-    explicit_schema=pa.schema([(name, pa.string()) for name in PROMOTED.values()]),
-    unexpected_field_behavior="ignore",
+# How every value begins and ends that our edge writes, and where its head ends.
+_OPENING = b'[%d,"' % RECORD_VERSION
+_CLOSING = b"}"
+_BREAK = b"\n"
+
+_CSV_FORM = pv.ParseOptions(double_quote=False, escape_char="\\", ignore_empty_lines=False)
+_CSV_TYPES = pv.ConvertOptions(
+    column_types=HEAD,
+    null_values=["null"],
+    strings_can_be_null=True,
+    quoted_strings_can_be_null=False,
 )
 
-# How every value begins and ends that our edge writes.
-_OPENING = b'{"v":1,"uuid":"'
-_CLOSING = b"}}"
-
-# What Arrow's reader takes for a number and JSON does not; the text begins one character before.
-_NOT_A_NUMBER = re.compile(rb"[^\w\"](?:NaN|Inf(?:inity)?)\b")
+# What JSON escapes and CSV does not, or what would be two lines of CSV.
+_OTHER_ESCAPE = re.compile(rb'\\[^"\\]|\r')
+_TEXTS = [field.name for field in HEAD if field.type == pa.string()]
+_NO_HEAD = pa.Table.from_pylist([{}], schema=HEAD)
 
 # What the edge writes in place of an event that is too large for a record says so in `refused`.
 _TOO_LARGE = f'"{TOO_LARGE}"'.encode()
 
 _INT64 = range(-(1 << 63), 1 << 63)
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -75,104 +80,133 @@ class Parsed:
 
 def parse_values(values: pa.BinaryArray) -> Parsed:
     """Parse record values, none of them null."""
-    # A value that does not even look right need not slow down its neighbours.
-    form = pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING))
-    of_our_form = form.to_numpy(zero_copy_only=False)
-    if of_our_form.all():
-        together = _read_together(values)
-        if together is not None:
-            return Parsed(together, np.arange(len(values)), {})
-        return _read_one_by_one(values, np.arange(len(values)))
-    likely, odd = np.flatnonzero(of_our_form), np.flatnonzero(~of_our_form)
-    together = _read_together(values.take(pa.array(likely)))
-    if together is None:
-        return _read_one_by_one(values, np.arange(len(values)))
-    apart = _read_one_by_one(values, odd)
-    columns, rows = together, likely
-    if len(apart.rows):
-        rows = np.concatenate([likely, apart.rows])
+    good = _of_usual_form(values)
+    columns, read = _read_together(values if good.all() else values.filter(pa.array(good)))
+    good[good] = read
+    rows = np.flatnonzero(good)
+    if len(rows) == len(values):
+        return Parsed(columns, rows, {})
+    odd = _read_one_by_one(values, np.flatnonzero(~good))
+    if len(odd.rows):
+        rows = np.concatenate([rows, odd.rows])
         order = np.argsort(rows)
-        columns = pa.concat_tables([together, apart.columns]).take(pa.array(order))
+        columns = pa.concat_tables([columns, odd.columns]).take(pa.array(order))
         rows = rows[order]
-    return Parsed(columns, rows, apart.rejections)
+    return Parsed(columns, rows, odd.rejections)
 
 
-def _read_together(values: pa.BinaryArray) -> pa.Table | None:
-    """All rows in one pass; None when some row is not as our edge writes it."""
+def _of_usual_form(values: pa.BinaryArray) -> Mask:
+    """Which values begin and end as our edge writes them, with a line break between."""
+    form = pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING))
+    return _mask(pc.and_(form, pc.greater(pc.find_substring(values, _BREAK), 0)))
+
+
+def _read_together(values: pa.BinaryArray) -> tuple[pa.Table, Mask]:
+    """The rows of those values of the usual form that can be read so; and which these are."""
     if not len(values):
-        return PARSED.empty_table()
+        return PARSED.empty_table(), np.ones(0, bool)
+    lines = pc.split_pattern(values, _BREAK, max_splits=1).flatten()
+    heads = lines.take(pa.array(np.arange(0, len(lines), 2)))
+    properties = lines.take(pa.array(np.arange(1, len(lines), 2)))
+    shaped = _mask(pc.and_(pc.ends_with(heads, b"]"), pc.starts_with(properties, b"{")))
+    if not shaped.all():
+        columns, read = _read_together(values.filter(pa.array(shaped)))
+        shaped[shaped] = read
+        return columns, shaped
+    head, head_read = _read_heads(pc.binary_slice(heads, 1, -1))
+    text, is_text = _as_text(properties)
+    promoted, promoted_read = _read_promoted(properties)
+    columns = pa.table([*head.columns, text, *promoted], schema=PARSED)
+    good = head_read & is_text & promoted_read
+    return (columns if good.all() else columns.filter(pa.array(good))), good
+
+
+def _read_heads(heads: pa.BinaryArray) -> tuple[pa.Table, Mask]:
+    """A row of HEAD for each head, without its brackets; and which are more than nulls."""
+    text = _joined(heads).to_pybytes()
+    if not _OTHER_ESCAPE.search(text):
+        table = _read_csv(text, len(heads))
+        if table is not None:
+            return table, np.ones(len(heads), bool)
+    alone = [
+        None if _OTHER_ESCAPE.search(head) else _read_csv(head, 1) for head in heads.to_pylist()
+    ]
+    read = np.array([table is not None for table in alone])
+    return pa.concat_tables([_NO_HEAD if table is None else table for table in alone]), read
+
+
+def _read_csv(text: bytes, rows: int) -> pa.Table | None:
+    """Lines of CSV as rows of HEAD; None when one of them is no such row."""
+    options = pv.ReadOptions(use_threads=False, column_names=HEAD.names, block_size=len(text) + 1)
     try:
-        values.cast(pa.string())  # the reader itself does not mind bytes that are not UTF-8
-        halves = pc.split_pattern(values, PROPERTIES_MARK, max_splits=1)
-        if pc.min(pc.list_value_length(halves)).as_py() != 2:
-            return None
-        properties = pc.binary_slice(pc.list_element(halves, 1), 0, -1)
-        heads = _read_lines(pc.list_element(halves, 0), b"}\n", _HEAD_OPTIONS)
-        promoted = _read_lines(properties, b"\n", _PROMOTED_OPTIONS)
+        table = pv.read_csv(pa.BufferReader(text), options, _CSV_FORM, _CSV_TYPES)
     except pa.ArrowInvalid:
         return None
-    if heads is None or promoted is None:
-        return None
-    return pa.table(
-        [*heads.select(HEAD.names).columns, properties.cast(pa.string()), *promoted.columns],
-        schema=PARSED,
-    )
+    # Texts are in quotes, and nothing else is: CSV does not mind, JSON does.
+    quotes = text.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in text else text
+    texts = sum(rows - table.column(name).null_count for name in _TEXTS)
+    return table if len(table) == rows and quotes.count(b'"') == 2 * texts else None
 
 
-def _read_lines(texts: pa.BinaryArray, end: bytes, options: pj.ParseOptions) -> pa.Table | None:
-    """Every text, once `end` is added, as the row of its one JSON object; None when one is not.
+def _as_text(texts: pa.BinaryArray) -> tuple[pa.StringArray, Mask]:
+    """The texts as such, null for what is not UTF-8; and which these are not."""
+    try:
+        return texts.cast(pa.string()), np.ones(len(texts), bool)
+    except pa.ArrowInvalid:
+        is_text = np.array([_is_utf8(text) for text in texts.to_pylist()])
+        return pc.if_else(pa.array(is_text), texts, None).cast(pa.string()), is_text
 
-    `end` ends with a line break. No string may hold one, and after the text's last brace the
-    next text's first is an error within an object: so no text swallows its neighbour, each
-    gives a row at least, and as many rows as texts mean one of each.
+
+def _read_promoted(properties: pa.BinaryArray) -> tuple[list[pa.Array], Mask]:
+    """The promoted properties of each text, nulls for what is no JSON; and which these are not.
+
+    Every text begins with a brace and ends with one. No string may hold a line break, and behind
+    a text's last brace the next text's first is an error within an object: so no text swallows
+    its neighbour, each is an object at least, and as many objects as texts mean one of each.
     """
-    lines = pc.binary_join_element_wise(texts, end, b"")
-    offsets = np.frombuffer(lines.buffers()[1], np.int32)
-    joined = lines.buffers()[2].slice(int(offsets[0]), int(offsets[len(lines)] - offsets[0]))
-    if not _is_plain(joined):
+    try:
+        found = _promoted_text.decode_lines(_joined(properties))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        found = []
+    if len(found) == len(properties):
+        rows, read = map(_promoted_of, found), np.ones(len(properties), bool)
+    else:
+        alone = [_promoted_or_none(text) for text in properties.to_pylist()]
+        rows = iter([(None,) * len(PROMOTED) if row is None else row for row in alone])
+        read = np.array([row is not None for row in alone])
+    return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)], read
+
+
+def _promoted_or_none(properties: bytes) -> tuple[str | None, ...] | None:
+    try:
+        return _promoted_texts(properties)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    read = pj.read_json(
-        pa.BufferReader(joined),
-        read_options=pj.ReadOptions(use_threads=False, block_size=joined.size + 1),
-        parse_options=options,
-    )
-    return read if len(read) == len(texts) else None
 
 
-def _is_plain(joined: pa.Buffer) -> bool:
-    """Whether a text is free of what Arrow's reader takes and JSON does not: NUL, NaN, Infinity."""
-    text = np.frombuffer(joined, np.uint8)
-    if not text.min(initial=1):
-        return False
-    for first, second, third in (b"NaN", b"Inf"):
-        places = np.flatnonzero(text[:-2] == first)
-        places = places[text[places + 1] == second]
-        places = places[text[places + 2] == third]
-        for place in places.tolist():
-            if _NOT_A_NUMBER.match(text[max(place - 1, 0) : place + 9].tobytes()):
-                return False
-    return True
+def _promoted_texts(properties: bytes) -> tuple[str | None, ...]:
+    """The promoted properties as text: scalars as the client wrote them, null for the deeper."""
+    try:
+        return _promoted_of(_promoted_text.decode(properties))
+    except msgspec.ValidationError:
+        return tuple(_as_written(raw) for raw in _promoted_of(_promoted_raw.decode(properties)))
 
 
-_PromotedText = msgspec.defstruct(
-    "_PromotedText",
-    [
-        (column, str | None, msgspec.field(name=name, default=None))
-        for column, name in PROMOTED.items()
-    ],
-    gc=False,
-)
-_TYPES = {pa.int64(): int | None, pa.string(): str | None}
-_Record = msgspec.defstruct(
-    "_Record",
-    [(field.name, _TYPES[field.type], None) for field in HEAD],
-    gc=False,
-    forbid_unknown_fields=True,
-)
-_record: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Record)
-_promoted_text: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedText)
-_head_of = attrgetter(*HEAD.names)
-_promoted_of = attrgetter(*PROMOTED)
+def _as_written(raw: msgspec.Raw) -> str | None:
+    written = bytes(raw).strip()
+    if written.startswith(b'"'):
+        return _text.decode(written)
+    return None if written == b"null" or written[:1] in b"{[" else written.decode()
+
+
+def _joined(lines: pa.BinaryArray) -> pa.Buffer:
+    """All lines in one text, with line breaks between them."""
+    whole = pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines)
+    return pc.binary_join(whole, _BREAK)[0].as_buffer()
+
+
+def _mask(truths: pa.BooleanArray) -> Mask:
+    return np.array(truths.to_numpy(zero_copy_only=False))
 
 
 def _read_one_by_one(values: pa.BinaryArray, numbers: npt.NDArray[np.int64]) -> Parsed:
@@ -180,8 +214,7 @@ def _read_one_by_one(values: pa.BinaryArray, numbers: npt.NDArray[np.int64]) -> 
     of_value: list[int] = []
     rejections: dict[int, Rejection] = {}
     for number in numbers.tolist():
-        value = values[number].as_py()
-        outcome = _read_as_written(value) or parse_one(value)
+        outcome = parse_one(values[number].as_py())
         if isinstance(outcome, Rejection):
             rejections[number] = outcome
         else:
@@ -195,27 +228,44 @@ def _read_one_by_one(values: pa.BinaryArray, numbers: npt.NDArray[np.int64]) -> 
     return Parsed(table, np.array(of_value, np.int64), rejections)
 
 
-def _read_as_written(value: bytes) -> tuple[Any, ...] | None:
-    """A value of our edge's form as a row of PARSED; None when it is anything else."""
-    head, mark, properties = value.partition(PROPERTIES_MARK)
-    if not (mark and head.startswith(_OPENING) and value.endswith(_CLOSING)):
-        return None
-    properties = properties[:-1]
+def parse_one(value: bytes) -> tuple[Any, ...] | Rejection:
+    """One value as a row of PARSED, field by field, or why it cannot be one."""
+    if not _is_utf8(value):
+        return Rejection(Reason.NOT_UTF8, f"{len(value)} bytes")
+    head, line_break, rest = value.partition(_BREAK)
     try:
-        record = _record.decode(head + b"}")
-        promoted = _promoted_text.decode(properties)
-        row = (*_head_of(record), properties.decode(), *_promoted_of(promoted))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    except RecursionError:
-        # Arrow's reader does not recurse; what a value gives must not hang on its neighbours.
-        alone = _read_together(pa.array([value], pa.binary()))
-        return None if alone is None else tuple(column[0].as_py() for column in alone.columns)
-    return row if _fits_64_bits(row) else None
+        if line_break and head.lstrip().startswith(b"["):
+            fields, properties = _list.decode(head), rest.strip()
+            if bytes(fields[0] if fields else b"") != b"%d" % RECORD_VERSION:
+                return Rejection(Reason.UNKNOWN_VERSION, f"it begins with {value[:20]!r}")
+            if len(fields) < len(HEAD):
+                return Rejection(Reason.MISSING_FIELD, f"a head of {len(fields)} fields")
+        else:
+            wire = _layout_1.decode(value)
+            fields, properties = _head_of(wire), bytes(wire.properties)
+            if bytes(wire.refused) == _TOO_LARGE:
+                size = bytes(wire.bytes).decode()[:20]
+                return Rejection(Reason.TOO_LARGE, f"an event of {size} bytes")
+    except msgspec.ValidationError as error:
+        return Rejection(Reason.NOT_AN_OBJECT, str(error))
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Rejection(Reason.NOT_JSON, str(error))
 
-
-def _fits_64_bits(row: tuple[Any, ...]) -> bool:
-    return all(not isinstance(field, int) or field in _INT64 for field in row[: len(HEAD)])
+    row: list[Any] = []
+    for field, raw in zip(HEAD, fields, strict=False):
+        try:
+            row.append(_decoders[field.type].decode(raw))
+        except (msgspec.DecodeError, RecursionError):
+            return Rejection(Reason.WRONG_TYPE, f"{field.name} is not {field.type}")
+        if isinstance(row[-1], int) and row[-1] not in _INT64:
+            return Rejection(Reason.NUMBER_OUT_OF_RANGE, f"{field.name} does not fit 64 bits")
+    try:
+        promoted = _promoted_texts(properties)
+    except msgspec.ValidationError:
+        return Rejection(Reason.NOT_AN_OBJECT, "properties is not an object")
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Rejection(Reason.NOT_JSON, f"properties: {error}")
+    return (*row, properties.decode(), *promoted)
 
 
 def _is_utf8(value: bytes) -> bool:
@@ -226,8 +276,8 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-_Wire = msgspec.defstruct(
-    "_Wire",
+_Layout1 = msgspec.defstruct(
+    "_Layout1",
     [(name, msgspec.Raw, msgspec.Raw(b"null")) for name in HEAD.names]
     + [
         ("properties", msgspec.Raw, msgspec.Raw(b"{}")),
@@ -236,7 +286,14 @@ _Wire = msgspec.defstruct(
     ],
     gc=False,
 )
-_wire: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Wire)
+_PromotedText = msgspec.defstruct(
+    "_PromotedText",
+    [
+        (column, str | None, msgspec.field(name=name, default=None))
+        for column, name in PROMOTED.items()
+    ],
+    gc=False,
+)
 _PromotedRaw = msgspec.defstruct(
     "_PromotedRaw",
     [
@@ -245,46 +302,14 @@ _PromotedRaw = msgspec.defstruct(
     ],
     gc=False,
 )
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+_layout_1: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Layout1)
+_promoted_text: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedText)
 _promoted_raw: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedRaw)
 _text = msgspec.json.Decoder(str)
-_decoders = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
-
-
-def parse_one(value: bytes) -> tuple[Any, ...] | Rejection:
-    """One value as a row of PARSED, field by field, or why it cannot be one."""
-    if not _is_utf8(value):
-        return Rejection(Reason.NOT_UTF8, f"{len(value)} bytes")
-    try:
-        wire = _wire.decode(value)
-    except msgspec.ValidationError as error:
-        return Rejection(Reason.NOT_AN_OBJECT, str(error))
-    except (msgspec.DecodeError, RecursionError) as error:
-        return Rejection(Reason.NOT_JSON, str(error))
-
-    if bytes(wire.refused) == _TOO_LARGE:
-        return Rejection(Reason.TOO_LARGE, f"an event of {bytes(wire.bytes).decode()[:20]} bytes")
-
-    row: list[Any] = []
-    for field in HEAD:
-        try:
-            row.append(_decoders[field.type].decode(getattr(wire, field.name)))
-        except (msgspec.DecodeError, RecursionError):
-            return Rejection(Reason.WRONG_TYPE, f"{field.name} is not {field.type}")
-        if not _fits_64_bits((row[-1],)):
-            return Rejection(Reason.NUMBER_OUT_OF_RANGE, f"{field.name} does not fit 64 bits")
-    try:
-        promoted = _promoted_raw.decode(wire.properties)
-        texts = [_as_text(raw) for raw in _promoted_of(promoted)]
-    except msgspec.ValidationError:
-        return Rejection(Reason.NOT_AN_OBJECT, "properties is not an object")
-    except (msgspec.DecodeError, RecursionError) as error:
-        return Rejection(Reason.NOT_JSON, f"properties: {error}")
-    return (*row, bytes(wire.properties).decode(), *texts)
-
-
-def _as_text(raw: msgspec.Raw) -> str | None:
-    """A promoted property as text: scalars as the client wrote them, null for anything deeper."""
-    written = bytes(raw).strip()
-    if written.startswith(b'"'):
-        return _text.decode(written)
-    return None if written == b"null" or written[:1] in b"{[" else written.decode()
+_decoders: dict[pa.DataType, msgspec.json.Decoder[Any]] = {
+    pa.int64(): msgspec.json.Decoder(int | None),
+    pa.string(): msgspec.json.Decoder(str | None),
+}
+_head_of = attrgetter(*HEAD.names)
+_promoted_of = attrgetter(*PROMOTED)

@@ -88,7 +88,8 @@ def judge(values: pa.BinaryArray, projects: npt.NDArray[np.int64] | None = None)
     for field in REQUIRED_HEAD:
         if parsed.columns.column(field).null_count:
             reject(_nulls(parsed.columns, field), Reason.MISSING_FIELD, field)
-    reject(_ints(parsed.columns, "v") != RECORD_VERSION, Reason.UNKNOWN_VERSION, "v")
+    version = _ints(parsed.columns, "v")
+    reject((version != 1) & (version != RECORD_VERSION), Reason.UNKNOWN_VERSION, "v")
     for field in ("project_id", "flags"):
         number = _ints(parsed.columns, field)
         reject((number < 0) | (number > _LARGEST_UINT32), Reason.NUMBER_OUT_OF_RANGE, field)

@@ -3,22 +3,24 @@
     topic   `events`
     key     `token:distinct_id`, UTF-8: all events of one person keep their order; of visitors
             without cookies, who all share one distinct_id, `token:ip`
-    header  `tidemark-record: 1`, the version of this layout
-    value   one JSON object on one line: the flat head below, then `properties`, always last
+    header  `tidemark-record: 2`, the version of this layout
+    value   two lines of JSON: the head below as an array, its fields in that order, without
+            blanks; then `properties`
 
 The head holds only scalars. `properties` is the client's own JSON object, byte for byte except
-that line breaks between tokens become blanks and lone surrogates U+FFFD. Because the head is flat
-and `properties` comes last, a reader finds the client's bytes without parsing them: the first
-`,"properties":` in the value ends the head (inside a JSON string those quotes would be escaped).
+that line breaks between tokens become blanks and lone surrogates U+FFFD. So the value's one line
+break is where the head ends, a reader finds the client's bytes without parsing them, and the
+heads of many records are a table that any reader of CSV takes in one pass.
+
+Layout 1, one flat JSON object of the head's fields by name and `properties`, is still read.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 VERSION_HEADER = "tidemark-record"
-PROPERTIES_MARK = b',"properties":'
 
 # Bits of `flags`.
 FLAG_HISTORICAL = 1
@@ -41,8 +43,8 @@ DISTINCT_ID_LENGTH = 200
 """Characters of a distinct_id that are kept."""
 
 
-class RecordHead(msgspec.Struct, frozen=True, gc=False):
-    """The flat part of a record's value, in its order on the wire.
+class RecordHead(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The first line of a record's value, in its order on the wire.
 
     Times are whole microseconds since 1970-01-01 UTC; `client_timestamp` alone is the client's
     own text. None stands for what the client did not send.
@@ -76,7 +78,7 @@ def encode_value(head: RecordHead, properties: bytes, one_line: bool = False) ->
     # Valid JSON has raw line breaks only between tokens, where a blank means the same.
     if not one_line and (b"\n" in properties or b"\r" in properties):
         properties = properties.replace(b"\n", b" ").replace(b"\r", b" ")
-    return b"".join((_encoder.encode(head)[:-1], PROPERTIES_MARK, properties, b"}"))
+    return b"".join((_encoder.encode(head), b"\n", properties))
 
 
 def encode_key(token: str, distinct_id: str) -> bytes:

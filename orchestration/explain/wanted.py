@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from capture_api.events.record import RecordHead
 from capture_api.events.uuids import normal_uuid
 
 MOST_CHARACTERS = 200
@@ -19,6 +20,7 @@ _FIRST_MS = 1_577_836_800_000  # 2020: nobody made UUIDs of version 7 before
 _CLOCKS_DIFFER_MS = 3_600_000
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list = msgspec.json.Decoder(list[msgspec.Raw])
 _anything = msgspec.json.Decoder()
 
 
@@ -66,7 +68,11 @@ class Wanted:
         A value that is no JSON counts when it names the uuid or receipt as a record does.
         """
         try:
-            fields = _fields.decode(value)
+            first, line_break, _ = value.partition(b"\n")
+            if line_break and first.startswith(b"["):
+                fields = dict(zip(RecordHead.__struct_fields__, _list.decode(first), strict=False))
+            else:
+                fields = _fields.decode(value)
             head = {
                 name: _anything.decode(raw)
                 for name, raw in fields.items()
@@ -74,7 +80,7 @@ class Wanted:
             }
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             either = "|".join(map(re.escape, self.spellings))
-            pattern = rf'"(?:uuid|request_id)"\s*:\s*"(?:{either})"'
+            pattern = rf'(?:^\[\d+,|"(?:uuid|request_id)"\s*:\s*)"(?:{either})"'
             return {} if re.search(pattern.encode(), value, re.IGNORECASE) else None
         return head if self.is_of(head) else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from local_stack.kafka.topics import ensure_topic
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import Project, create_project
 from orchestration.settings import Settings
+from tests.records import read_value
 
 PATIENCE_SECONDS = 30.0
 
@@ -182,7 +182,7 @@ def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
                 StoredRecord(
                     key.decode() if key is not None else None,
                     raw,
-                    json.loads(raw),
+                    read_value(raw),
                     list(message.headers() or []),
                 )
             )

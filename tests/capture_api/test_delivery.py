@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from capture_api.events.record import PROPERTIES_MARK
-
 
 def test_accepted_event_is_in_the_topic_with_its_bytes(capture: Any) -> None:
     """The properties arrive byte for byte, and the head says who sent what, when."""
@@ -25,9 +23,9 @@ def test_accepted_event_is_in_the_topic_with_its_bytes(capture: Any) -> None:
 
     assert (response.status_code, response.json()) == (200, {"status": "Ok"})
     [record] = capture.records_of(response)
-    assert record.raw.split(PROPERTIES_MARK, 1)[1] == properties.encode() + b"}"
+    assert record.raw.split(b"\n", 1)[1] == properties.encode()
     assert record.key == f"{capture.token}:u 1"
-    assert record.headers == [("tidemark-record", b"1")]
+    assert record.headers == [("tidemark-record", b"2")]
     value = record.value
     assert value["uuid"] == uuid.lower()
     assert value["project_id"] == capture.project.project_id

@@ -103,7 +103,7 @@ def test_producer_is_replaced_after_a_fatal_error(kafka: str, topic: str, settin
         while producer._producer is broken:
             await asyncio.sleep(0)
         assert await producer.send([record_for(configured)] * 3) is None
-        assert VERSION_HEADERS == [("tidemark-record", b"1")]  # shared by all records: unchanged
+        assert VERSION_HEADERS == [("tidemark-record", b"2")]  # shared by all records: unchanged
 
     run(configured, use)
 

@@ -18,7 +18,6 @@ from capture_api.events.record import (
     FLAG_DISTINCT_ID_CUT,
     FLAG_HISTORICAL,
     FLAG_TIME_CLAMPED,
-    PROPERTIES_MARK,
 )
 from capture_api.events.records import (
     INTERNAL_ADDRESS,
@@ -33,6 +32,7 @@ from capture_api.events.uuids import MintSeed, mint_uuids, normal_uuid
 from capture_api.protection.routing import Router, Topics
 from capture_api.refusal import Refused
 from capture_api.wire.payload import MAX_OBJECTS, parse_payload
+from tests.records import read_value
 
 NOW = 1_772_625_600_000_000
 TOKEN = "phc_test"
@@ -46,7 +46,7 @@ TOPICS = Topics("events", "events_historical", "events_overflow")
 
 def build(body: Any, request: Request = REQUEST) -> list[dict[str, Any]]:
     """The values of the records of a body (text, bytes or an object)."""
-    return [json.loads(value) for _, value, _ in raw_records(body, request)]
+    return [read_value(value) for _, value, _ in raw_records(body, request)]
 
 
 def raw_records(
@@ -63,7 +63,7 @@ def raw_records(
 def properties_of(body: str) -> str:
     """The bytes of the one record's properties, as text."""
     [(_, value, _)] = raw_records(body)
-    return value.split(PROPERTIES_MARK, 1)[1][:-1].decode()
+    return value.split(b"\n", 1)[1].decode()
 
 
 def event(**fields: Any) -> dict[str, Any]:
@@ -106,8 +106,8 @@ def test_token_and_distinct_id_are_found_where_clients_put_them(body: Any) -> No
     """At the top, under their aliases, or in the properties."""
     [(_, value, key)] = raw_records(body)
     assert key == b"phc_test:d"
-    assert json.loads(value)["distinct_id"] == "d"
-    assert json.loads(value)["project_id"] == 7
+    assert read_value(value)["distinct_id"] == "d"
+    assert read_value(value)["project_id"] == 7
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_size_does_not_excuse_an_event_that_breaks_another_rule(fields: dict[str
 def test_peculiar_properties(properties: Any, key: bytes, flags: int, ip: str) -> None:
     """Visitors without cookies are kept apart by address; a service's own address is not kept."""
     [(_, value, found)] = raw_records(event(properties=properties))
-    head = json.loads(value)
+    head = read_value(value)
     assert (found, head["flags"], head["ip"]) == (key, flags, ip)
     assert head["distinct_id"] == "d"
 

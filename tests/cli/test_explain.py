@@ -186,7 +186,7 @@ def test_a_redriven_event_is_explained_with_its_past(stack: Stack) -> None:
     """While it is a dead letter, its tries; as a row, why it was rejected and what mended it."""
     project = create_project(stack.ledger, "shop")
     key = f"{project.token}:person".encode()
-    stack.send(value_with(7, v=2), Sent(value_of(8, project_id=0), key=key))
+    stack.send(value_with(7, v=3), Sent(value_of(8, project_id=0), key=key))
     [old] = stack.run()
     again = redrive(stack.worker(), Wanted())
     [batch] = again.batches
@@ -408,7 +408,7 @@ def test_odd_records_are_found(stack: Stack) -> None:
         *(value_of(n, uuid=uuid, project_id=0) for n, uuid in enumerate(odd.values(), 1)),
         value_of(4, uuid=capitals.upper(), project_id=0),
         value_of(5, uuid=capitals.upper())[:-9],
-        value_of(6, uuid=bytes_).replace(b'"event":"', b'"event":"\xff'),
+        value_with(6, uuid=bytes_).replace(b'"event":"', b'"event":"\xff'),
         value_of(7, uuid=numbers, received_at=1 << 62),
     )
     ids = {**odd, "capitals": capitals, "bytes": bytes_, "numbers": numbers}

@@ -16,7 +16,7 @@ from assets.pipeline.batch import Balance, Kind, State
 from assets.pipeline.columns import DEAD_LETTER_BYTES
 from assets.pipeline.commit import group_id
 from orchestration.ledger.attempts import attempts_of
-from tests.records import Sent, uuid_of, value_of, value_with
+from tests.records import Sent, read_value, uuid_of, value_of, value_with
 from tests.stack import Stack
 
 NewStack = Callable[..., Stack]
@@ -66,7 +66,7 @@ def test_a_row_holds_the_event_and_its_origin(new_stack: NewStack) -> None:
         "url_host": "example.com",
         "utm_source": "x",
         "offset_ms": -3,
-        "us": json.loads(value_of(1))["timestamp"],
+        "us": read_value(value_of(1))["timestamp"],
         "arrival_date": batch.arrival_date,
         "_topic": batch.topic,
         "_partition": 0,

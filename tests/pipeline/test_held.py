@@ -30,7 +30,7 @@ LIMITS = {"hold_over_percent": 20.0, "hold_over_records": 5}
 
 def newer(number: int) -> bytes:
     """A record in a layout that the code does not know yet."""
-    return value_with(number, v=2)
+    return value_with(number, v=3)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_code_that_was_mended_stages_it_again(
 ) -> None:
     """With code that knows the newer layout, its records are events, and the rest is rejected."""
     stack, batch = held
-    monkeypatch.setattr(validate, "RECORD_VERSION", 2)
+    monkeypatch.setattr(validate, "RECORD_VERSION", 3)
     stack.send(*map(newer, range(100, 103)))
     with pytest.raises(BatchError, match=r"is held.*tidemark release.*--restage"):
         retry_batch(stack.worker(), batch.batch_id)
@@ -130,7 +130,7 @@ def test_events_that_are_none_any_more_can_be_sent_again(
 ) -> None:
     """The index forgets what a batch held before it was staged again, and only that."""
     stack, batch = held
-    monkeypatch.setattr(validate, "RECORD_VERSION", 2)
+    monkeypatch.setattr(validate, "RECORD_VERSION", 3)
     restage_batch(stack.worker(), batch.batch_id)
     release_batch(stack.worker(), batch.batch_id)
     stack.send(*map(newer, range(20)))
@@ -147,7 +147,7 @@ def test_a_mended_batch_is_loaded_by_the_next_run(
     sent = stack.send(*map(newer, range(12)))
     [batch] = stack.run()
     assert batch.state is State.HELD
-    monkeypatch.setattr(validate, "RECORD_VERSION", 2)
+    monkeypatch.setattr(validate, "RECORD_VERSION", 3)
     assert restage_batch(stack.worker(), batch.batch_id).state is State.STAGED
     stack.run()
     assert sorted(stack.account().events) == sent
@@ -192,7 +192,7 @@ def test_a_killed_restage_leaves_no_duplicate_of_nothing(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(validate, "RECORD_VERSION", 2)
+        patched.setattr(validate, "RECORD_VERSION", 3)
         patched.setattr(staging_module, "failpoint", die)
         with pytest.raises(KeyboardInterrupt):
             restage_batch(stack.worker(), batch.batch_id)

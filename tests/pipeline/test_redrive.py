@@ -148,11 +148,11 @@ def test_records_that_mended_code_understands(
 ) -> None:
     """A layout that the code did not know becomes events once it does, long after Kafka forgot."""
     stack = new_stack().make_topic()
-    sent = stack.send(*(value_with(n, v=2) for n in range(5)), value_of(9))
+    sent = stack.send(*(value_with(n, v=3) for n in range(5)), value_of(9))
     [batch] = stack.run()
     delete_before(stack.kafka, stack.settings.topic, {0: 6})
     assert redrive(stack.worker(), EVERYTHING).count(Outcome.REJECTED) == 5
-    monkeypatch.setattr(validate, "RECORD_VERSION", 2)
+    monkeypatch.setattr(validate, "RECORD_VERSION", 3)
     done = redrive(stack.worker(), Wanted(batch_id=batch.batch_id))
     assert done.results == {("unknown_version", Outcome.EVENT, ""): 5}
     assert sorted(stack.account().events) == sent

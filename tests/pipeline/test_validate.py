@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.validate import Judged, Verdict, judge, uuid_bytes
-from tests.records import spelled, too_large, uuid_of, value_of, value_with, value_without
+from tests.records import (
+    spelled,
+    too_large,
+    two_lines_with,
+    uuid_of,
+    value_of,
+    value_with,
+    value_without,
+)
 
 REASONS: list[tuple[bytes, Reason]] = [
     (b"", Reason.EMPTY_VALUE),
@@ -27,7 +35,15 @@ REASONS: list[tuple[bytes, Reason]] = [
     (b"null", Reason.NOT_AN_OBJECT),
     (value_of(1, b"[]"), Reason.NOT_AN_OBJECT),
     (value_of(1, b"null"), Reason.NOT_AN_OBJECT),
-    (value_with(1, v=2), Reason.UNKNOWN_VERSION),
+    (value_with(1, v=3), Reason.UNKNOWN_VERSION),
+    (two_lines_with(1, v=3), Reason.UNKNOWN_VERSION),
+    (value_of(1).replace(b",0]", b"]"), Reason.MISSING_FIELD),
+    (two_lines_with(1, event=None), Reason.MISSING_FIELD),
+    (two_lines_with(1, event=5), Reason.WRONG_TYPE),
+    (two_lines_with(1, project_id="1"), Reason.WRONG_TYPE),
+    (two_lines_with(1, timestamp="now"), Reason.WRONG_TYPE),
+    (two_lines_with(1, uuid="not-a-uuid"), Reason.INVALID_UUID),
+    (two_lines_with(1, timestamp=1 << 64), Reason.NUMBER_OUT_OF_RANGE),
     (value_with(1, v=0), Reason.UNKNOWN_VERSION),
     *((value_without(1, field), Reason.MISSING_FIELD) for field in ("uuid", "event", "v")),
     (value_with(1, distinct_id=None), Reason.MISSING_FIELD),
@@ -51,7 +67,7 @@ REASONS: list[tuple[bytes, Reason]] = [
     (value_with(1, timestamp=1 << 64), Reason.NUMBER_OUT_OF_RANGE),
     (too_large(1), Reason.TOO_LARGE),
     (b" " + too_large(1, project_id=0), Reason.TOO_LARGE),
-    (spelled({**json.loads(value_of(1)), "refused": "too_large"}), Reason.TOO_LARGE),
+    (value_with(1, refused="too_large"), Reason.TOO_LARGE),
     (spelled({**json.loads(too_large(1)), "refused": "later_reason"}), Reason.MISSING_FIELD),
     (value_with(1, project_id=0), Reason.UNKNOWN_PROJECT),
     (value_with(1, project_id=0, uuid="not-a-uuid"), Reason.INVALID_UUID),

@@ -159,7 +159,7 @@ def test_a_record_says_all_that_is_known(capture: Any, v1: Any, event: Any) -> N
     response = v1(sent)
     (record,) = capture.records_of(response)
     assert record.key == f"{capture.token}:ada\ufffd"
-    assert record.headers == [("tidemark-record", b"1")]
+    assert record.headers == [("tidemark-record", b"2")]
     value = record.value
     assert value["uuid"] == sent["uuid"]
     assert value["project_id"] == capture.project.project_id

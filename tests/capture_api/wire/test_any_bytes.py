@@ -26,6 +26,7 @@ from orchestration.ledger.access import Access
 from orchestration.settings import Settings
 from tests.capture_rows import FORM, in_base64, in_base64_form, in_form, in_lz64_form
 from tests.lz_string import compress_to_base64, growing
+from tests.records import read_value
 
 TOKEN = "phc_known"
 LIMIT = 1 << 20
@@ -212,7 +213,7 @@ def test_any_request_is_answered(
     if status >= 400:
         assert json.loads(answer).keys() == {"code", "detail"}
     for _, value, key in records:
-        assert json.loads(value)["project_id"] == 1
+        assert read_value(value)["project_id"] == 1
         assert key is not None
 
 
