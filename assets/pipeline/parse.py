@@ -14,6 +14,7 @@ its neighbours. Records of layout 1 are read one by one.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
+from msgspec.structs import astuple
 
 from assets.pipeline.columns import HEAD, PROMOTED
 from assets.pipeline.reasons import Reason, Rejection
@@ -96,23 +98,23 @@ def parse_values(values: pa.BinaryArray) -> Parsed:
 
 
 def _of_usual_form(values: pa.BinaryArray) -> Mask:
-    """Which values begin and end as our edge writes them, with a line break between."""
-    form = pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING))
-    return _mask(pc.and_(form, pc.greater(pc.find_substring(values, _BREAK), 0)))
+    """Which values begin and end as our edge writes them."""
+    return _mask(pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING)))
 
 
 def _read_together(values: pa.BinaryArray) -> tuple[pa.Table, Mask]:
     """The rows of those values of the usual form that can be read so; and which these are."""
     if not len(values):
         return PARSED.empty_table(), np.ones(0, bool)
-    lines = pc.split_pattern(values, _BREAK, max_splits=1).flatten()
+    pairs = pc.split_pattern(values, _BREAK, max_splits=1)
+    lines = pairs.flatten()
+    if len(lines) < 2 * len(values):
+        return _read_some(values, _mask(pc.equal(pc.list_value_length(pairs), 2)))
     heads = lines.take(pa.array(np.arange(0, len(lines), 2)))
     properties = lines.take(pa.array(np.arange(1, len(lines), 2)))
     shaped = _mask(pc.and_(pc.ends_with(heads, b"]"), pc.starts_with(properties, b"{")))
     if not shaped.all():
-        columns, read = _read_together(values.filter(pa.array(shaped)))
-        shaped[shaped] = read
-        return columns, shaped
+        return _read_some(values, shaped)
     head, head_read = _read_heads(pc.binary_slice(heads, 1, -1))
     text, is_text = _as_text(properties)
     promoted, promoted_read = _read_promoted(properties)
@@ -121,10 +123,16 @@ def _read_together(values: pa.BinaryArray) -> tuple[pa.Table, Mask]:
     return (columns if good.all() else columns.filter(pa.array(good))), good
 
 
+def _read_some(values: pa.BinaryArray, some: Mask) -> tuple[pa.Table, Mask]:
+    columns, read = _read_together(values.filter(pa.array(some)))
+    some[some] = read
+    return columns, some
+
+
 def _read_heads(heads: pa.BinaryArray) -> tuple[pa.Table, Mask]:
     """A row of HEAD for each head, without its brackets; and which are more than nulls."""
     text = _joined(heads).to_pybytes()
-    if not _OTHER_ESCAPE.search(text):
+    if not (b"\\" in text or b"\r" in text) or not _OTHER_ESCAPE.search(text):
         table = _read_csv(text, len(heads))
         if table is not None:
             return table, np.ones(len(heads), bool)
@@ -169,10 +177,10 @@ def _read_promoted(properties: pa.BinaryArray) -> tuple[list[pa.Array], Mask]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         found = []
     if len(found) == len(properties):
-        rows, read = map(_promoted_of, found), np.ones(len(properties), bool)
+        rows, read = [astuple(each) for each in found], np.ones(len(properties), bool)
     else:
         alone = [_promoted_or_none(text) for text in properties.to_pylist()]
-        rows = iter([(None,) * len(PROMOTED) if row is None else row for row in alone])
+        rows = [(None,) * len(PROMOTED) if row is None else row for row in alone]
         read = np.array([row is not None for row in alone])
     return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)], read
 
@@ -235,7 +243,8 @@ def parse_one(value: bytes) -> tuple[Any, ...] | Rejection:
     head, line_break, rest = value.partition(_BREAK)
     try:
         if line_break and head.lstrip().startswith(b"["):
-            fields, properties = _list.decode(head), rest.strip()
+            fields: Sequence[msgspec.Raw] = _list.decode(head)
+            properties = rest.strip()
             if bytes(fields[0] if fields else b"") != b"%d" % RECORD_VERSION:
                 return Rejection(Reason.UNKNOWN_VERSION, f"it begins with {value[:20]!r}")
             if len(fields) < len(HEAD):
