@@ -84,6 +84,7 @@ ROWS = (
     ),
     Row("ledger restored from an older backup", "refuses to plan", "told, nothing doubled"),
     Row("ClickHouse restored from an older state", "told; `reconcile --repair` loads it", "once"),
+    Row("anything, in any order", "a model says what must come out", "once"),
     Row("anything, at random, for a while", "the next run goes on", "once"),
 )
 

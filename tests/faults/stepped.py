@@ -1,0 +1,247 @@
+"""Workers that stop at every failpoint until a test lets them go on, in one process.
+
+    test ──step──▶ worker's thread runs to its next failpoint ──▶ test looks, kills, starts another
+
+A worker that is killed here leaves what SIGKILL leaves: from then on its ledger refuses it, so its
+lease stays taken and its attempt without an end. Kafka is a list; ledger, lake and ClickHouse are
+real.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+from clickhouse_connect.driver.client import Client
+from confluent_kafka import Message
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from assets.pipeline import load as load_module
+from assets.pipeline.batch import Range
+from assets.pipeline.columns import RAW
+from assets.pipeline.errors import BatchError, Gap, TransientError
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.read import Chunk
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.topic import Topic, TopicIdentity
+from assets.pipeline.worker import Worker
+from orchestration.ledger.connection import open_ledger
+from orchestration.settings import Settings
+from tests.staging import APPENDED_AT, Record
+
+STEP_SECONDS = 120.0
+ENDED = "ended"
+
+
+class Killed(BaseException):
+    """What a worker's thread gets instead of SIGKILL."""
+
+
+class Refused(SQLAlchemyError):
+    """A dead worker's write."""
+
+
+class Log(Topic):
+    """A topic in memory: records at offsets, some of which retention has taken."""
+
+    def __init__(self, name: str, topic_id: str, partitions: int) -> None:
+        self.name = name
+        self.topic_id = topic_id
+        self.records: list[list[Record | None]] = [[] for _ in range(partitions)]
+        self.low = [0] * partitions
+        _LOGS[name] = self
+
+    def append(self, partition: int, value: bytes | None, *, marker: bool = False) -> int:
+        """Put a record, or a marker that nobody is given, at a partition's end."""
+        offset = len(self.records[partition])
+        self.records[partition].append(None if marker else Record(partition, offset, value))
+        return offset
+
+    def identity(self) -> TopicIdentity:
+        """What does not change while the test runs."""
+        return TopicIdentity("cluster", self.topic_id, len(self.records))
+
+    def lows(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The oldest offsets that retention has left."""
+        return {partition: self.low[partition] for partition in partitions}
+
+    def highs(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The ends."""
+        return {partition: len(self.records[partition]) for partition in partitions}
+
+    def starts_at(self, times: Mapping[int, int]) -> dict[int, int]:
+        """Every record was appended at the same moment."""
+        return {
+            partition: self.low[partition]
+            if ms <= APPENDED_AT and self.low[partition] < len(self.records[partition])
+            else -1
+            for partition, ms in times.items()
+        }
+
+    def read(self, ranges: Sequence[Range]) -> Iterator[Chunk]:
+        """What a consumer is given of the ranges, in chunks of three."""
+        for range_ in filter(len, ranges):
+            if range_.start < self.low[range_.partition]:
+                raise Gap(f"{range_} is gone")
+            found = self.records[range_.partition][range_.start : range_.end]
+            some = [record for record in found if record is not None]
+            for at in range(0, len(some), 3):
+                yield _chunk(some[at : at + 3])
+
+
+def _chunk(some: list[Record]) -> Chunk:
+    columns: dict[str, list[Any]] = {
+        "partition": [record.partition for record in some],
+        "offset": [record.offset for record in some],
+        "appended_at": [APPENDED_AT for _ in some],
+        "key": [record.key for record in some],
+        "value": [record.value for record in some],
+    }
+    return Chunk(pa.RecordBatch.from_pydict(columns, schema=RAW), cast(list[Message], some))
+
+
+@dataclass(eq=False)
+class Stepped:
+    """One worker in a thread of its own. It waits at its start and at every failpoint."""
+
+    settings: Settings
+    log: Log
+    clickhouse: Client
+    run_id: str
+    at: str = "start"
+    error: BaseException | None = None
+    loses_next_answer: str = ""  # "before" the insert, or "after" it
+    _dead: bool = False
+    _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _stops: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+
+    def start(self) -> Stepped:
+        """Begin; nothing is done yet."""
+        self._thread = threading.Thread(target=self._run, name=self.run_id, daemon=True)
+        self._thread.start()
+        return self
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, one way or the other."""
+        return self.at == ENDED
+
+    def step(self) -> str:
+        """Let it go on to its next failpoint, or its end; gives where it stands then."""
+        self._go.release()
+        self.at = self._stops.get(timeout=STEP_SECONDS)
+        if self.ended:
+            self._thread.join(STEP_SECONDS)
+            if self.error is not None and not isinstance(self.error, BatchError):
+                raise self.error
+        return self.at
+
+    def finish(self) -> None:
+        """Let it go on to its end."""
+        while not self.ended:
+            self.step()
+
+    def kill(self) -> None:
+        """End it where it stands; nothing that it does from now on is kept."""
+        self._dead = True
+        self.finish()
+
+    def reached(self, point: str) -> None:
+        """Wait at a failpoint."""
+        if not self._dead:
+            self._stops.put(point)
+            self._go.acquire()
+        if self._dead:
+            raise Killed
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            if not self._dead:
+                self._work()
+        except Killed:
+            pass
+        except BaseException as error:
+            if not self._dead:
+                self.error = error
+        finally:
+            self._stops.put(ENDED)
+
+    def _work(self) -> None:
+        ledger = open_ledger(self.settings.ledger)
+
+        @event.listens_for(ledger, "begin")
+        def _refuse(_connection: object) -> None:
+            if self._dead:
+                raise Refused("this worker is dead")
+
+        worker = Worker(self.settings, ledger, self.run_id, say=lambda _: None)
+        vars(worker).update(topics={self.log.name: self.log}, clickhouse=self.clickhouse)
+        try:
+            stage_batches(worker, [])
+            load_batches(worker)
+            load_dead_letters(worker)
+        finally:
+            ledger.dispose()
+
+
+def step_through_failpoints(patch: pytest.MonkeyPatch) -> None:
+    """From now on, failpoints and inserts ask the Stepped worker in whose thread they are."""
+    insert = load_module.insert
+
+    def failpoint(name: str) -> None:
+        worker = _here()
+        if worker is not None:
+            worker.reached(name)
+
+    def send(*arguments: Any) -> None:
+        worker = _here()
+        loses, done = (worker.loses_next_answer, worker) if worker else ("", None)
+        if done is not None:
+            done.loses_next_answer = ""
+        if loses != "before":
+            insert(*arguments)
+        if loses:
+            raise TransientError("the connection was cut")
+
+    patch.setattr(Stepped, "_run", _known_by_its_thread(Stepped._run))
+    patch.setattr(load_module, "insert", send)
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith(("assets.", "orchestration.")):
+            for name, replacement in (
+                ("failpoint", failpoint),
+                ("read_ranges", _read),
+                ("commit_offsets", lambda *_: None),
+            ):
+                if name in vars(module):
+                    patch.setattr(module, name, replacement)
+
+
+_WORKERS: dict[int, Stepped] = {}
+_LOGS: dict[str, Log] = {}
+
+
+def _here() -> Stepped | None:
+    return _WORKERS.get(threading.get_ident())
+
+
+def _known_by_its_thread(run: Callable[[Stepped], None]) -> Callable[[Stepped], None]:
+    def known(self: Stepped) -> None:
+        _WORKERS[threading.get_ident()] = self
+        try:
+            run(self)
+        finally:
+            del _WORKERS[threading.get_ident()]
+
+    return known
+
+
+def _read(_client: object, topic: str, ranges: Sequence[Range], *_: object) -> Iterator[Chunk]:
+    return _LOGS[topic].read(ranges)
