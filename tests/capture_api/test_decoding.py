@@ -6,14 +6,17 @@ import base64
 import gzip
 import json
 import re
+import tracemalloc
 import zlib
-from urllib.parse import urlencode
+from contextlib import suppress
+from urllib.parse import quote, unquote_to_bytes, urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capture_api.refusal import Refused
+from capture_api.wire import decoding
 from capture_api.wire.decoding import GZIP_MEMBERS, decode_payload, inflate
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
 from capture_api.wire.query import Query, parse_query
@@ -188,3 +191,29 @@ def nested(levels: int) -> bytes:
 def test_depth_is_told(text: bytes, deep: bool) -> None:
     """Brackets count where they nest, not where they stand side by side or inside strings."""
     assert too_deep(text) is deep
+
+
+@given(st.binary(max_size=300), st.integers(3, 9))
+def test_fields_of_forms_are_unquoted_as_by_a_reader(data: bytes, step: int) -> None:
+    """In pieces, wherever they end: escapes, characters and what is neither come out the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_UNQUOTED_AT_ONCE", step)
+        for value in (data, quote(data).encode(), data.replace(b"\0", b"%")):
+            whole = unquote_to_bytes(value.replace(b"+", b" ")).decode(errors="replace")
+            assert decoding._unquoted(value).decode() == whole
+
+
+@pytest.mark.parametrize(
+    "field", [b"%41" * 700_000, b"a%41" * 500_000, b"{" + b"+%C3%A9" * 300_000]
+)
+def test_escapes_of_a_form_take_little_memory(field: bytes) -> None:
+    """A small multiple of the body, whatever it is made of: it is past what requests may hold."""
+    body = b"data=" + field
+    tracemalloc.start()
+    try:
+        with suppress(Refused):
+            decode(body, headers=FORM)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(body)
