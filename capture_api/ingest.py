@@ -171,7 +171,6 @@ class Ingest:
                 sdk=sdk,
                 sent_at=query.sent_at,
                 engage=path == "/engage",
-                retried=query.retried,
                 mint_seed=sender.mint_seed,
             )
             route = self._guard.route(project_id, payload.historical)

@@ -106,7 +106,7 @@ _PARAMETERS: list[Json] = [
     parameter("query", "_", text(), "The client's clock when it sent this, in ms since 1970."),
     parameter("query", "sent_at", text(), "The same as `_`."),
     parameter("query", "beacon", text(), "`1`: answer 204 without a body.", example="1"),
-    parameter("query", "retry_count", text(), "Which try this is.", example="0"),
+    parameter("query", "retry_count", text(), "Which try this is; not used."),
     parameter("query", "ver", text(), "Version of the SDK; not used."),
     parameter("query", "ip", text(), "Not used."),
     parameter(

@@ -6,8 +6,6 @@ import msgspec
 from msgspec import Raw
 
 from capture_api.refusal import bad_request
-from capture_api.wire.depth import DEPTH_LIMIT, too_deep
-from capture_api.wire.keys import MAX_KEYS, too_many_keys
 
 _object_decoder = msgspec.json.Decoder(dict[str, Raw])
 
@@ -24,10 +22,6 @@ def splice_person_properties(properties: bytes, set_: Raw, set_once: Raw) -> byt
             continue
         if not value.startswith(b"{"):
             raise bad_request(f"`{key}` is not an object", "bad_properties")
-        if too_deep(value):
-            raise bad_request(f"`{key}` nests deeper than {DEPTH_LIMIT} levels", "too_deep")
-        if too_many_keys(value):
-            raise bad_request(f"`{key}` has more than {MAX_KEYS} keys", "too_many_keys")
         quoted = f'"{key}"'.encode()
         # A key may be spelled with escapes, hence the second test.
         if quoted in properties or b"\\u0024" in properties:

@@ -39,6 +39,7 @@ from capture_api.wire.payload import (
     Payload,
     PropertiesHead,
     properties_head,
+    raw_events,
     text_of,
 )
 
@@ -48,8 +49,10 @@ RECORD_MAX_BYTES = 999_000
 Record = tuple[str, bytes, bytes | None]
 """A topic, a value and a key, in the order that producing takes them."""
 
-ODD_DISTINCT_ID_BYTES = 4096
-"""JSON of a distinct_id that is not a string; only its first characters are kept anyway."""
+ODD_DISTINCT_ID_BYTES = 512
+"""JSON of a distinct_id that is not a string; only its first 200 characters are kept anyway."""
+ODD_DISTINCT_ID_DEPTH = 8
+"""Levels that it may have: writing it anew, with its keys in order, takes time for each."""
 
 INTERNAL_ADDRESS = "127.0.0.1"
 """What stands for the address of events that say a service of the operator's own sent them."""
@@ -67,7 +70,6 @@ class Request(msgspec.Struct, frozen=True):
     sdk: str
     sent_at: int | None  # of the query; a batch's own goes first
     engage: bool  # events without a name are `$identify`
-    retried: bool = False  # the client has sent it before
     mint_seed: MintSeed | None = None  # of a request that a gateway may send twice
 
 
@@ -90,6 +92,7 @@ def build_records(
     rules, hot_keys = route.rules, route.hot_keys
     received_at, token = request.received_at, payload.token
     minted: list[str] = []  # by position, once an event needs one
+    sent_events: list[Raw] = []  # as they came, once evidence of one is needed
     records: list[Record] = []
     for index, event in enumerate(events):
         if event.event == PERFORMANCE_EVENT:
@@ -107,8 +110,6 @@ def build_records(
             if len(distinct_id) > DISTINCT_ID_LENGTH:
                 distinct_id = distinct_id[:DISTINCT_ID_LENGTH]
                 flags |= FLAG_DISTINCT_ID_CUT
-            if event.set is not ABSENT or event.set_once is not ABSENT:
-                properties = splice_person_properties(properties, event.set, event.set_once)
             text = event.timestamp
             if text is not None and not isinstance(text, str):
                 text = msgspec.json.encode(text).decode()
@@ -118,8 +119,6 @@ def build_records(
                 offset = _offset(event.offset)
                 made_at = uuid_time(uuid) if event.uuid else None
                 sent = None if ignore_sent_at else sent_at
-                if sent is None and request.retried:
-                    sent = received_at  # the best that is known
             timestamp, clamped = event_time(
                 text=text,
                 offset_ms=offset,
@@ -178,8 +177,11 @@ def build_records(
             error = refused
             if error.status == 413:
                 assert uuid is not None  # only what comes after it raises 413
+                if not sent_events:
+                    sent_events = raw_events(payload.text)
+                sent_event = bytes(sent_events[index])
                 try:
-                    record = _evidence(event, uuid, payload, project_id, request, route)
+                    record = _evidence(event, sent_event, uuid, payload, project_id, request, route)
                 except Refused as worse:
                     error = worse
                 else:
@@ -194,6 +196,7 @@ def build_records(
 
 def _evidence(
     event: Event,
+    sent_event: bytes,
     uuid: str,
     payload: Payload,
     project_id: int,
@@ -201,8 +204,7 @@ def _evidence(
     route: Route,
 ) -> Record:
     """The record that tells of an event too large for one; the other rules hold for it, too."""
-    properties = bytes(event.properties)
-    head = _head(event, properties, payload.peculiar)
+    head = _head(event, _object(event), payload.peculiar)
     distinct_id = _distinct_id(event, head)[:DISTINCT_ID_LENGTH]
     person = distinct_id
     if head is not None and head.cookieless_mode == TRUE:
@@ -214,7 +216,7 @@ def _evidence(
         distinct_id=distinct_id,
         received_at=request.received_at,
         request_id=request.request_id,
-        properties=properties,
+        sent=sent_event,
     )
     return route.router.topics.events, value, encode_key(payload.token, person)
 
@@ -227,20 +229,34 @@ def _too_large(what: str) -> Refused:
 
 
 def _properties(event: Event) -> bytes:
-    """The properties, of a size and depth that further steps may work on."""
+    """The properties as they are kept, of a size and depth that further steps may work on."""
+    properties = _object(event)
     size = len(event.properties) + len(event.set) + len(event.set_once)
-    properties = bytes(event.properties)
-    if not properties.startswith(b"{"):
-        if properties != b"null":
-            raise bad_request("`properties` is not an object", "bad_properties")
-        properties = b"{}"
     if size > RECORD_MAX_BYTES:
         raise _too_large(f"its properties have {size} bytes")
+    if event.set is not ABSENT or event.set_once is not ABSENT:
+        properties = splice_person_properties(properties, event.set, event.set_once)
     if too_deep(properties):
-        raise bad_request(f"`properties` nest deeper than {DEPTH_LIMIT} levels", "too_deep")
+        raise bad_request(
+            f"`properties`, `$set` and `$set_once` in them, nest deeper than {DEPTH_LIMIT} levels",
+            "too_deep",
+        )
     if too_many_keys(properties):
-        raise bad_request(f"`properties` have more than {MAX_KEYS} keys", "too_many_keys")
+        raise bad_request(
+            f"`properties`, `$set` and `$set_once` in them, have more than {MAX_KEYS} keys",
+            "too_many_keys",
+        )
     return properties
+
+
+def _object(event: Event) -> bytes:
+    """The properties as they came; none at all are an empty object."""
+    properties = bytes(event.properties)
+    if properties.startswith(b"{"):
+        return properties
+    if properties != b"null":
+        raise bad_request("`properties` is not an object", "bad_properties")
+    return b"{}"
 
 
 def _head(event: Event, properties: bytes, peculiar: bool) -> PropertiesHead | None:
@@ -291,6 +307,10 @@ def _json_text(value: Raw) -> str:
     if len(value) > ODD_DISTINCT_ID_BYTES:
         raise bad_request(
             f"`distinct_id` is no string, and longer than {ODD_DISTINCT_ID_BYTES} bytes"
+        )
+    if too_deep(bytes(value), ODD_DISTINCT_ID_DEPTH):
+        raise bad_request(
+            f"`distinct_id` is no string, and nests deeper than {ODD_DISTINCT_ID_DEPTH} levels"
         )
     try:
         return msgspec.json.encode(msgspec.json.decode(value), order="sorted").decode()

@@ -16,7 +16,7 @@ from hashlib import sha256
 import msgspec
 
 RAW_BYTES = 64 << 10
-"""Bytes of the event's properties that are kept."""
+"""Bytes of the event that are kept."""
 NAME_LENGTH = 200
 """Characters of the event's name that are kept."""
 TOO_LARGE = "too_large"
@@ -42,9 +42,9 @@ class Evidence(msgspec.Struct, frozen=True, gc=False):
     distinct_id: str
     received_at: int
     request_id: str
-    bytes: int  # of the properties, as they came
-    sha256: str  # of the properties, in hexadecimal
-    raw: str  # base64 of the first RAW_BYTES of the properties
+    bytes: int  # of the event, as it came
+    sha256: str  # of the event, in hexadecimal
+    raw: str  # base64 of the first RAW_BYTES of the event
 
 
 _encoder = msgspec.json.Encoder()
@@ -58,9 +58,9 @@ def evidence_value(
     distinct_id: str,
     received_at: int,
     request_id: str,
-    properties: bytes,
+    sent: bytes,
 ) -> bytes:
-    """The value of the record that stands for an event too large for one."""
+    """The value of the record that stands for an event too large for one, as it was `sent`."""
     return _encoder.encode(
         Evidence(
             v=1,
@@ -71,8 +71,8 @@ def evidence_value(
             distinct_id=distinct_id,
             received_at=received_at,
             request_id=request_id,
-            bytes=len(properties),
-            sha256=sha256(properties).hexdigest(),
-            raw=b64encode(properties[:RAW_BYTES]).decode(),
+            bytes=len(sent),
+            sha256=sha256(sent).hexdigest(),
+            raw=b64encode(sent[:RAW_BYTES]).decode(),
         )
     )

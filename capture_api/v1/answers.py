@@ -57,7 +57,10 @@ DETAILS: dict[str, tuple[str, str]] = {
     "missing_distinct_id": ("drop", "The distinct_id is empty."),
     "distinct_id_too_large": ("drop", "The distinct_id has more than 200 bytes."),
     "invalid_event_timestamp": ("drop", "The timestamp is not an RFC 3339 time."),
-    "malformed_event_properties": ("drop", "`properties` is not an object, or nested too deeply."),
+    "malformed_event_properties": (
+        "drop",
+        "`properties` is not an object, nests too deeply, or has a number out of range.",
+    ),
     "invalid_options": ("drop", "An option cannot be what it should be."),
     "event_too_big": ("drop", "The event makes a record that Kafka does not take."),
     "billing_limit_exceeded": ("drop", "The project's quota is used up."),

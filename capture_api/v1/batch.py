@@ -7,13 +7,18 @@ is the event's own, no result could be given for an event. Rules about single ev
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 import msgspec
 from msgspec import Raw
 
 from capture_api.events.rfc3339 import parse_rfc3339
 from capture_api.events.uuids import normal_uuid
 from capture_api.refusal import bad_request, too_large
-from capture_api.wire.payload import ABSENT, MAX_EVENTS
+from capture_api.wire.numbers import TOO_MANY_SUSPECTS, out_of_range
+from capture_api.wire.payload import ABSENT, MAX_EVENTS, bad_number
+from capture_api.wire.skeleton import skeleton
 from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
 _NO_PROPERTIES = Raw(b"{}")
@@ -42,6 +47,18 @@ class Batch(msgspec.Struct, gc=False):
     capture_internal: bool | None = None
 
 
+class Rarities(NamedTuple):
+    """A batch's text, and what in it is so rare that nearly no event need be searched for it."""
+
+    text: bytes
+    out_of_range: bool  # a number that no double can hold
+    library: bool  # keys such as the library's, or spelled so that they may be
+
+
+ESCAPED_LETTER = re.compile(rb"\\u00(?:24|5[fF]|6[1-9a-fA-F]|7[0-9aA])")
+"""What a key of properties may be spelled with, besides its own letters."""
+
+_LIBRARY_BONES = (skeleton(b'"$lib"'), skeleton(b'"$lib_version"'))
 _decoder = msgspec.json.Decoder(Batch)
 
 
@@ -68,6 +85,18 @@ def parse_batch(text: bytes) -> Batch:
         shown = batch.created_at[:_SHOWN_CHARACTERS]
         raise bad_request(f"{what}, not {shown!r}", "invalid_batch", for_log=what)
     return batch
+
+
+def read_rarities(text: bytes) -> Rarities:
+    """The rarities of a batch's text. Refuses (400) one with too many numbers to judge."""
+    bones = skeleton(text)
+    number = out_of_range(text, bones)
+    if number == TOO_MANY_SUSPECTS:
+        raise bad_number(number, "request_parsing_error")
+    library = any(bone in bones for bone in _LIBRARY_BONES) and b'"$lib' in text
+    if not library and b"\\" in text:
+        library = ESCAPED_LETTER.search(text) is not None
+    return Rarities(text, number is not None, library)
 
 
 def event_uuids(events: list[Event]) -> list[str]:

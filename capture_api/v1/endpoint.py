@@ -32,7 +32,7 @@ from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused, bad_request, internal_error
 from capture_api.refusal_log import RefusalLog
 from capture_api.v1.answers import error_answer, results_answer
-from capture_api.v1.batch import event_uuids, parse_batch
+from capture_api.v1.batch import event_uuids, parse_batch, read_rarities
 from capture_api.v1.events import (
     NOT_PERSISTED,
     OVER_QUOTA,
@@ -186,9 +186,11 @@ class V1Endpoint:
                 user_agent=head.user_agent,
                 sdk=head.sdk,
                 library=head.library,
+                rarities=read_rarities(text),
             )
             route = self._guard.route(project_id, bool(batch.historical_migration))
-            records, indices, results = build_records(batch, uuids, project_id, request, route)
+            built = build_records(batch, uuids, project_id, request, route)
+            records, indices, results, _ = built
             delivery = None
             if records:
                 self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])

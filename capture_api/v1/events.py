@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Raw
 
 from capture_api.events.record import (
     FLAG_COOKIELESS,
@@ -30,11 +31,13 @@ from capture_api.events.rfc3339 import parse_rfc3339
 from capture_api.events.timestamps import bounded_time, clock_skew, usable_sent_at
 from capture_api.events.uuids import NIL_UUID, mint_uuid
 from capture_api.protection.routing import Route, Why
-from capture_api.v1.batch import Batch, Event
+from capture_api.v1.batch import ESCAPED_LETTER, Batch, Event, Rarities
 from capture_api.v1.options import NO_OPTIONS, Options, read_options
 from capture_api.wire.depth import too_deep
 from capture_api.wire.keys import too_many_keys
-from capture_api.wire.payload import PERFORMANCE_EVENT
+from capture_api.wire.numbers import out_of_range
+from capture_api.wire.payload import PERFORMANCE_EVENT, raw_events
+from capture_api.wire.skeleton import skeleton
 
 EVENT_NAME_BYTES = 200
 DISTINCT_ID_BYTES = 200
@@ -51,6 +54,11 @@ ILLEGAL_DISTINCT_IDS = frozenset(
 _SPREAD = frozenset({Why.HOT_KEY, Why.RULE_OVERFLOW})
 _LONGEST_ILLEGAL = max(map(len, ILLEGAL_DISTINCT_IDS))
 _encode = msgspec.json.encode
+_members_decoder = msgspec.json.Decoder(dict[str, Raw])
+_INJECTED_KEYS = (
+    *(b'"$lib"', b'"$lib_version"', b'"$session_id"', b'"$window_id"', b'"$cookieless_mode"'),
+    *(b'"$ignore_sent_at"', b'"$product_tour_id"', b'"$process_person_profile"'),
+)
 
 
 class Result(NamedTuple):
@@ -79,6 +87,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     user_agent: str
     sdk: str
     library: bytes
+    rarities: Rarities
 
 
 class Built(NamedTuple):
@@ -87,6 +96,7 @@ class Built(NamedTuple):
     records: list[Record]
     indices: list[int | None]  # None: of evidence, which changes no result
     results: list[Result]
+    sent_events: list[Raw]  # as they came, once evidence of one is needed
 
 
 def build_records(
@@ -96,7 +106,8 @@ def build_records(
 
     `route` says where each goes, or that it is dropped.
     """
-    built = Built([], [], [])
+    built = Built([], [], [], [])
+    rarities, library = request.rarities, request.library
     sent_at = usable_sent_at(request.request_time)
     skew = clock_skew(sent_at, request.received_at)
     batch_flags = FLAG_HISTORICAL if batch.historical_migration else 0
@@ -106,13 +117,13 @@ def build_records(
         distinct_id = event.distinct_id.strip()
         properties = bytes(event.properties)
         written = parse_rfc3339(event.timestamp)
-        fault = _fault(event, distinct_id, written, properties)
+        fault = _fault(event, distinct_id, written, properties, rarities.out_of_range)
         options = None if fault else read_options(event.options)
         if options is None or written is None:
             built.results.append(Result("drop", fault or "invalid_options"))
             if fault == TOO_BIG.details:
                 key = encode_key(request.token, distinct_id)
-                _add_evidence(built, event, uuid, project_id, request, route, key)
+                _add_evidence(built, index, event, uuid, project_id, request, route, key)
             continue
 
         flags, result = batch_flags, OK
@@ -164,11 +175,11 @@ def build_records(
                 request.request_id,
                 flags,
             ),
-            _with_members(properties, _injected(event, options, request.library)),
+            _with_members(properties, _injected(event, options, library), library, rarities),
         )
         if len(value) + len(key) > RECORD_MAX_BYTES:
             built.results.append(TOO_BIG)
-            _add_evidence(built, event, uuid, project_id, request, route, key)
+            _add_evidence(built, index, event, uuid, project_id, request, route, key)
             continue
         built.records.append((topic, value, record_key))
         built.indices.append(index)
@@ -176,8 +187,13 @@ def build_records(
     return built
 
 
-def _fault(event: Event, distinct_id: str, written: int | None, properties: bytes) -> str:
-    """The details to drop the event with, or nothing. The order is the protocol's."""
+def _fault(
+    event: Event, distinct_id: str, written: int | None, properties: bytes, numbers: bool
+) -> str:
+    """The details to drop the event with, or nothing. The order is the protocol's.
+
+    `numbers` is whether those of this event are to be looked at.
+    """
     if event.event == PERFORMANCE_EVENT:
         return "dropped_performance_event"
     if not event.event:
@@ -196,11 +212,14 @@ def _fault(event: Event, distinct_id: str, written: int | None, properties: byte
         return "event_too_big"
     if too_deep(properties) or too_many_keys(properties):
         return "malformed_event_properties"
+    if numbers and out_of_range(properties, skeleton(properties)) is not None:
+        return "malformed_event_properties"
     return ""
 
 
 def _add_evidence(
     built: Built,
+    index: int,
     event: Event,
     uuid: str,
     project_id: int,
@@ -209,6 +228,8 @@ def _add_evidence(
     key: bytes,
 ) -> None:
     """Let a record tell of an event too large for one."""
+    if not built.sent_events:
+        built.sent_events.extend(raw_events(request.rarities.text))
     value = evidence_value(
         uuid=uuid,
         project_id=project_id,
@@ -216,7 +237,7 @@ def _add_evidence(
         distinct_id=event.distinct_id.strip(),
         received_at=request.received_at,
         request_id=request.request_id,
-        properties=bytes(event.properties),
+        sent=bytes(built.sent_events[index]),
     )
     built.records.append((route.router.topics.events, value, key))
     built.indices.append(None)
@@ -249,9 +270,28 @@ def _injected(event: Event, options: Options, library: bytes) -> bytes:
     return b",".join(members)
 
 
-def _with_members(properties: bytes, members: bytes) -> bytes:
-    """The JSON object with these members at its end, where they win over earlier ones."""
+def _with_members(properties: bytes, members: bytes, library: bytes, rarities: Rarities) -> bytes:
+    """The JSON object with these members at its end; they take the place of its own."""
     if not members:
         return properties
+    if rarities.library or (members is not library and b'"$' in properties):
+        properties = _without(properties, members)
     empty = properties[1:2] != b'"' and properties[1:].lstrip()[:1] == b"}"
     return b"".join((properties[:-1], b"" if empty else b",", members, b"}"))
+
+
+def _without(properties: bytes, members: bytes) -> bytes:
+    """The JSON object without keys that are also among the members; written anew only then."""
+    if not (
+        any(key in properties and key in members for key in _INJECTED_KEYS)
+        or ESCAPED_LETTER.search(properties)
+    ):
+        return properties
+    try:
+        kept = _members_decoder.decode(properties)
+        injected = _members_decoder.decode(b"{" + members + b"}")
+    except (msgspec.DecodeError, RecursionError):  # a lone surrogate in a key: no key of ours
+        return properties
+    if kept.keys().isdisjoint(injected):
+        return properties
+    return _encode({key: value for key, value in kept.items() if key not in injected})

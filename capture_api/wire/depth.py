@@ -18,11 +18,11 @@ _STEPS = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")  # +1 and -1
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
 
 
-def too_deep(text: bytes) -> bool:
-    """Whether valid JSON nests deeper than DEPTH_LIMIT."""
+def too_deep(text: bytes, limit: int = DEPTH_LIMIT) -> bool:
+    """Whether valid JSON nests deeper than the limit."""
     if text.find(b"{", 1) < 0 and text.find(b"[", 1) < 0:
         return False
-    if text.count(b"{") + text.count(b"[") <= DEPTH_LIMIT:
+    if text.count(b"{") + text.count(b"[") <= limit:
         return False
     steps = _STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)
-    return max(accumulate(array("b", steps)), default=0) > DEPTH_LIMIT
+    return max(accumulate(array("b", steps)), default=0) > limit

@@ -20,6 +20,8 @@ from capture_api.wire.skeleton import NUMBER_WITH_EXPONENT
 
 MAX_SUSPECTS = 100_000
 """Numbers of one text whose exact value is looked at. More of them than that are no events."""
+TOO_MANY_SUSPECTS = b""
+"""What is found in such a text: a number with a large exponent, or hundreds of digits, too many."""
 
 _STRIDE = 16
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
@@ -34,9 +36,7 @@ _NUMBER = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 def out_of_range(text: bytes, bones: bytes) -> bytes | None:
     """The first number of valid JSON that rounds to infinity as a double, or None.
 
-    `bones` is the text's skeleton.
-
-    With more than MAX_SUSPECTS candidates, the last that was looked at: that is no event any more.
+    `bones` is the text's skeleton. With more than MAX_SUSPECTS candidates: TOO_MANY_SUSPECTS.
     """
     samples = text[::_STRIDE].translate(_TO_ZEROS)
     if NUMBER_WITH_EXPONENT not in bones and _LONG_RUN not in samples:
@@ -52,5 +52,5 @@ def out_of_range(text: bytes, bones: bytes) -> bytes | None:
         if not in_string and number is not None and isinf(float(number[0])):
             return number[0]
         if count == MAX_SUSPECTS:
-            return suspect[0]
+            return TOO_MANY_SUSPECTS
     return None

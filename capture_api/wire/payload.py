@@ -6,12 +6,14 @@ single event. One pass decodes each, leaving `properties` as the client's own by
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 from msgspec import Raw
 
 from capture_api.events.timestamps import sent_at_in_body
 from capture_api.refusal import Refused, bad_request, bad_token, too_large
-from capture_api.wire.numbers import out_of_range
+from capture_api.wire.numbers import MAX_SUSPECTS, TOO_MANY_SUSPECTS, out_of_range
 from capture_api.wire.skeleton import skeleton
 from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
@@ -28,6 +30,7 @@ TRUE = Raw(b"true")
 FALSE = Raw(b"false")
 _PECULIAR = (b'"$cookieless_mode"', b'"$ignore_sent_at"', b'"capture_internal"')
 _PECULIAR_BONES = tuple(skeleton(mark) for mark in _PECULIAR)
+T = TypeVar("T")
 PERFORMANCE_EVENT = "$performance_event"
 """The name of events that nobody wants any more: PostHog passes over them, and so does Tidemark."""
 _NO_PROPERTIES = Raw(b"{}")
@@ -76,8 +79,10 @@ class Payload(msgspec.Struct, frozen=True):
 
     `peculiar` is whether the text names a property that the edge itself obeys, so that for nearly
     all requests no event's properties need a look. `one_line` is whether it has no line breaks.
+    `text` is what all this was read from.
     """
 
+    text: bytes
     token: str
     events: list[Event]
     sent_at: int | None
@@ -86,6 +91,12 @@ class Payload(msgspec.Struct, frozen=True):
     one_line: bool
 
 
+class _RawBatch(msgspec.Struct, gc=False):
+    batch: list[Raw] | None = None
+
+
+_raw_events_decoder = msgspec.json.Decoder(list[Raw])
+_raw_batch_decoder = msgspec.json.Decoder(_RawBatch)
 _events_decoder = msgspec.json.Decoder(list[Event])
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 _text_decoder = msgspec.json.Decoder(str)
@@ -110,12 +121,7 @@ def parse_payload(text: bytes) -> Payload:
     bones = skeleton(text)
     number = out_of_range(text, bones)
     if number is not None:
-        raise bad_request(
-            f"failed to parse the request: the number {_shortened(number)} is out of range; send "
-            "it as a string",
-            "bad_number",
-            for_log="failed to parse the request: a number is out of range",
-        )
+        raise bad_number(number, "bad_number")
 
     if isinstance(decoded, list):
         events, token, sent_at, historical = decoded, None, None, False
@@ -134,14 +140,38 @@ def parse_payload(text: bytes) -> Payload:
     if events[0].event == PERFORMANCE_EVENT and all(
         event.event == PERFORMANCE_EVENT for event in events
     ):
-        return Payload("", [], None, historical, False, True)
+        return Payload(text, "", [], None, historical, False, True)
     if token is None:
         token = _token_of_events(events)
     peculiar = any(bone in bones for bone in _PECULIAR_BONES) and any(
         mark in text for mark in _PECULIAR
     )
     one_line = b"\n" not in text and b"\r" not in text
-    return Payload(valid_token(token), events, sent_at, historical, peculiar, one_line)
+    return Payload(text, valid_token(token), events, sent_at, historical, peculiar, one_line)
+
+
+def raw_events(text: bytes) -> list[Raw]:
+    """The events of a request that could be read, each as the client wrote it."""
+    if text.lstrip()[:1] == b"[":
+        return _leniently(_raw_events_decoder, text)
+    batch = _leniently(_raw_batch_decoder, text).batch
+    return [Raw(text)] if batch is None else batch
+
+
+def bad_number(number: bytes, code: str) -> Refused:
+    """400 for what `out_of_range` found."""
+    failed = "failed to parse the request: "
+    if number == TOO_MANY_SUSPECTS:
+        return bad_request(
+            f"{failed}more than {MAX_SUSPECTS} of its numbers have exponents of three digits, or "
+            "hundreds of digits; send them as strings, or in smaller batches",
+            code,
+        )
+    return bad_request(
+        f"{failed}the number {_shortened(number)} is out of range; send it as a string",
+        code,
+        for_log=f"{failed}a number is out of range",
+    )
 
 
 def properties_head(properties: bytes) -> PropertiesHead:
@@ -181,7 +211,12 @@ def valid_token(token: str) -> str:
 
 
 def _decode(text: bytes) -> list[Event] | Envelope:
-    decoder = _events_decoder if text.lstrip()[:1] == b"[" else _envelope_decoder
+    if text.lstrip()[:1] == b"[":
+        return _leniently(_events_decoder, text)
+    return _leniently(_envelope_decoder, text)
+
+
+def _leniently(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError:

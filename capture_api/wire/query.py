@@ -20,15 +20,13 @@ COMPRESSIONS = {
 
 
 class Query(msgspec.Struct, frozen=True):
-    """What the query says. `data` is the payload where it travels in the query, `retried` that
-    the client has sent this request before."""
+    """What the query says. `data` is the payload where it travels in the query."""
 
     compression: str = ""
     sent_at: int | None = None
     beacon: bool = False
     data: str = ""
     token: str = ""
-    retried: bool = False
 
 
 _NOTHING = Query()
@@ -39,14 +37,12 @@ def parse_query(query_string: bytes) -> Query:
     if not query_string:
         return _NOTHING
     given = dict(parse_qsl(query_string.decode("latin-1"), encoding="utf-8", errors="replace"))
-    retries = given.get("retry_count", "").strip()
     return Query(
         compression=known_compression(given.get("compression", "")),
         sent_at=sent_at_in_query(given.get("_") or given.get("sent_at") or ""),
         beacon=given.get("beacon", "").strip() == "1",
         data=given.get("data", ""),
         token=given.get("token", "") or given.get("api_key", ""),
-        retried=retries.isdigit() and retries.strip("0") != "",
     )
 
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture_api.refusal import Refused
+from capture_api.v1.batch import read_rarities
 from capture_api.wire import numbers
 from capture_api.wire.keys import MAX_KEYS, too_many_keys
-from capture_api.wire.numbers import MAX_SUSPECTS
+from capture_api.wire.numbers import MAX_SUSPECTS, TOO_MANY_SUSPECTS
 from capture_api.wire.payload import parse_payload
 from capture_api.wire.skeleton import skeleton
 
@@ -132,7 +133,14 @@ def test_agrees_with_a_parser(value: str) -> None:
 def test_work_is_bounded() -> None:
     """A text with more numbers near the limit than any event has is given up."""
     assert out_of_range(b"[%b1]" % (b"1e305," * (MAX_SUSPECTS - 1))) is None
-    assert out_of_range(b"[%b1]" % (b"1e305," * (MAX_SUSPECTS + 2))) is not None
+    text = b'{"event":"a","distinct_id":"b","token":"t","properties":{"n":[%b1]}}' % (
+        b"1e305," * (MAX_SUSPECTS + 2)
+    )
+    assert out_of_range(text) == TOO_MANY_SUSPECTS
+    with pytest.raises(Refused, match=f"more than {MAX_SUSPECTS} of its numbers"):
+        parse_payload(text)
+    with pytest.raises(Refused, match=f"more than {MAX_SUSPECTS} of its numbers"):
+        read_rarities(text)
 
 
 @pytest.mark.parametrize(("number", "told"), [("1e999", "1e999"), (DIGITS, "… of 400 characters")])

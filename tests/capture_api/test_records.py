@@ -22,6 +22,7 @@ from capture_api.events.record import (
 from capture_api.events.records import (
     INTERNAL_ADDRESS,
     ODD_DISTINCT_ID_BYTES,
+    ODD_DISTINCT_ID_DEPTH,
     RECORD_MAX_BYTES,
     Record,
     Request,
@@ -379,7 +380,6 @@ def test_oversized_properties_are_left_out_before_any_work(
 
     body = json.dumps(event(**{field: {"a": [[]] * (RECORD_MAX_BYTES // 2)}}))
     monkeypatch.setattr("capture_api.events.records.too_deep", no_work)
-    monkeypatch.setattr("capture_api.events.person_properties.too_deep", no_work)
     left_out: list[RefusedEvent] = []
     [_] = raw_records(body, left_out=left_out)
     assert [(event.index, event.code) for event in left_out] == [(0, "too_large")]
@@ -408,7 +408,7 @@ def test_evidence_of_an_event_that_is_too_large() -> None:
     assert (first[0], last[0], last[2]) == (TOPICS.historical, TOPICS.historical, b"phc_test:last")
     topic, value, key = evidence
     assert (topic, key) == (TOPICS.events, b"phc_test:10.0.0.1")
-    raw = json.dumps(properties).encode()
+    raw = json.dumps(body["batch"][2]).encode()
     assert json.loads(value) == {
         "v": 1,
         "refused": "too_large",
@@ -425,10 +425,43 @@ def test_evidence_of_an_event_that_is_too_large() -> None:
 
 
 def test_event_that_is_too_large_by_other_fields() -> None:
-    """Whatever fills the record, it is left out; what little there is of properties is kept."""
-    left_out: list[RefusedEvent] = []
-    [(_, value, _)] = raw_records(event(event="e" * RECORD_MAX_BYTES), left_out=left_out)
-    assert (len(left_out), json.loads(value)["bytes"]) == (1, 2)
+    """Whatever fills it, the event is left out, and measured as it came: alone, too."""
+    for fields in ({"event": "e" * RECORD_MAX_BYTES}, {"$set": {"a": "e" * RECORD_MAX_BYTES}}):
+        large = event(**fields, properties=None, text="half \ud83d")
+        for body in (large, [large], {"token": TOKEN, "batch": [large]}):
+            left_out: list[RefusedEvent] = []
+            [(_, value, _)] = raw_records(body, left_out=left_out)
+            assert (len(left_out), json.loads(value)["bytes"]) == (1, len(json.dumps(large)))
+
+
+@pytest.mark.parametrize(
+    ("properties", "set_", "status"),
+    [
+        (1, 126, 200),
+        (1, 127, 200),
+        (1, 128, 400),
+        (127, 128, 400),
+        (128, 127, 200),
+        (129, 1, 400),
+    ],
+)
+def test_depth_is_that_of_what_is_written(properties: int, set_: int, status: int) -> None:
+    """`$set` beside the properties counts as what it becomes: a level further down."""
+    found = {"x": levels(properties - 1)} if properties > 1 else {}
+    assert outcome(event(properties=found, **{"$set": levels(set_)})) == status
+
+
+@pytest.mark.parametrize(("own", "set_", "status"), [(5000, 4999, 200), (5000, 5000, 400)])
+def test_keys_are_those_of_what_is_written(own: int, set_: int, status: int) -> None:
+    """Those of `$set` and it itself count together with the others."""
+    keys = {str(number): 0 for number in range(own)}
+    body = event(properties=keys, **{"$set": {str(number): 0 for number in range(set_)}})
+    assert outcome(body) == status
+
+
+def levels(count: int) -> dict[str, Any]:
+    """An object of so many levels."""
+    return {"a": levels(count - 1)} if count > 1 else {}
 
 
 @pytest.mark.parametrize(
@@ -480,9 +513,11 @@ MADE_5_S_AGO = f"{UUID_OF_NOON[:8]}-{UUID_OF_NOON[8:]}-7000-8000-0123456789ab"
         # The same event sent again: its UUID knows better.
         ({"offset": 990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW}, 5000),
         ({"offset": 990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW + 30_000_000}, 35000),
-        ({"offset": 990, "uuid": MADE_5_S_AGO}, {"retried": True}, 5000),
         ({"offset": 990, "uuid": MADE_5_S_AGO}, {}, 990),
-        ({"offset": 990}, {"sent_at": NOW, "retried": True}, 990),
+        ({"offset": 990}, {"sent_at": NOW}, 990),
+        # A clock that cannot be says nothing, and loses nothing.
+        ({"offset": 990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW + 10**15}, 990),
+        ({"offset": 990, "uuid": MADE_5_S_AGO}, {"sent_at": NOW - 10**15}, 990),
         ({"offset": 990, "uuid": MADE_5_S_AGO.replace("-7000-", "-4000-")}, {"sent_at": NOW}, 990),
         ({"offset": 990, "uuid": MADE_5_S_AGO, "properties": {"$ignore_sent_at": True}},
          {"sent_at": NOW + 30_000_000}, 990),
@@ -500,10 +535,21 @@ def test_stale_offset(fields: Any, request_fields: Any, age_ms: int) -> None:
 @pytest.mark.parametrize("where", ["distinct_id", "$distinct_id", "properties"])
 def test_large_odd_distinct_id_is_refused_unread(where: str) -> None:
     """Arrays and objects stand for a distinct_id only while they are short; 400 otherwise."""
-    value = [1] * ODD_DISTINCT_ID_BYTES
+    value = [1] * (ODD_DISTINCT_ID_BYTES // 2)
     fields = {"properties": {"distinct_id": value}} if where == "properties" else {where: value}
     refused = refusal({"event": "e", "token": TOKEN, **fields})
     assert (refused.status, "`distinct_id` is no string" in refused.detail) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("depth", "status"), [(ODD_DISTINCT_ID_DEPTH, 200), (ODD_DISTINCT_ID_DEPTH + 1, 400)]
+)
+def test_deep_odd_distinct_id_is_refused(depth: int, status: int) -> None:
+    """It takes time for each level to write one anew, and a request may have 50,000 of them."""
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    assert outcome(event(distinct_id=value)) == status
 
 
 def test_values_of_any_kind_stay_raw_until_they_are_needed() -> None:

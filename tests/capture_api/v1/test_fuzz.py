@@ -15,12 +15,13 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from capture_api.events.record import RecordHead
 from capture_api.protection.routing import Router, Topics
 from capture_api.refusal import Refused
 from capture_api.v1.answers import DETAILS, ERRORS, error_answer, results_answer
-from capture_api.v1.batch import event_uuids, parse_batch
+from capture_api.v1.batch import Rarities, event_uuids, parse_batch, read_rarities
 from capture_api.v1.events import Request, build_records
 from capture_api.v1.headers import REQUIRED, read_headers
 from capture_api.wire.inflate import ENCODINGS, inflate_as
@@ -36,6 +37,7 @@ REQUEST = Request(
     user_agent="",
     sdk="",
     library=b'"$lib":"a","$lib_version":"1"',
+    rarities=Rarities(b"", False, False),
 )
 
 
@@ -46,7 +48,8 @@ def serve(payload: bytes, encoding: str) -> dict[str, Any]:
         batch = parse_batch(text)
         uuids = event_uuids(batch.batch)
         route = ROUTER.route(7, bool(batch.historical_migration))
-        built = build_records(batch, uuids, 7, REQUEST, route)
+        request = replace(REQUEST, rarities=read_rarities(text))
+        built = build_records(batch, uuids, 7, request, route)
     except Refused as refused:
         answer = error_answer(refused)
         content: dict[str, Any] = json.loads(answer.body)
