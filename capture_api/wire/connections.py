@@ -49,7 +49,8 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
         head_seconds=settings.capture_head_timeout_seconds,
         idle_seconds=settings.capture_keep_alive_seconds,
         stall_seconds=settings.capture_stall_timeout_seconds,
-        drain_bytes=settings.capture_max_body_bytes,
+        # Twice, so that a client whose body is a little too large can read why.
+        drain_bytes=2 * settings.capture_max_body_bytes,
     )
 
 
