@@ -95,7 +95,7 @@ def too_large(number: int, **head: Any) -> bytes:
         "distinct_id": "person",
         "received_at": RECEIVED_AT,
         "request_id": f"request-{number}",
-        "properties": b"x" * 1_234_567,
+        "sent": b"x" * 1_234_567,
     }
     return evidence_value(**{**fields, **head})
 
