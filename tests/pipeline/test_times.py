@@ -17,7 +17,7 @@ from capture_api.events.rfc3339 import parse_rfc3339
 from capture_api.events.timestamps import sent_at_in_query
 from capture_api.protection.routing import Router, Topics
 from capture_api.v1 import events as v1
-from capture_api.v1.batch import event_uuids, parse_batch
+from capture_api.v1.batch import event_uuids, parse_batch, read_rarities
 from capture_api.wire.payload import parse_payload
 
 NOW = 1_772_625_600_000_000
@@ -63,13 +63,12 @@ def check(values: list[bytes]) -> None:
     given_or_not(rfc3339),
     st.text("0123456789", max_size=16),
     st.booleans(),
-    st.booleans(),
 )
-@example(YEAR_1, None, None, None, "", False, False)
-@example(YEAR_9999, None, None, YEAR_9999, "", False, False)
-@example(None, 6 * 10**12, None, None, "", False, False)
-@example("2026-03-04T12:00:00Z", None, None, YEAR_1, "", False, False)
-@example("2026-03-04T12:00:00Z", None, None, None, "253402300799000", False, False)
+@example(YEAR_1, None, None, None, "", False)
+@example(YEAR_9999, None, None, YEAR_9999, "", False)
+@example(None, 6 * 10**12, None, None, "", False)
+@example("2026-03-04T12:00:00Z", None, None, YEAR_1, "", False)
+@example("2026-03-04T12:00:00Z", None, None, None, "253402300799000", False)
 def test_v0(
     timestamp: Any,
     offset: Any,
@@ -77,7 +76,6 @@ def test_v0(
     sent_at: str | None,
     query: str,
     ignore: bool,
-    retried: bool,
 ) -> None:
     """Whatever an event, its batch and the query say."""
     event = {
@@ -89,9 +87,7 @@ def test_v0(
         "properties": {"$ignore_sent_at": ignore},
     }
     body = {"api_key": TOKEN, "batch": [event], "sent_at": sent_at}
-    request = Request(
-        NOW, RECEIPT, "10.0.0.1", "agent", "", sent_at_in_query(query), False, retried
-    )
+    request = Request(NOW, RECEIPT, "10.0.0.1", "agent", "", sent_at_in_query(query), False)
     payload = parse_payload(json.dumps(body).encode())
     check([value for _, value, _ in build_records(payload, 7, request, ROUTE, [])])
 
@@ -113,7 +109,9 @@ def test_v1(timestamp: str, request_time: str, uncorrected: bool, uuid: str | No
     text = json.dumps({"created_at": request_time, "batch": [event]}).encode()
     batch, sent = parse_batch(text), parse_rfc3339(request_time)
     assert sent is not None
-    request = v1.Request(TOKEN, NOW, RECEIPT, sent, "10.0.0.1", "agent", "", b"")
+    request = v1.Request(
+        TOKEN, NOW, RECEIPT, sent, "10.0.0.1", "agent", "", b"", read_rarities(text)
+    )
     built = v1.build_records(batch, event_uuids(batch.batch), 7, request, ROUTE)
     assert built.results == [v1.OK]
     check([value for _, value, _ in built.records])
