@@ -23,7 +23,7 @@ from assets.pipeline.audit import (
     unbalanced,
     untiled,
 )
-from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.batch import LOADED, Batch, Kind, State
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.audits import HOLDS, audits_of, due_for_audit, record_audits
@@ -236,6 +236,6 @@ def _record(worker: Worker, batches: Collection[Batch], findings: Sequence[Findi
             if (trouble := troubles.get(batch.batch_id))
             else (batch.batch_id, HOLDS, "")
             for batch in batches
-            if batch.state in (State.LOADED, State.COMMITTED)
+            if batch.state in LOADED
         ],
     )

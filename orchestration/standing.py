@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date
 
 from sqlalchemy import Engine
 
@@ -21,7 +21,7 @@ from assets.pipeline.batch import Range
 from assets.pipeline.errors import BatchError, KafkaAway, LaneTrouble, TopicMissing
 from assets.pipeline.first_records import appended_at
 from assets.pipeline.plan import Watermark, unplanned_starts
-from assets.pipeline.topic import Retention, Topic
+from assets.pipeline.topic import Retention, Topic, midnight_ms
 from orchestration.ledger.batches import average_record_bytes, batch_at, oldest_date_not_loaded
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.lanes import Lane, lanes_of
@@ -213,7 +213,7 @@ def _all_complete(
     each = [complete_of(topic) for topic in topics]
     if elsewhere is not None:
         held_by = f"a batch of {elsewhere} whose topic was deleted"
-        each.append(Completeness(_midnight_us(elsewhere), True, held_by))
+        each.append(Completeness(_us(midnight_ms(elsewhere)), True, held_by))
     unknown = next((complete for complete in each if complete.before is None), None)
     held = [complete for complete in each if complete.held_by]
     return unknown or min(held, key=lambda c: c.before or 0, default=Completeness(seen_at))
@@ -315,7 +315,7 @@ def _with_oldest(
         for offset in (lane.loaded_end, lane.loaded_end - 1):
             batch = batch_at(ledger, topic.topic_id, lane.partition, offset)
             if batch is not None:
-                day = _midnight_us(batch.arrival_date)
+                day = _us(midnight_ms(batch.arrival_date))
                 return replace(lane, oldest_at=day, is_bound=True)
         return lane
     place = (topic.topic, lane.partition)
@@ -336,7 +336,3 @@ def _with_unread(topic: TopicStanding, lane: LaneStanding, times: Times) -> Lane
 
 def _us(ms: int | None) -> int | None:
     return None if ms is None else ms * 1000
-
-
-def _midnight_us(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000

@@ -18,12 +18,12 @@ from itertools import pairwise
 
 from clickhouse_connect.driver.client import Client
 
-from assets.pipeline.batch import WAITING, Balance, Batch, Kind, Range, State
+from assets.pipeline.batch import LOADED, WAITING, Balance, Batch, Kind, Range, State
 from assets.pipeline.compare_rows import PartitionDifference, compare_rows
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import describe_difference, read_fingerprints_of
 
-LOADED_STATES = (State.LOADED, State.COMMITTED, State.SUSPECT)
+LOADED_STATES = (*LOADED, State.SUSPECT)
 """States in which a batch's events are, or were meant to be, in ClickHouse."""
 
 _BATCHES_A_QUERY = 200

@@ -62,6 +62,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 UNFINISHED = (State.PLANNED, State.STAGED, State.LOADING, State.LOADED)
 """States from which a worker carries on by itself."""
 
+LOADED = (State.LOADED, State.COMMITTED)
+"""States in which a batch's events are proved to be in ClickHouse."""
+
 WAITING = (State.GAP, State.HELD, State.SUSPECT, State.FAILED)
 """States in which a batch waits for a person."""
 

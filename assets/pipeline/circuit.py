@@ -207,7 +207,10 @@ def open_backoff(
 
 def loading_paused(settings: Settings, ledger: Engine) -> list[LoadingPaused]:
     """Why ClickHouse need not be asked now: the tables that are waited for, due or not."""
-    known = backoffs_now(ledger)
+    return _pauses(settings, backoffs_now(ledger))
+
+
+def _pauses(settings: Settings, known: Mapping[str, Backoff]) -> list[LoadingPaused]:
     names = (table_name(settings.topic, table) for table in (Kind.EVENTS, Kind.DEAD_LETTERS))
     found = (open_backoff(settings, known, name) for name in names)
     return [_paused(waits) for waits in found if waits is not None]
@@ -215,8 +218,9 @@ def loading_paused(settings: Settings, ledger: Engine) -> list[LoadingPaused]:
 
 def trouble_now(settings: Settings, ledger: Engine) -> list[str]:
     """What fails now and is tried again by itself, in words: tables, batches, and lack of room."""
-    found = [str(paused) for paused in loading_paused(settings, ledger)]
-    for name, backoff in sorted(backoffs_now(ledger).items()):
+    known = backoffs_now(ledger)
+    found = [str(paused) for paused in _pauses(settings, known)]
+    for name, backoff in sorted(known.items()):
         kind, batch_id, stage = name.split("/", 2)
         if kind == "batch":
             found.append(

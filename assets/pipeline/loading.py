@@ -7,7 +7,7 @@ Invariant: nothing is inserted but after a proof that it is not there, nor witho
 
 from __future__ import annotations
 
-from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.batch import LOADED, Batch, Kind, State
 from assets.pipeline.circuit import DEAD_LETTERS, LOAD, Circuit
 from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
@@ -22,14 +22,14 @@ from assets.pipeline.errors import (
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.letters import check_letters
 from assets.pipeline.load import load
-from assets.pipeline.mirror import mirror
+from assets.pipeline.mirror import mirror, mirror_whole
 from assets.pipeline.prove import rows_of_others
 from assets.pipeline.read import check_readable
 from assets.pipeline.staging import old_batches
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
-from orchestration.ledger.attempts import attempt, attempts_of
+from orchestration.ledger.attempts import attempt
 from orchestration.ledger.gaps import gap_found
 from orchestration.ledger.leases import Lease, assert_held
 
@@ -94,7 +94,7 @@ def finish_these(
 ) -> list[Batch]:
     """The same for some batches, under the caller's lease; gives those that are done."""
     circuit = worker.circuit(lease, DEAD_LETTERS, Kind.DEAD_LETTERS)
-    due = circuit.due([b for b in batches if b.state in (State.LOADED, State.COMMITTED)])
+    due = circuit.due([b for b in batches if b.state in LOADED])
     events = worker.circuit(lease, LOAD, Kind.EVENTS)
     others = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
     others += [batch for batch in batches if batch.state in (State.STAGED, State.LOADING)]
@@ -110,24 +110,16 @@ def finish_these(
                     _load_dead_letters_of(worker, lease, circuit, batch)
                     done.append(batch)
                 circuit.check()
-            _mirror_whole(worker, [*done, *others, *_mended_by(worker, done)])
+            failpoint("after-dead-letters")
+            told = [*done, *others, *_mended_by(worker, done)]
+            database = worker.settings.clickhouse_database
+            mirror_whole(worker.clickhouse, database, worker.ledger, told)
+            failpoint("after-mirror")
         # Only now: until then the next worker does all of this again.
         for batch in done:
             ledger_batches.set_dead_letters_loaded(worker.ledger, lease, batch.batch_id)
         return done
     return []
-
-
-def _mirror_whole(worker: Worker, batches: list[Batch]) -> None:
-    """Mirror batches with all attempts at them."""
-    failpoint("after-dead-letters")
-    mirror(
-        worker.clickhouse,
-        worker.settings.clickhouse_database,
-        batches,
-        [one for batch in batches for one in attempts_of(worker.ledger, batch.batch_id)],
-    )
-    failpoint("after-mirror")
 
 
 def _mended_by(worker: Worker, done: list[Batch]) -> list[Batch]:

@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
+from sqlalchemy import Engine
 
 from assets.pipeline.batch import Balance, Batch, Kind
 from assets.pipeline.clickhouse import named_errors
-from orchestration.ledger.attempts import Attempt
+from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.standing import Completeness, Standing, TopicStanding, complete_of
 
 _BATCH_COLUMNS = [
@@ -128,6 +129,12 @@ def note_standing(client: Client, database: str, standing: Standing) -> None:
             database=database,
             settings={"async_insert": 0},
         )
+
+
+def mirror_whole(client: Client, database: str, ledger: Engine, batches: Sequence[Batch]) -> None:
+    """Copy these batches with all attempts at them."""
+    attempts = [one for batch in batches for one in attempts_of(ledger, batch.batch_id)]
+    mirror(client, database, batches, attempts)
 
 
 def mirrored_ends(client: Client, database: str, topic_id: str) -> dict[int, int]:

@@ -22,7 +22,7 @@ from datetime import date
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.pipeline.batch import Batch, State
+from assets.pipeline.batch import LOADED, Batch, State
 from assets.pipeline.duplicates import SeenKeys, key_columns
 from assets.pipeline.errors import BatchError, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
@@ -282,7 +282,7 @@ def _check_has_letters(batch: Batch, topics: Sequence[str]) -> None:
             f"batch {batch.batch_id} is held: nothing of it is published yet, so there is nothing "
             f"to redrive. {batch.note}"
         )
-    if batch.state not in (State.LOADED, State.COMMITTED):
+    if batch.state not in LOADED:
         raise BatchError(
             f"batch {batch.batch_id} is {batch.state}: its dead letters can be redriven once it is "
             "loaded"

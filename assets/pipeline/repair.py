@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from assets.pipeline.batch import WAITING, Batch, Kind, State
+from assets.pipeline.batch import LOADED, WAITING, Batch, Kind, State
 from assets.pipeline.errors import LeaseHeld, StagedFileDamaged
 from assets.pipeline.loading import load_batches, load_dead_letters
-from assets.pipeline.mirror import mirror, mirrored_states
+from assets.pipeline.mirror import mirror_whole, mirrored_states
 from assets.pipeline.prove import Proof, compare, read_fingerprints
 from assets.pipeline.worker import Worker
-from orchestration.ledger.attempts import attempts_of
 from orchestration.ledger.batches import load_again, read_batch
 
 _NOTE = "ClickHouse had lost its rows; it is loaded again from its staged file"
@@ -71,16 +70,14 @@ def mirror_again(worker: Worker, batches: Sequence[Batch]) -> None:
     known = mirrored_states(client, database, [batch.batch_id for batch in settled])
     lost = [batch for batch in settled if known.get(batch.batch_id) != batch.state]
     for at in range(0, len(lost), _MIRRORED_AT_ONCE):
-        some = lost[at : at + _MIRRORED_AT_ONCE]
-        attempts = [each for batch in some for each in attempts_of(worker.ledger, batch.batch_id)]
-        mirror(client, database, some, attempts)
+        mirror_whole(client, database, worker.ledger, lost[at : at + _MIRRORED_AT_ONCE])
     if lost:
         worker.say(f"{len(lost):,} batches are copied to the mirror of the ledger again")
 
 
 def _why_not(worker: Worker, batch: Batch) -> str:
     """Why a batch cannot be loaded again from its files; empty when it can."""
-    if batch.state not in (State.LOADED, State.COMMITTED) or batch.staged is None:
+    if batch.state not in LOADED or batch.staged is None:
         return f"it is {batch.state}: only a batch that was loaded can be loaded again"
     lost = []
     for kind in (Kind.EVENTS, Kind.DEAD_LETTERS):

@@ -116,7 +116,7 @@ class Topic:
 
     def starts_of(self, days: Mapping[int, date]) -> dict[int, int]:
         """Per partition, the first offset appended on that day or later; -1 when there is none."""
-        return self.starts_at({partition: _midnight_ms(day) for partition, day in days.items()})
+        return self.starts_at({partition: midnight_ms(day) for partition, day in days.items()})
 
     def starts_at(self, times: Mapping[int, int]) -> dict[int, int]:
         """The same for times, in ms since 1970."""
@@ -212,5 +212,6 @@ def topics_of(client: Mapping[str, str], names: Iterable[str]) -> dict[str, Topi
     return {name: Topic(client, name, admin) for name in names}
 
 
-def _midnight_ms(day: date) -> int:
+def midnight_ms(day: date) -> int:
+    """When a day begins, in ms since 1970."""
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000

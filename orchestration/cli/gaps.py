@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 
 import click
 
 from assets.pipeline.waiting import accept_gap, refuse_gap
 from orchestration.cli.batch import worker_of
+from orchestration.cli.text import exact_iso, utc_text
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.gaps import Gap, all_gaps
 from orchestration.settings import Settings
@@ -33,7 +33,7 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
     for gap in found:
         what = f"{gap.records:,} offsets" if gap.cause == "kafka" else f"{gap.records:,} rows"
         print(f"gap {gap.gap_id}  batch {gap.batch_id}: {what}, {gap.lost or 'not known which'}")
-        print(f"       found {_clock(gap.found_at)}: {gap.note}")
+        print(f"       found {utc_text(gap.found_at)}: {gap.note}")
         if gap.decided_at is None:
             print(
                 "       WAITS: `tidemark gaps accept|refuse "
@@ -41,7 +41,7 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
             )
         else:
             why = f": {gap.why}" if gap.why else ""
-            print(f"       {gap.decision} by {gap.decided_by}, {_clock(gap.decided_at)}{why}")
+            print(f"       {gap.decision} by {gap.decided_by}, {utc_text(gap.decided_at)}{why}")
 
 
 @gaps.command()
@@ -69,13 +69,5 @@ def refuse(gap_id: int, why: str) -> None:
 
 
 def _document(gap: Gap) -> dict[str, object]:
-    times = {name: _iso(getattr(gap, name)) for name in ("found_at", "decided_at")}
+    times = {name: exact_iso(getattr(gap, name)) for name in ("found_at", "decided_at")}
     return {**vars(gap), **times}
-
-
-def _iso(at: int | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at / 1_000_000, UTC).isoformat()
-
-
-def _clock(at: int) -> str:
-    return f"{datetime.fromtimestamp(at / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"

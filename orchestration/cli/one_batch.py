@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from assets.pipeline.batch import Batch
+from orchestration.cli.text import exact_iso, utc_text
 from orchestration.ledger.attempts import Attempt
 
 
@@ -28,15 +28,15 @@ def document(batch: Batch, attempts: Sequence[Attempt]) -> dict[str, Any]:
                 "attempt": one.number,
                 "run_id": one.run_id,
                 "host": one.host,
-                "started_at": _iso(one.started_at),
-                "ended_at": _iso(one.ended_at),
+                "started_at": exact_iso(one.started_at),
+                "ended_at": exact_iso(one.ended_at),
                 "outcome": one.outcome,
                 "error_class": one.error_class,
                 "error_code": one.error_code,
                 "error_text": one.error_text,
                 "remedy": one.remedy,
                 "retriable": one.retriable,
-                "next_try_at": _iso(one.next_try_at),
+                "next_try_at": exact_iso(one.next_try_at),
             }
             for one in attempts
         ],
@@ -56,10 +56,10 @@ def text(batch: Batch, attempts: Sequence[Attempt]) -> str:
         lines.append(f"balance   {', '.join(counts) or 'nothing'}")
         lines += [f"file      {f.path} ({f.rows:,} rows)" for f in batch.staged.files]
     for one in attempts:
-        ended = f" to {_clock(one.ended_at)}" if one.ended_at else ""
+        ended = f" to {utc_text(one.ended_at)}" if one.ended_at else ""
         lines.append(
             f"attempt   {one.stage} {one.number}: {one.outcome or 'at work'}, "
-            f"{_clock(one.started_at)}{ended}, run {one.run_id} on {one.host}"
+            f"{utc_text(one.started_at)}{ended}, run {one.run_id} on {one.host}"
         )
         if one.outcome == "failed":
             code = "" if one.error_code is None else f" {one.error_code}"
@@ -70,15 +70,7 @@ def text(batch: Batch, attempts: Sequence[Attempt]) -> str:
 
 def _next_step(failed: Attempt) -> str:
     if failed.next_try_at is not None:
-        return f"tried again from {_clock(failed.next_try_at)} on ({failed.remedy})"
+        return f"tried again from {utc_text(failed.next_try_at)} on ({failed.remedy})"
     if failed.retriable is False:
         return "not tried again by itself: the same would be refused again"
     return "tried again by the next run, unless the batch waits for a person"
-
-
-def _iso(at: int | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at / 1_000_000, UTC).isoformat()
-
-
-def _clock(at: int) -> str:
-    return f"{datetime.fromtimestamp(at / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -33,6 +33,13 @@ def iso(microseconds: int | None) -> str | None:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
 
 
+def exact_iso(microseconds: int | None) -> str | None:
+    """A time of the ledger for a document, to the microsecond."""
+    if microseconds is None:
+        return None
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC).isoformat()
+
+
 def span_text(microseconds: int) -> str:
     """A span of time in the unit that suits it."""
     seconds = max(0.0, microseconds / 1e6)

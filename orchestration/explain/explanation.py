@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.batch import LOADED, Batch, Kind, State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.lake import Lake
 from orchestration.explain.in_clickhouse import search_clickhouse
@@ -40,8 +40,6 @@ from orchestration.settings import Settings
 MOST_FILES = 500
 MOST_SECONDS = 15.0
 """What one look-up reads of the lake at most."""
-
-_IN_TABLES = (State.LOADED, State.COMMITTED)
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _judged(record: Record, batch: Batch, search: Search) -> Record:
         return replace(record, note=note)
     if record.verdict is Verdict.DEAD_LETTER and batch.dead_letters_loaded_at is None:
         return replace(record, note="not in the table dead_letters yet")
-    if record.verdict is not Verdict.STAGED or batch.state not in _IN_TABLES:
+    if record.verdict is not Verdict.STAGED or batch.state not in LOADED:
         return record
     if "ClickHouse" in search.away:
         note = "the ledger says so; ClickHouse could not be asked"

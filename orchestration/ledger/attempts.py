@@ -52,9 +52,6 @@ class Attempt:
 _COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
 
 
-_COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
-
-
 @contextmanager
 def attempt(ledger: Engine, batch_id: str, stage: str, run_id: str) -> Iterator[int]:
     """Record a try for the length of a with-block; gives its number, from 1.

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Engine, and_, func, select
 
-from assets.pipeline.batch import Batch, State
-from orchestration.ledger.batches import batches_named
+from assets.pipeline.batch import LOADED, Batch
+from orchestration.ledger.batches import batches_named, in_parts
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.tables import audits, batches
 from orchestration.ledger.upsert import INSERTS
@@ -22,8 +22,6 @@ HOLDS = "holds"
 """The outcome of a batch of which ClickHouse holds exactly what was staged."""
 
 _DETAIL_CHARACTERS = 2_000
-_IDS_A_QUERY = 500  # SQLite takes a bounded number of parameters in one statement
-_LOADED = (State.LOADED, State.COMMITTED)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def due_for_audit(ledger: Engine, limit: int, *topics: str) -> list[Batch]:
     least_recent = (
         select(batches.c.batch_id)
         .outerjoin(audits, audits.c.batch_id == batches.c.batch_id)
-        .where(batches.c.topic.in_(topics), batches.c.state.in_(_LOADED))
+        .where(batches.c.topic.in_(topics), batches.c.state.in_(LOADED))
         .order_by(func.coalesce(audits.c.proved_at, 0), batches.c.planned_at)
     )
     with reading(ledger, snapshot=True) as connection:
@@ -97,15 +95,14 @@ def audits_of(ledger: Engine, batch_ids: Sequence[str]) -> list[Audit]:
     """The last proofs of these batches; those never proved are missing."""
     rows: list[Any] = []
     with reading(ledger) as connection:
-        for at in range(0, len(batch_ids), _IDS_A_QUERY):
-            some = batch_ids[at : at + _IDS_A_QUERY]
+        for some in in_parts(batch_ids):
             rows += connection.execute(select(audits).where(audits.c.batch_id.in_(some))).all()
     return [Audit(**row._mapping) for row in rows]
 
 
 def audit_summary(ledger: Engine, *topics: str) -> AuditSummary:
     """How the loaded batches of these topics stand."""
-    loaded = and_(batches.c.topic.in_(topics), batches.c.state.in_(_LOADED))
+    loaded = and_(batches.c.topic.in_(topics), batches.c.state.in_(LOADED))
     proofs = audits.join(batches, audits.c.batch_id == batches.c.batch_id)
     with reading(ledger, snapshot=True) as connection:
         count = connection.scalar(select(func.count()).select_from(batches).where(loaded))

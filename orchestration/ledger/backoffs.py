@@ -38,8 +38,8 @@ def table_name(topic: str, table: str) -> str:
     return f"table/{topic}/{table}"
 
 
-def batch_name(batch_id: str, stage: str) -> str:
-    """The name of a batch at a stage."""
+def batch_name(batch_id: str, stage: str = "") -> str:
+    """The name of a batch at a stage; without one, how its names at all stages begin."""
     return f"batch/{batch_id}/{stage}"
 
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from assets.pipeline.batch import (
+    LOADED,
     TRANSITIONS,
     UNFINISHED,
     WAITING,
@@ -43,9 +44,11 @@ from assets.pipeline.batch import (
     Timing,
 )
 from assets.pipeline.errors import BatchError, PlanConflict
+from orchestration.ledger.backoffs import batch_name
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.planned import add_planned
 from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
 from orchestration.ledger.tables import (
     audits,
@@ -60,7 +63,7 @@ from orchestration.ledger.tables import (
     staged_files,
 )
 
-NOT_LOADED = [state for state in State if state not in (State.LOADED, State.COMMITTED)]
+NOT_LOADED = [state for state in State if state not in LOADED]
 
 
 def open_lanes(
@@ -105,20 +108,7 @@ def record_plan(ledger: Engine, lease: Lease, batch: Batch) -> None:
         if batch.generation == 0:  # a rebuild goes over ranges that were planned before
             for range_ in batch.ranges:
                 _move_lane(connection, batch, range_)
-        connection.execute(
-            insert(batches).values(
-                batch_id=batch.batch_id,
-                topic=batch.topic,
-                cluster_id=batch.cluster_id,
-                topic_id=batch.topic_id,
-                arrival_date=batch.arrival_date,
-                generation=batch.generation,
-                code_version=batch.code_version,
-                state=batch.state,
-                run_id=batch.run_id,
-                planned_at=batch.planned_at,
-            )
-        )
+        add_planned(connection, batch)
         connection.execute(
             insert(ranges),
             [
@@ -353,7 +343,7 @@ def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
 def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: State) -> None:
     """Move a batch that waited for a person back to the workers, who try it without a wait."""
     with ledger.begin() as connection:
-        connection.execute(delete(backoffs).where(backoffs.c.name.startswith(f"batch/{batch_id}/")))
+        connection.execute(delete(backoffs).where(backoffs.c.name.startswith(batch_name(batch_id))))
         connection.execute(
             update(gaps)
             .where(gaps.c.batch_id == batch_id, gaps.c.decision.is_(None))
@@ -489,8 +479,8 @@ def batches_between(ledger: Engine, first: date, last: date, *topics: str) -> li
 def batches_named(ledger: Engine, batch_ids: Sequence[str]) -> list[Batch]:
     """Those of these batches that there are, in the order of planning."""
     found: list[Batch] = []
-    for at in range(0, len(batch_ids), _IDS_A_QUERY):
-        found += _read(ledger, batches.c.batch_id.in_(batch_ids[at : at + _IDS_A_QUERY]))
+    for some in in_parts(batch_ids):
+        found += _read(ledger, batches.c.batch_id.in_(some))
     return sorted(found, key=lambda batch: (batch.planned_at, batch.batch_id))
 
 
@@ -523,7 +513,7 @@ def batches_with_dead_letters(
     """Loaded batches that have a file of dead letters, of one arrival date or of all."""
     wanted: list[Any] = [
         batches.c.topic.in_(topics),
-        batches.c.state.in_([State.LOADED, State.COMMITTED]),
+        batches.c.state.in_(LOADED),
         batches.c.batch_id.in_(
             select(staged_files.c.batch_id).where(staged_files.c.kind == Kind.DEAD_LETTERS)
         ),

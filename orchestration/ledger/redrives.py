@@ -19,13 +19,12 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
 
-from assets.pipeline.batch import Balance, Batch, State
+from assets.pipeline.batch import LOADED, Balance, Batch, State
 from assets.pipeline.errors import BatchError, PlanConflict
 from orchestration.ledger.connection import reading
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.planned import add_planned
 from orchestration.ledger.tables import batches, redrive_counts, redrive_letters, redrives
-
-_LOADED = (State.LOADED, State.COMMITTED)
 
 
 class Place(NamedTuple):
@@ -106,20 +105,7 @@ def record_redrive(
         }
         if settled:
             raise PlanConflict(f"{len(settled):,} of the dead letters are redriven by now")
-        connection.execute(
-            insert(batches).values(
-                batch_id=batch.batch_id,
-                topic=batch.topic,
-                cluster_id=batch.cluster_id,
-                topic_id=batch.topic_id,
-                arrival_date=batch.arrival_date,
-                generation=batch.generation,
-                code_version=batch.code_version,
-                state=batch.state,
-                run_id=batch.run_id,
-                planned_at=batch.planned_at,
-            )
-        )
+        add_planned(connection, batch)
         connection.execute(
             insert(redrives).values(batch_id=batch.batch_id, letters=len(letters), asked=asked)
         )
@@ -355,7 +341,7 @@ def redriven(connection: Connection, batch_ids: Sequence[str]) -> dict[str, dict
     found: dict[str, dict[int, int]] = {}
     for batch_id, partition, events in connection.execute(
         select(columns.old_batch_id, columns.partition, func.sum(columns.events))
-        .join(batches, and_(batches.c.batch_id == columns.batch_id, batches.c.state.in_(_LOADED)))
+        .join(batches, and_(batches.c.batch_id == columns.batch_id, batches.c.state.in_(LOADED)))
         .where(columns.old_batch_id.in_(batch_ids))
         .group_by(columns.old_batch_id, columns.partition)
     ):

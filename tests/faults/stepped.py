@@ -14,18 +14,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import pyarrow as pa
 import pytest
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import Message
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from assets.pipeline import load as load_module
 from assets.pipeline.batch import Range
-from assets.pipeline.columns import RAW
 from assets.pipeline.errors import BatchError, Gap, TransientError
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.read import Chunk
@@ -34,7 +31,7 @@ from assets.pipeline.topic import Topic, TopicIdentity
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
-from tests.staging import APPENDED_AT, Record
+from tests.staging import APPENDED_AT, Record, chunks_of
 
 STEP_SECONDS = 120.0
 ENDED = "ended"
@@ -91,20 +88,7 @@ class Log(Topic):
             if range_.start < self.low[range_.partition]:
                 raise Gap(f"{range_} is gone")
             found = self.records[range_.partition][range_.start : range_.end]
-            some = [record for record in found if record is not None]
-            for at in range(0, len(some), 3):
-                yield _chunk(some[at : at + 3])
-
-
-def _chunk(some: list[Record]) -> Chunk:
-    columns: dict[str, list[Any]] = {
-        "partition": [record.partition for record in some],
-        "offset": [record.offset for record in some],
-        "appended_at": [APPENDED_AT for _ in some],
-        "key": [record.key for record in some],
-        "value": [record.value for record in some],
-    }
-    return Chunk(pa.RecordBatch.from_pydict(columns, schema=RAW), cast(list[Message], some))
+            yield from chunks_of([record for record in found if record is not None], 3)
 
 
 @dataclass(eq=False)
