@@ -1,4 +1,4 @@
-"""What Dagster loads: the assets of the topics, their job, their trigger and their checks.
+"""What Dagster loads: the assets of the topics, their job, trigger and checks, and the alarms.
 
     kafka/events ─────────┬▶ staged_events ─▶ events ─▶ dead_letters
     kafka/events_overflow ┤         └───────────────────────▲
@@ -16,6 +16,7 @@ from assets.dead_letters import dead_letters
 from assets.events import events
 from assets.kafka_events import kafka_events
 from assets.staged_events import staged_events
+from orchestration.alarms.sensor import alarm_sensor
 from orchestration.cadence_triggers import cadence_trigger
 from orchestration.jobs import micro_batch
 from orchestration.redrive_job import redrive_job
@@ -37,7 +38,10 @@ def definitions(settings: Settings) -> dg.Definitions:
         asset_checks=[audit_checks(settings)],
         jobs=[job, redrive_job(settings)],
         schedules=[trigger] if isinstance(trigger, dg.ScheduleDefinition) else [],
-        sensors=[trigger] if isinstance(trigger, dg.SensorDefinition) else [],
+        sensors=[
+            *([trigger] if isinstance(trigger, dg.SensorDefinition) else []),
+            alarm_sensor(settings),
+        ],
         resources={"pipeline": pipeline_resource(settings)},
         # What the UI's Materialize and backfills use, too: a process for each step would cost
         # four times as much and share no connection.

@@ -93,6 +93,14 @@ class Cadence:
                 "nor a five-field cron expression (*/5 * * * *)"
             )
 
+    def gap_seconds(self, now: datetime) -> float:
+        """Seconds from the next tick to the one after it."""
+        if self.interval_seconds is not None or self.cron is None:
+            return float(self.interval_seconds or 0)
+        ticks = CronSim(self.cron, now)
+        first = next(ticks)
+        return (next(ticks) - first).total_seconds()
+
 
 def _is_cron(text: str) -> bool:
     try:
@@ -288,6 +296,48 @@ class Settings(BaseSettings):
         description="Bytes that stay free on the disk of a local lake: nothing is staged below it.",
     )
 
+    alarm_webhook_url: str = Field(
+        "",
+        description="Where alarms are posted, as JSON with a `text` that chat services show; "
+        "empty: they stand in the log alone.",
+        repr=False,
+    )
+    alarm_webhook_headers: dict[str, str] = Field(
+        default_factory=dict,
+        description="Headers of that request, as JSON (Authorization, …).",
+        repr=False,
+    )
+    alarm_interval_seconds: int = Field(
+        60, ge=5, description="Seconds between two looks at what there is to be alarmed about."
+    )
+    alarm_oldest_seconds: float = Field(
+        900.0,
+        ge=0,
+        description="Seconds, besides those of the cadence, that a record may wait to be loaded "
+        "before there is an alarm. 0: any.",
+    )
+    alarm_lag_records: int = Field(
+        0, ge=0, description="Records of a topic that may wait before there is an alarm. 0: any."
+    )
+    alarm_retention_seconds: float = Field(
+        21_600.0,
+        ge=0,
+        description="Seconds before Kafka forgets an unread record at which there is an alarm; "
+        "half of the topic's retention at most. 0: none.",
+    )
+    alarm_failing_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that something may fail, and be tried again by itself, before there "
+        "is an alarm.",
+    )
+    alarm_missed_ticks: int = Field(
+        5,
+        ge=1,
+        description="Ticks of the cadence that may pass over unread records without a new batch "
+        "before there is an alarm.",
+    )
+
     capture_ack_timeout_ms: int = Field(
         5_000,
         ge=100,
@@ -433,6 +483,13 @@ class Settings(BaseSettings):
     def _cadence_makes_sense(cls, text: str) -> str:
         Cadence(text)
         return text
+
+    @field_validator("alarm_webhook_url")
+    @classmethod
+    def _webhook_is_http(cls, url: str) -> str:
+        if url and not re.match(r"^https?://[^/\s]+", url):
+            raise ValueError("not an address of a webhook: write https://HOST/PATH")
+        return url
 
     @field_validator("capture_redis_url")
     @classmethod

@@ -52,6 +52,7 @@ _COMMANDS = {
     "batch": "batch",
     "retry": "batch",
     "release": "batch",
+    "alarms": "alarms",
     "gaps": "gaps",
     "redrive": "redrive",
     "explain": "explain",

@@ -20,6 +20,7 @@
     audits     when each loaded batch was last proved against ClickHouse, and how that came out
     gaps       what was lost before it was loaded, and what a person has decided of it
     backoffs   what fails now, a table of ClickHouse or one batch, and when it is tried again
+    alarms     what an operator was told of, or is to be: when it began, and when it was over
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
 text because they need 64 bits without a sign.
@@ -291,4 +292,18 @@ backoffs = Table(
     Column("next_try_at", BigInteger, nullable=False),
     Column("error_code", Integer),
     Column("error_text", Text, nullable=False),
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("alarm_id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(320), nullable=False),  # what is wrong with what (alarms/conditions.py)
+    Column("text", Text, nullable=False),
+    Column("raised_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),  # the last time that it was wrong
+    Column("over_at", BigInteger),
+    Column("told_at", BigInteger),
+    Column("over_told_at", BigInteger),
+    Index("alarms_standing", "over_at", "name"),
 )

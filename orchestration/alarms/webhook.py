@@ -1,0 +1,79 @@
+"""Webhook: alarms as one POST of JSON, in a form that chat services show as it is.
+
+    {"text": "Tidemark: …",                 shown by Slack, Mattermost, Google Chat and their like
+     "alarms": [{"id": "17", "state": "raised", "name": "held/…", "text": "…",
+                 "raised_at": "2026-11-24T19:00:00+00:00", "over_at": null}]}
+
+Anything but a 2xx means that it was not told, and is told again later. An `id` and a `state` are
+told once but for a crash at the wrong moment; a receiver that cannot stand that keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from http.client import HTTPException
+
+from orchestration.ledger.alarms import Alarm
+
+_TIMEOUT_S = 10.0
+_TOLD_OF_AN_ANSWER = 200  # bytes
+
+
+class WebhookFailed(Exception):
+    """The webhook did not take it."""
+
+
+def body(alarms: Sequence[Alarm]) -> dict[str, object]:
+    """What is posted of these alarms."""
+    return {
+        "text": "\n".join(map(line, alarms)),
+        "alarms": [
+            {
+                "id": str(alarm.alarm_id),
+                "state": _state(alarm),
+                "name": alarm.name,
+                "text": alarm.text,
+                "raised_at": _iso(alarm.raised_at),
+                "over_at": None if alarm.over_at is None else _iso(alarm.over_at),
+            }
+            for alarm in alarms
+        ],
+    }
+
+
+def line(alarm: Alarm) -> str:
+    """An alarm in one line, for a log or a chat."""
+    if alarm.over_at is None:
+        return f"Tidemark: {alarm.text}"
+    return f"Tidemark: over since {_iso(alarm.over_at)}: {alarm.text}"
+
+
+def post(url: str, headers: Mapping[str, str], content: Mapping[str, object]) -> None:
+    """Post it. Raises WebhookFailed unless the answer is a 2xx within ten seconds."""
+    request = urllib.request.Request(
+        url,
+        json.dumps(content).encode(),
+        {"Content-Type": "application/json", "User-Agent": "tidemark", **headers},
+        method="POST",
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError as error:
+        said = error.read(_TOLD_OF_AN_ANSWER).decode(errors="replace").strip()
+        raise WebhookFailed(f"the webhook answered {error.code}: {said or error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        raise WebhookFailed(f"the webhook cannot be reached: {why}") from None
+
+
+def _state(alarm: Alarm) -> str:
+    return "raised" if alarm.over_at is None else "over"
+
+
+def _iso(at: int) -> str:
+    return datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="seconds")
