@@ -15,13 +15,15 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 
+from assets.pipeline.columns import DERIVED, PROMOTED
 from bench.errors import BenchFailed, run_command
 from capture_api.events.record import (
     RECORD_VERSION,
@@ -107,12 +109,10 @@ class _Visitor:
 
 
 def make_records(
-    count: int, malformed_one_in: int = 0, seed: int = 1, flat: bool = False
+    count: int, malformed_one_in: int = 0, seed: int = 1, form: str = "record"
 ) -> Iterator[tuple[bytes, bytes, bool]]:
-    """So many records as (key, value, fine). Malformed ones are spread evenly; 0: none.
-
-    `flat`: one JSON object each, the form that the usual ways of reading Kafka expect.
-    """
+    """So many records as (key, value, fine), in one of FORMS. Malformed ones are spread evenly."""
+    encode = FORMS[form]
     chance = random.Random(seed)
     visitors = [_visitor(chance) for _ in range(max(1, count // _EVENTS_A_VISITOR))]
     draw, bits = chance.random, chance.getrandbits
@@ -143,7 +143,7 @@ def make_records(
                 b"}",
             )
         )
-        value = (_flat_value if flat else encode_value)(
+        value = encode(
             RecordHead(
                 RECORD_VERSION,
                 _uuid(bits(128)),
@@ -175,7 +175,7 @@ def fill(
     count: int,
     malformed_one_in: int = 0,
     seed: int = 1,
-    flat: bool = False,
+    form: str = "record",
 ) -> Filled:
     """Write records to a topic that exists, and wait until Kafka has them all."""
     producer = Producer(
@@ -196,7 +196,7 @@ def fill(
             failures.append(error.str())
 
     bad = value_bytes = 0
-    for number, (key, value, fine) in enumerate(make_records(count, malformed_one_in, seed, flat)):
+    for number, (key, value, fine) in enumerate(make_records(count, malformed_one_in, seed, form)):
         while True:
             try:
                 producer.produce(topic, value, key, headers=VERSION_HEADERS, on_delivery=note)
@@ -217,6 +217,28 @@ def fill(
 def _flat_value(head: RecordHead, properties: bytes) -> bytes:
     fields = msgspec.json.encode(msgspec.structs.asdict(head))
     return b'%s,"properties":%s}' % (fields[:-1], properties)
+
+
+def _columns_value(head: RecordHead, properties: bytes) -> bytes:
+    fields = {name: value for name, value in msgspec.structs.asdict(head).items() if name != "v"}
+    fields["client_timestamp"] = head.client_timestamp or ""
+    for name in ("timestamp", "received_at"):  # µs, which ClickHouse reads as seconds
+        fields[name] = fields[name] / 1e6
+    found = json.loads(properties)
+    url = urlsplit(found["$current_url"])
+    found = dict(parse_qsl(url.query)) | found
+    fields |= {column: found.get(name, "") for column, name in PROMOTED.items()}
+    fields |= dict(zip(DERIVED, (url.hostname, url.path), strict=True))
+    return b'%s,"properties":%s}' % (msgspec.json.encode(fields)[:-1], properties)
+
+
+FORMS: dict[str, Callable[[RecordHead, bytes], bytes]] = {
+    "record": encode_value,
+    "flat": _flat_value,
+    "columns": _columns_value,
+}
+"""What a record may be: the edge's own; one flat JSON object, as other consumers expect it; the
+same with every column of the table worked out by whoever wrote it."""
 
 
 def _visitor(chance: random.Random) -> _Visitor:
@@ -282,11 +304,17 @@ def _spoilt(value: bytes, number: int) -> bytes:
     "--malformed", default=1000, show_default=True, help="One record in so many; 0: none."
 )
 @click.option("--seed", default=1, show_default=True, help="Another seed, other events.")
-@click.option("--flat", is_flag=True, help="One JSON object each, as other consumers expect them.")
+@click.option(
+    "--form",
+    type=click.Choice(list(FORMS)),
+    default="record",
+    show_default=True,
+    help="The edge's records; flat JSON objects; or such with every column of the table.",
+)
 def main(
-    bootstrap_servers: str, topic: str, events: int, malformed: int, seed: int, flat: bool
+    bootstrap_servers: str, topic: str, events: int, malformed: int, seed: int, form: str
 ) -> None:
-    filled = fill(bootstrap_servers, topic, events, malformed, seed, flat)
+    filled = fill(bootstrap_servers, topic, events, malformed, seed, form)
     print(json.dumps(asdict(filled)))
 
 

@@ -36,7 +36,9 @@ from local_stack.kafka.topics import ensure_topic
 PARTITIONS = 8
 OURS = "tidemark"
 TOPIC = "events"
-PEERS_TOPIC = "events_flat"
+FORM_OF = {OURS: "record", "loop": "flat", "arrow": "flat", "jsoneachrow": "columns"}
+"""What each arm reads, from a topic of its own: see `FORMS` in fill.py."""
+TOPIC_OF = {"record": TOPIC, "flat": "events_flat", "columns": "events_columns"}
 BACKLOG_TOPIC = "backlog"
 
 _QUIET_S = 1.5  # no merge for so long: the server has done all that the inserts left behind
@@ -84,7 +86,7 @@ class Run:
     default=",".join(PEERS),
     show_default=True,
     help="What to measure beside Tidemark: loop (json.loads and row inserts), arrow "
-    "(msgspec and insert_arrow), both with a comma between, or none.",
+    "(msgspec and insert_arrow), jsoneachrow (ClickHouse parses), with commas between, or none.",
 )
 @click.option(
     "--backlog",
@@ -116,18 +118,31 @@ def main(
     runs: list[Run] = []
     waited: Run | None = None
     with temporary_home() as home, local_kafka(home) as kafka:
-        filled = _fill(kafka, home, TOPIC, events, malformed, deadline)
+        forms = dict.fromkeys(FORM_OF[arm] for arm in arms)  # the same events
+        topics = {
+            form: _fill(
+                kafka,
+                home,
+                TOPIC_OF[form],
+                events,
+                0 if form == "columns" else malformed,
+                deadline,
+                form,
+            )
+            for form in forms
+        }
+        filled = topics[FORM_OF[OURS]]
         console.print(
             f"{filled.records:,} records of {filled.value_bytes / filled.records:,.0f} bytes "
             f"in {PARTITIONS} partitions, {filled.malformed:,} of them malformed",
             highlight=False,
         )
-        if len(arms) > 1:  # the same events, each as one JSON object
-            _fill(kafka, home, PEERS_TOPIC, events, malformed, deadline, "--flat")
         for number in range(repeat):
             for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
-                topic = TOPIC if arm == OURS else PEERS_TOPIC
-                runs.append(_measure(arm, kafka, home, topic, filled, events, deadline))
+                form = FORM_OF[arm]
+                runs.append(
+                    _measure(arm, kafka, home, TOPIC_OF[form], topics[form], events, deadline)
+                )
                 console.print(f"  {_told(runs[-1])}", highlight=False)
         if backlog > 1:
             more = _fill(kafka, home, BACKLOG_TOPIC, events * backlog, malformed, deadline)
@@ -162,15 +177,14 @@ def _fill(
     count: int,
     malformed: int,
     deadline: Deadline,
-    *options: str,
+    form: str = "record",
 ) -> Filled:
     servers = kafka.settings.bootstrap_servers
     ensure_topic(servers, topic, PARTITIONS)
     printed = run_child(
         "bench.fill",
         *("--bootstrap-servers", servers, "--topic", topic),
-        *("--events", str(count), "--malformed", str(malformed)),
-        *options,
+        *("--events", str(count), "--malformed", str(malformed), "--form", form),
         log=home / "fill.log",
         deadline=deadline,
     )

@@ -18,6 +18,7 @@ _TITLES = {
     "tidemark": "Tidemark",
     "loop": "loop: json.loads,\nrow inserts",
     "arrow": "arrow: msgspec,\ninsert_arrow",
+    "jsoneachrow": "jsoneachrow:\nClickHouse parses",
 }
 _MEGABYTE = 1 << 20
 _ORDER = ("plan", "read", "validate", "deduplicate", "enrich", "stage", "load", "prove", "other")
