@@ -14,7 +14,7 @@ Invariants: a key file is whole or absent, and never changed. A key costs 32 byt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -49,6 +49,7 @@ MOST_FILES = 16
 """Key files of one arrival date beyond which `files_to_merge` finds some to merge."""
 
 _NO_NAMES = pa.array([], pa.string())
+_NOT_KEPT = np.int32(-1)
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ class Keys:
     def __len__(self) -> int:
         return len(self.h1)
 
-    def rows(self, start: int, stop: int) -> Keys:
+    def rows(self, at: slice | npt.NDArray[np.bool_]) -> Keys:
         """The keys in these places."""
-        at = slice(start, stop)
         return Keys(
             self.h1[at],
             self.h2[at],
@@ -106,18 +106,24 @@ def write_key_file(filesystem: fs.FileSystem, path: str, keys: Keys) -> int:
     return _write(filesystem, path, keys.batches, [keys])
 
 
-def merge_key_files(filesystem: fs.FileSystem, paths: Sequence[str], target: str) -> int:
+def merge_key_files(
+    filesystem: fs.FileSystem,
+    paths: Sequence[str],
+    target: str,
+    keep: Callable[[str], bool] = lambda batch_id: True,
+) -> int:
     """Writes the keys of several files, oldest first, as one; returns their number.
 
-    The inputs stay: the caller drops them once the ledger names `target` in their place.
-    Memory: about 150 bytes for each of `SEGMENT_ROWS` keys at a time, whatever the files'
-    size; beyond a local lake also the inputs themselves.
+    Only those of batches to `keep`. The inputs stay: the caller drops them once the ledger names
+    `target` in their place. Memory: about 150 bytes for each of `SEGMENT_ROWS` keys at a time,
+    whatever the files' size; beyond a local lake also the inputs themselves.
     """
     files = [file for path in paths if (file := open_key_file(filesystem, path))]
-    names = pa.concat_arrays([file[0].batches for file in files] or [_NO_NAMES]).unique()
+    known = pa.concat_arrays([file[0].batches for file in files] or [_NO_NAMES]).unique()
+    names = pa.array(filter(keep, known.to_pylist()), pa.string())
     inputs: list[tuple[Keys, Ints]] = []  # a segment, and its batches' numbers in the target
     for file in files:
-        numbers = pc.index_in(file[0].batches, value_set=names).to_numpy()
+        numbers = pc.index_in(file[0].batches, value_set=names).fill_null(_NOT_KEPT).to_numpy()
         inputs.extend((keys, numbers) for keys in file)
     return _write(filesystem, target, names, _merged(inputs, names))
 
@@ -133,8 +139,9 @@ def _merged(inputs: list[tuple[Keys, Ints]], names: pa.StringArray) -> Iterator[
     for number in range(slices):
         parts = []
         for (keys, numbers), end in zip(inputs, ends, strict=True):
-            part = keys.rows(end[number], end[number + 1])
-            parts.append(replace(part, batch=numbers[part.batch], batches=names))
+            part = keys.rows(slice(end[number], end[number + 1]))
+            part = replace(part, batch=numbers[part.batch], batches=names)
+            parts.append(part.rows(part.batch != _NOT_KEPT) if _NOT_KEPT in numbers else part)
         yield joined(parts)
 
 

@@ -6,23 +6,28 @@ an unreadable one costs a reading of its arrival date's staged events, and no du
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import date, timedelta
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import Batch, KeyFile, Kind, Staged
+from assets.pipeline.batch import Batch, KeyFile, Kind
 from assets.pipeline.duplicates import SeenKeys, key_columns
 from assets.pipeline.errors import KeyFileUnreadable, StagedFileDamaged
-from assets.pipeline.key_files import files_to_merge, merge_key_files, write_key_file
+from assets.pipeline.key_files import (
+    files_to_merge,
+    merge_key_files,
+    open_key_file,
+    write_key_file,
+)
 from assets.pipeline.lake import Lake, lake_path
-from assets.pipeline.staged_files import staged_places
 from orchestration.ledger.batches import staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.keys import (
+    KeySwap,
     forget_key_files,
     live_key_files,
     replace_key_files,
@@ -55,14 +60,12 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
     """Keep the index's files few, and delete those that nobody can have open any more."""
     for day in sorted(set(days)):
         files = {file.path: file for file in live_key_files(ledger, day, day)}
-        merged = files_to_merge([(file.path, file.rows) for file in files.values()])
-        if merged:
-            target = lake_path("keys", day, f"merged-{now_us()}.arrow")
-            paths = [lake.full_path(path) for path in merged]
-            rows = merge_key_files(lake.filesystem, paths, lake.full_path(target))
-            into = KeyFile(target, day, rows)
-            if not replace_key_files(ledger, [files[path] for path in merged], [into]):
-                lake.delete(target)  # another worker has merged them
+        found = files_to_merge([(file.path, file.rows) for file in files.values()])
+        if found:
+            merged = [files[path] for path in found]
+            into = _copied(lake, merged, "merged")
+            if not replace_key_files(ledger, merged, [into]):
+                lake.delete(into.path)  # another worker has merged them
     retired = retired_key_files(ledger, now_us() - KEPT_FOR_READERS_US)
     for path in retired:
         lake.delete(path)
@@ -70,27 +73,42 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
         forget_key_files(ledger, retired)
 
 
-def has_lost_events(lake: Lake, before: Batch, staged: Staged, say: Callable[[str], None]) -> bool:
-    """Whether events of a batch are none any more after it was staged again.
+def without_batch(ledger: Engine, lake: Lake, batch: Batch, say: Callable[[str], None]) -> KeySwap:
+    """Write the files of the index that have keys of a batch again, without them.
 
-    Whoever sends such an event once more must not be told that it is a duplicate of nothing.
+    For a batch that is staged anew, or whose events are lost: what it held before and holds no
+    more must not make duplicates of its resends. Keys of all other batches are copied as they are
+    and not made anew from staged files: that of a batch loaded long since may be gone by now.
+    Nothing counts before the swap is in the ledger, so it belongs into the transaction that
+    registers what the batch holds now. Until then a planned batch's keys are passed over.
     """
-    assert before.staged is not None
+    day = batch.arrival_date
     try:
-        events_before = set(staged_places(lake, before.staged, Kind.EVENTS))
-        lost = events_before.difference(staged_places(lake, staged, Kind.EVENTS))
-    except (OSError, pa.ArrowException) as error:
-        say(f"what batch {before.batch_id} held before cannot be read: {error}")
-        return True
-    return bool(lost)
+        before = [file for file in live_key_files(ledger, day, day) if _has_keys(lake, file, batch)]
+    except KeyFileUnreadable as error:
+        say(f"{error}: the duplicate index of {day} is made anew")
+        make_anew(ledger, lake, day, say)
+        before = [file for file in live_key_files(ledger, day, day) if _has_keys(lake, file, batch)]
+    if not before:
+        return KeySwap()
+    after = _copied(lake, before, f"without-{batch.batch_id}", lambda one: one != batch.batch_id)
+    return KeySwap(tuple(before), (after,) if after.rows else ())
 
 
-def void_file(day: date) -> KeyFile:
-    """A file that is not there. Named in the ledger, it has the date's index made anew.
+def _has_keys(lake: Lake, file: KeyFile, batch: Batch) -> bool:
+    segments = open_key_file(lake.filesystem, lake.full_path(file.path))
+    return bool(segments) and batch.batch_id in segments[0].batches.to_pylist()
 
-    So a worker that dies before it has done so leaves that to the next one.
-    """
-    return KeyFile(lake_path("keys", day, f"void-{now_us()}.arrow"), day, 0)
+
+def _copied(
+    lake: Lake, files: Sequence[KeyFile], name: str, keep: Callable[[str], bool] = lambda one: True
+) -> KeyFile:
+    """One file with the keys of several of a date, of the batches to keep."""
+    day = files[0].arrival_date
+    target = lake_path("keys", day, f"{name}-{now_us()}.arrow")
+    paths = [lake.full_path(file.path) for file in files]
+    rows = merge_key_files(lake.filesystem, paths, lake.full_path(target), keep)
+    return KeyFile(target, day, rows)
 
 
 def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -> SeenKeys:
@@ -105,10 +123,14 @@ def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -
 
 
 def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None]) -> None:
-    """Write the keys of every staged batch of a date again, in place of the date's files."""
+    """Write the keys of every staged batch of a date again, in place of the date's files.
+
+    Of a batch whose staged file is gone, the keys in files that can be read are kept.
+    """
     before = live_key_files(ledger, day, day)
     now = now_us()
     written = []
+    unread: set[str] = set()
     for batch in staged_of_date(ledger, day):
         file = batch.staged.file(Kind.EVENTS) if batch.staged else None
         if file is None:
@@ -117,7 +139,8 @@ def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None])
         try:
             lake.check(file.path, file.bytes, file.sha256)
         except StagedFileDamaged as error:
-            say(f"{error}: events of batch {batch.batch_id} that are sent again will not be found")
+            say(f"{error}: events of batch {batch.batch_id} that are sent again may not be found")
+            unread.add(batch.batch_id)
             continue
         table = pq.read_table(
             lake.full_path(file.path),
@@ -136,4 +159,13 @@ def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None])
         path = lake_path("keys", day, f"{batch.batch_id}-anew-{now}.arrow")
         rows = write_key_file(lake.filesystem, lake.full_path(path), keys.added())
         written.append(KeyFile(path, day, rows))
+    if unread and (readable := [file for file in before if _is_readable(lake, file)]):
+        written.append(_copied(lake, readable, "kept", lambda batch_id: batch_id in unread))
     replace_key_files(ledger, before, written)
+
+
+def _is_readable(lake: Lake, file: KeyFile) -> bool:
+    with suppress(KeyFileUnreadable):
+        open_key_file(lake.filesystem, lake.full_path(file.path))
+        return True
+    return False

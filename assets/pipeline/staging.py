@@ -30,13 +30,7 @@ from assets.pipeline.errors import (
 )
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.hold import reason_to_hold
-from assets.pipeline.key_upkeep import (
-    has_lost_events,
-    keep_index,
-    make_anew,
-    open_index,
-    void_file,
-)
+from assets.pipeline.key_upkeep import keep_index, open_index, without_batch
 from assets.pipeline.lanes import (
     ASSUMED_RECORD_BYTES,
     check_ledger,
@@ -56,7 +50,7 @@ from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt
 from orchestration.ledger.gaps import KAFKA, gap_found
-from orchestration.ledger.keys import add_key_file
+from orchestration.ledger.keys import swap_key_files
 from orchestration.ledger.leases import Lease, assert_held
 
 _STAGING_LIMIT_S = 900.0
@@ -202,13 +196,12 @@ def _stage_and_register(
     else:
         staged, key_file = _staged(worker, lease, batch, number, clock)
     failpoint("after-stage")
-    has_lost = batch.staged is not None and has_lost_events(worker.lake, batch, staged, worker.say)
+    index = without_batch(ledger, worker.lake, batch, worker.say)
 
     def also(connection: Connection) -> None:
         if batch.is_redrive:
             ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
-        if has_lost:
-            add_key_file(connection, void_file(batch.arrival_date))
+        swap_key_files(connection, index)
 
     hold = reason_to_hold(
         batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
@@ -225,8 +218,6 @@ def _stage_and_register(
         also=also,
     )
     failpoint("after-register")
-    if has_lost:
-        make_anew(ledger, worker.lake, batch.arrival_date, worker.say)
     delete_earlier_attempts(batch, number, worker.lake)
     return staged
 

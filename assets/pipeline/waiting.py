@@ -15,7 +15,7 @@ from contextlib import suppress
 from assets.pipeline.batch import WAITING, Batch, Kind, State
 from assets.pipeline.circuit import STAGE
 from assets.pipeline.errors import BatchError, Gap, StagedFileDamaged, TopicReplaced
-from assets.pipeline.key_upkeep import void_file
+from assets.pipeline.key_upkeep import without_batch
 from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
 from assets.pipeline.read import check_readable, lost_below
@@ -25,6 +25,7 @@ from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import gaps as ledger_gaps
 from orchestration.ledger.attempts import attempts_of
+from orchestration.ledger.keys import KeySwap
 
 
 def retry_batch(worker: Worker, batch_id: str) -> State:
@@ -56,8 +57,10 @@ def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
         else:
             kind = Kind(gap.cause)
             _check_lost(worker, batch, kind)
-            void = void_file(batch.arrival_date) if kind is Kind.EVENTS else None
-            ledger_gaps.accept_lost_file(worker.ledger, lease, gap, void, why)
+            index = KeySwap()
+            if kind is Kind.EVENTS:
+                index = without_batch(worker.ledger, worker.lake, batch, worker.say)
+            ledger_gaps.accept_lost_file(worker.ledger, lease, gap, index, why)
     return ledger_gaps.read_gap(worker.ledger, gap_id)
 
 

@@ -17,11 +17,11 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from assets.pipeline.batch import Batch, KeyFile, Kind, State
+from assets.pipeline.batch import Batch, Kind, State
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.batches import move
 from orchestration.ledger.connection import now_us, reading
-from orchestration.ledger.keys import add_key_file
+from orchestration.ledger.keys import KeySwap, swap_key_files
 from orchestration.ledger.leases import Lease
 from orchestration.ledger.tables import (
     batches,
@@ -125,12 +125,10 @@ def accept_lost_offsets(
             )
 
 
-def accept_lost_file(
-    ledger: Engine, lease: Lease, gap: Gap, void: KeyFile | None, why: str
-) -> None:
+def accept_lost_file(ledger: Engine, lease: Lease, gap: Gap, index: KeySwap, why: str) -> None:
     """Carry the batch on without one of its files, whose records count as lost.
 
-    `void` is named with it where the index of duplicates has to forget the file's events.
+    The index of duplicates, which has to forget a file of events, changes with it.
     """
     count = ranges.c.ok if gap.cause == Kind.EVENTS else ranges.c.rejected
     of_batch = ranges.c.batch_id == gap.batch_id
@@ -148,8 +146,7 @@ def accept_lost_file(
             )
         if gap.cause == Kind.DEAD_LETTERS:
             connection.execute(delete(rejections).where(rejections.c.batch_id == gap.batch_id))
-        if void is not None:
-            add_key_file(connection, void)
+        swap_key_files(connection, index)
 
 
 def refuse(ledger: Engine, lease: Lease, gap: Gap, why: str) -> None:

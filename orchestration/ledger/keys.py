@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from assets.pipeline.batch import KeyFile
+from assets.pipeline.errors import PlanConflict
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.tables import key_files
+
+
+@dataclass(frozen=True)
+class KeySwap:
+    """Key files, and those that are to take their place."""
+
+    before: tuple[KeyFile, ...] = ()
+    after: tuple[KeyFile, ...] = ()
 
 
 def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
@@ -36,20 +46,30 @@ def add_key_file(connection: Connection, file: KeyFile) -> None:
 def replace_key_files(ledger: Engine, before: Sequence[KeyFile], after: Sequence[KeyFile]) -> bool:
     """Swap files for others with the same keys; False when another worker was first."""
     with ledger.begin() as connection:
-        retired = connection.execute(
-            update(key_files)
-            .where(
-                key_files.c.path.in_([file.path for file in before]),
-                key_files.c.retired_at.is_(None),
-            )
-            .values(retired_at=now_us())
-        )
-        if retired.rowcount != len(before):
+        if not _swapped(connection, before, after):
             connection.rollback()
             return False
-        for file in after:
-            add_key_file(connection, file)
     return True
+
+
+def swap_key_files(connection: Connection, swap: KeySwap) -> None:
+    """The same in the caller's transaction. Raises PlanConflict when another was first."""
+    if not _swapped(connection, swap.before, swap.after):
+        raise PlanConflict("the duplicate index was changed by another process meanwhile")
+
+
+def _swapped(connection: Connection, before: Sequence[KeyFile], after: Sequence[KeyFile]) -> bool:
+    retired = connection.execute(
+        update(key_files)
+        .where(
+            key_files.c.path.in_([file.path for file in before]),
+            key_files.c.retired_at.is_(None),
+        )
+        .values(retired_at=now_us())
+    )
+    for file in after:
+        add_key_file(connection, file)
+    return retired.rowcount == len(before)
 
 
 def retired_key_files(ledger: Engine, before: int) -> list[str]:

@@ -7,10 +7,16 @@ from collections.abc import Callable
 import pyarrow.parquet as pq
 import pytest
 
-from assets.pipeline import key_upkeep
-from assets.pipeline.batch import KeyFile, Kind
+from assets.pipeline import key_upkeep, validate
+from assets.pipeline.batch import Balance, KeyFile, Kind
+from assets.pipeline.errors import Gap, StagedFileDamaged
+from assets.pipeline.lake import Lake
+from assets.pipeline.loading import load_batches
 from assets.pipeline.staging import stage_batches
+from assets.pipeline.waiting import accept_gap
+from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.keys import live_key_files, retired_key_files
+from tests.records import delete_before
 from tests.stack import Stack
 
 
@@ -63,3 +69,46 @@ def test_a_lost_key_file_is_made_anew(new_stack: Callable[..., Stack], damage: s
     firsts = pq.read_table(stack.lake_file(duplicates.path))
     assert set(firsts.column("first_batch_id").to_pylist()) == {first.batch_id}
     assert sorted(firsts.column("first_offset").to_pylist()) == [5, 6, 7, 8, 9]
+
+
+def test_what_a_batch_held_before_it_was_staged_again_is_no_original(
+    new_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events lost to a damaged file and Kafka's retention, or rejected by the code of now, are
+    stored when they are sent again; events of a loaded batch without a file stay known."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(100, 110))
+    [loaded] = stack.run()
+    stack.send_numbers(range(10))
+    *_, staged = stage_batches(stack.worker())
+    monkeypatch.setattr(key_upkeep, "files_to_merge", lambda files: [path for path, _ in files])
+    key_upkeep.keep_index(stack.ledger, Lake(stack.settings.lake), [staged.arrival_date])
+    monkeypatch.undo()
+    assert len(files_of(stack)) == 1
+    for batch in (loaded, staged):
+        assert batch.staged is not None
+        stack.lake_file(
+            f"events/arrival_date={batch.arrival_date}/{batch.batch_id}.parquet"
+        ).unlink()
+
+    with pytest.raises(StagedFileDamaged):
+        load_batches(stack.worker())
+    delete_before(stack.kafka, stack.settings.topic, {0: 13})
+    with pytest.raises(Gap):
+        stage_batches(stack.worker())
+    [gap] = all_gaps(stack.ledger, stack.settings.topic)
+    accept_gap(stack.worker(), gap.gap_id, "too late")
+    with monkeypatch.context() as patched:
+        patched.setattr(validate, "RECORD_VERSION", 3)
+        stage_batches(stack.worker())
+    stack.send_numbers([*range(10), *range(100, 110)])
+    [newest] = stage_batches(stack.worker())
+    assert newest.staged is not None
+    assert newest.staged.balance == Balance(ok=10, duplicate=10)
+
+    [own] = [file for file in files_of(stack) if newest.batch_id in file.path]
+    stack.lake_file(own.path).unlink()  # the index is made anew
+    stack.send_numbers([*range(10), *range(100, 110)])
+    [newest] = stage_batches(stack.worker())
+    assert newest.staged is not None
+    assert newest.staged.balance == Balance(duplicate=20)
