@@ -15,6 +15,7 @@ from assets.checks import audit_checks
 from assets.dead_letters import dead_letters
 from assets.events import events
 from assets.kafka_events import kafka_events
+from assets.rebuilt_events import rebuilt_events
 from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
 from orchestration.cadence_triggers import cadence_trigger
@@ -34,6 +35,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             staged_events(settings),
             events(settings),
             dead_letters(settings),
+            rebuilt_events(settings),
         ],
         asset_checks=[audit_checks(settings)],
         jobs=[job, redrive_job(settings)],

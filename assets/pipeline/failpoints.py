@@ -31,6 +31,15 @@ POINTS = (
     "after-mirror",
 )
 
+REBUILD_POINTS = (
+    "rebuild-filled",  # the shadow has all, nothing is kept aside yet
+    "rebuild-kept",  # kept aside, the ledger does not know
+    "rebuild-swapping",  # the ledger knows, nothing is replaced
+    "rebuild-replaced",  # the shadow is in place, the ledger does not know
+    "rebuild-returned",  # what was kept is in place again, the ledger does not know
+)
+"""Those of a rebuild."""
+
 
 def failpoint(name: str) -> None:
     """Die or stop here if the environment says so."""

@@ -80,8 +80,9 @@ def insert(
     file: StagedFile,
     batch: Batch,
     run_id: str,
+    named: str = "",
 ) -> None:
-    """Send the file as it is, as one block."""
+    """Send the file as it is, as one block. It is remembered as `named`, by default as `token`."""
     with lake.open(file.path) as body, named_errors(f"loading {file.path}"):
         client.raw_insert(
             f"{database}.{table}",
@@ -91,7 +92,7 @@ def insert(
             fmt="Parquet",
             settings={
                 **_known(client, one_block(file.rows)),
-                "insert_deduplication_token": token(batch, file),
+                "insert_deduplication_token": named or token(batch, file),
                 "log_comment": json.dumps(
                     {"tidemark": "load", "run_id": run_id, "batch_id": batch.batch_id}
                 ),

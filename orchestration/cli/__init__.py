@@ -55,6 +55,7 @@ _COMMANDS = {
     "alarms": "alarms",
     "gaps": "gaps",
     "redrive": "redrive",
+    "backfill": "backfill",
     "explain": "explain",
     "reconcile": "reconcile",
     "projects": "projects",

@@ -20,6 +20,7 @@
     audits     when each loaded batch was last proved against ClickHouse, and how that came out
     gaps       what was lost before it was loaded, and what a person has decided of it
     backoffs   what fails now, a table of ClickHouse or one batch, and when it is tried again
+    rebuilds   dates whose partition of `events` is made anew from the lake, and how far that is
     alarms     what an operator was told of, or is to be: when it began, and when it was over
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
@@ -306,4 +307,19 @@ alarms = Table(
     Column("told_at", BigInteger),
     Column("over_told_at", BigInteger),
     Index("alarms_standing", "over_at", "name"),
+)
+
+rebuilds = Table(
+    "rebuilds",
+    metadata,
+    Column("rebuild_id", Integer, primary_key=True, autoincrement=True),
+    Column("topic", String(249), nullable=False),
+    Column("arrival_date", Date, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("begun_at", BigInteger, nullable=False),
+    Column("moved_at", BigInteger, nullable=False),  # into the state it is in
+    Column("batches", Integer),  # of the new partition, when it was swapped
+    Column("rows", BigInteger),
+    Index("rebuilds_by_date", "topic", "arrival_date"),
 )

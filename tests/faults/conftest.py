@@ -106,8 +106,14 @@ class Scene:
 
     def tidemark(self, *arguments: str, failpoint: str = "") -> int:
         """Run a command of `tidemark` to its end; gives its exit code."""
+        return self.start_tidemark(*arguments, failpoint=failpoint).wait(WORKER_SECONDS)
+
+    def start_tidemark(
+        self, *arguments: str, failpoint: str = "", **changed: object
+    ) -> subprocess.Popen[bytes]:
+        """Start a command of `tidemark`."""
         command = ["-c", "from orchestration.cli import main; main()", *arguments]
-        return self._start(command, failpoint, None, {}).wait(WORKER_SECONDS)
+        return self._start(command, failpoint, None, changed)
 
     def work_when_free(self) -> int:
         """Run workers, as ticks do, until one of them is let in; gives its exit code."""
@@ -123,9 +129,13 @@ class Scene:
     def stop_at(self, failpoint: str) -> subprocess.Popen[bytes]:
         """Start a worker, and return when it has stopped at the failpoint."""
         worker = self.start_worker(f"{failpoint}:stop")
-        _, status = os.waitpid(worker.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status), f"the worker ended before {failpoint}"
+        self.await_stop(worker)
         return worker
+
+    def await_stop(self, worker: subprocess.Popen[bytes]) -> None:
+        """Return when a worker has stopped at its failpoint."""
+        _, status = os.waitpid(worker.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "the worker ended before its failpoint"
 
     def wake(self, worker: subprocess.Popen[bytes]) -> int:
         """Let a stopped worker go on; gives its exit code."""

@@ -82,6 +82,8 @@ ROWS = (
         "the fence refuses it, the token drops its insert",
         "once",
     ),
+    Row("a rebuild is killed", "the next one goes on from what it finds proved", "once"),
+    Row("a paused rebuild wakes", "the fences refuse it; another has done its work", "once"),
     Row("ledger restored from an older backup", "refuses to plan", "told, nothing doubled"),
     Row("ClickHouse restored from an older state", "told; `reconcile --repair` loads it", "once"),
     Row("anything, in any order", "a model says what must come out", "once"),
@@ -90,8 +92,8 @@ ROWS = (
 
 ELSEWHERE = """\
 Rows that other designs need and this one has no state for: an insert over several partitions (a
-batch has one arrival date, so one insert is one block of one partition), a materialized view that
-fails (there is none), and the swap of a rebuilt day (not here yet).
+batch has one arrival date, so one insert is one block of one partition), and a materialized view
+that fails (there is none).
 
 What no run mends by itself: rows of loaded batches that ClickHouse has lost (the audit names the
 batches, and [`tidemark reconcile --repair`](audit.md) loads them from the lake when a person says

@@ -1,0 +1,381 @@
+"""Rebuild: a date's partition of `events` made anew from the lake, proved, and swapped in.
+
+    filling    staged files ─▶ events_shadow, each proved          live batches go on meanwhile
+    keeping    what came in since, too; all proved; events ─▶ events_previous
+    swapping   events_shadow ─▶ events, proved                     both under the topics' lease
+    swapped    the shadow is emptied; events_previous stays until the next rebuild of that date
+    returning  what came in since ─▶ events_previous ─▶ events     `back`
+
+Partitions move by REPLACE PARTITION, which is atomic and the same when it is done twice. What is
+filled is found by the proof, as in loading, so a rebuild that was killed goes on from where it
+stood. Invariant: nothing takes a partition's place before it is proved to hold every loaded batch
+of that date, under the lease without which nothing is loaded.
+
+Only what batches have loaded is in the new partition. A swap that would take away anything else is
+refused unless it is asked for. A batch at whose insert somebody may still be is waited for: its
+rows would be gone, and its token would keep them from coming back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+
+from assets.pipeline.batch import LOADED, Batch, Fingerprint, Kind, StagedFile, State
+from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.errors import BatchError, LeaseHeld, ProofFailed
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.load import insert, token
+from assets.pipeline.loading import load_batches
+from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints_of
+from assets.pipeline.worker import Worker
+from orchestration.ledger import rebuilds as ledger_rebuilds
+from orchestration.ledger.batches import batches_of_date
+from orchestration.ledger.leases import Lease, assert_held, held_lease
+from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState
+
+SHADOW, PREVIOUS = "events_shadow", "events_previous"
+_PROVED_AT_ONCE = 500
+_UNSETTLED = (State.LOADING, State.SUSPECT)
+
+_PATIENCE_S = 900.0
+_POLL_S = 1.0
+
+_ROWS_BY_BATCH = """
+SELECT _batch_id, count() FROM {database:Identifier}.{table:Identifier}
+WHERE arrival_date = {day:Date} GROUP BY _batch_id
+"""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a rebuild of a date would do. `strangers` are rows by batch that it would take away."""
+
+    arrival_date: date
+    batches: int
+    rows: int
+    rows_now: int
+    damaged: dict[str, str]
+    unsettled: tuple[str, ...]
+    strangers: dict[str, int]
+
+
+def preview(worker: Worker, day: date) -> Preview:
+    """Look at a date without changing anything."""
+    batches = _loaded(worker, day)
+    found = _rows_by_batch(worker, "events", day)
+    ours = {batch.batch_id for batch in batches}
+    damaged = {}
+    for batch in batches:
+        try:
+            _check(worker, batch)
+        except BatchError as error:
+            damaged[batch.batch_id] = str(error)
+    return Preview(
+        day,
+        len(batches),
+        _rows(batches),
+        sum(found.values()),
+        damaged,
+        tuple(batch.batch_id for batch in _unsettled(worker, day)),
+        {batch_id: rows for batch_id, rows in found.items() if batch_id not in ours},
+    )
+
+
+def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebuild:
+    """Rebuild a date, or go on with a rebuild of it that was cut short.
+
+    Raises LeaseHeld while another worker is at it; StagedFileDamaged when the lake has not all of
+    the date; ProofFailed when the shadow cannot be proved. `events` is as it was then.
+    """
+    with _own_lease(worker, day) as own:
+        found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
+        if found is not None and found.state is RebuildState.RETURNING:
+            raise BatchError(f"{day} is being returned: `tidemark backfill back {day}` ends it")
+        _make_tables(worker)
+        if found is None or found.state not in OPEN:
+            _drop_partition(worker, SHADOW, day)
+            found = ledger_rebuilds.begin(
+                worker.ledger, own, worker.settings.topic, day, worker.run_id
+            )
+        if found.state is RebuildState.FILLING:
+            _fill(worker, found, SHADOW, _loaded(worker, day))
+            failpoint("rebuild-filled")
+        begun = found
+        return _when_free(
+            worker, lambda topics: _swap(worker, (own, topics), begun, drop_strangers)
+        )
+
+
+def back(worker: Worker, day: date) -> Rebuild:
+    """Bring back the partition that the last rebuild of a date has replaced.
+
+    Batches that were loaded since are in it, too. Raises BatchError when nothing is kept.
+    """
+    with _own_lease(worker, day) as own:
+        found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
+        if found is None or found.state not in (RebuildState.SWAPPED, RebuildState.RETURNING):
+            stands = "was never rebuilt" if found is None else f"is {found.state}"
+            raise BatchError(f"{day} {stands}: only what was swapped can be brought back")
+        _make_tables(worker)
+        if not _rows_by_batch(worker, PREVIOUS, day):
+            raise BatchError(f"nothing is kept of {day} from before it was rebuilt")
+        swapped = found
+        return _when_free(worker, lambda topics: _return(worker, (own, topics), swapped))
+
+
+def cancel(worker: Worker, day: date) -> Rebuild:
+    """Give up a rebuild that is not swapped in yet."""
+    with _own_lease(worker, day) as own:
+        found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
+        if found is None or found.state is not RebuildState.FILLING:
+            stands = "is not being rebuilt" if found is None else f"is {found.state}"
+            raise BatchError(f"{day} {stands}: there is nothing to cancel")
+        found = _move(worker, (own,), found, RebuildState.CANCELLED)
+        _make_tables(worker)
+        _drop_partition(worker, SHADOW, day)
+        return found
+
+
+def _swap(
+    worker: Worker, leases: tuple[Lease, Lease], found: Rebuild, drop_strangers: bool
+) -> Rebuild:
+    _, topics = leases
+    day = found.arrival_date
+    _refuse_unsettled(worker, day)
+    batches = _loaded(worker, day)
+    _fill(worker, found, SHADOW, batches)
+    _prove_whole(worker, day, batches)
+    if found.state is not RebuildState.SWAPPING:
+        if not drop_strangers:
+            _refuse_strangers(worker, day, batches)
+        if found.state is RebuildState.FILLING:
+            found = _move(worker, leases, found, RebuildState.KEEPING)
+        _replace(worker, topics, PREVIOUS, "events", day)
+        failpoint("rebuild-kept")
+        found = _move(worker, leases, found, RebuildState.SWAPPING)
+    failpoint("rebuild-swapping")
+    _replace(worker, topics, "events", SHADOW, day)
+    failpoint("rebuild-replaced")
+    _differences(worker, "events", batches)
+    found = _move(
+        worker, leases, found, RebuildState.SWAPPED, batches=len(batches), rows=_rows(batches)
+    )
+    _drop_partition(worker, SHADOW, day)
+    worker.say(f"{day}: rebuilt, {len(batches):,} batches with {_rows(batches):,} rows swapped in")
+    return found
+
+
+def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebuild:
+    day = found.arrival_date
+    _refuse_unsettled(worker, day)
+    if found.state is RebuildState.SWAPPED:
+        found = _move(worker, leases, found, RebuildState.RETURNING)
+    # What was kept of a batch, whole or not, is brought back as it was.
+    batches = _loaded(worker, day)
+    kept = _found(worker, PREVIOUS, batches)
+    _fill(worker, found, PREVIOUS, [batch for batch in batches if batch.batch_id not in kept])
+    _replace(worker, leases[1], "events", PREVIOUS, day)
+    failpoint("rebuild-returned")
+    return _move(worker, leases, found, RebuildState.RETURNED)
+
+
+def _when_free(worker: Worker, do: Callable[[Lease], Rebuild]) -> Rebuild:
+    """Do it under the topics' lease, between two micro-batches.
+
+    What was at its insert before is settled by loading. Raises LeaseHeld when a micro-batch is
+    still at work after a long while.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            load_batches(worker, [])
+            with worker.lease() as topics:
+                return do(topics)
+        except LeaseHeld as error:
+            if time.monotonic() > until:
+                raise
+            worker.say(f"waits for its turn: {error}")
+            time.sleep(_POLL_S)
+
+
+def _fill(worker: Worker, found: Rebuild, table: str, batches: Sequence[Batch]) -> None:
+    """Bring what is missing of these batches into a table, each by one insert, and prove it."""
+    day, there = found.arrival_date, _found(worker, table, batches)
+    missing = []
+    for batch in batches:
+        proof = compare(_staged(batch), there.get(batch.batch_id, ()))
+        if proof is Proof.OTHER:
+            raise ProofFailed(
+                f"{table} holds a part of batch {batch.batch_id}: "
+                f"`tidemark backfill cancel {day}`, then rebuild again"
+            )
+        if proof is Proof.NOTHING:
+            missing.append(batch)
+    database = worker.settings.clickhouse_database
+    for number, batch in enumerate(missing, 1):
+        file = _check(worker, batch)
+        named = f"{token(batch, file)}:{table}:{found.rebuild_id}:{found.state}"
+        client = worker.clickhouse
+        insert(client, database, table, worker.lake, file, batch, worker.run_id, named)
+        worker.say(f"{day}: batch {batch.batch_id} in {table}, {number:,} of {len(missing):,}")
+    _differences(worker, table, missing)
+
+
+def _prove_whole(worker: Worker, day: date, batches: Sequence[Batch]) -> None:
+    """Raise ProofFailed unless the shadow holds these batches and nothing else."""
+    found = sum(_rows_by_batch(worker, SHADOW, day).values())
+    if found != _rows(batches):
+        raise ProofFailed(
+            f"{SHADOW} holds {found:,} rows of {day}, staged are {_rows(batches):,}: "
+            f"`tidemark backfill cancel {day}`, then rebuild again"
+        )
+
+
+def _differences(worker: Worker, table: str, batches: Sequence[Batch]) -> None:
+    """Raise ProofFailed unless a table holds all of each of these batches."""
+    there = _found(worker, table, batches)
+    for batch in batches:
+        staged, found = _staged(batch), there.get(batch.batch_id, ())
+        if compare(staged, found) is not Proof.ALL:
+            raise ProofFailed(
+                f"batch {batch.batch_id} does not balance in {table}: "
+                f"{describe_difference(staged, found)}; `tidemark reconcile` names the offsets"
+            )
+
+
+def _refuse_unsettled(worker: Worker, day: date) -> None:
+    if waiting := _unsettled(worker, day):
+        names = ", ".join(f"{batch.batch_id} is {batch.state}" for batch in waiting[:3])
+        raise BatchError(
+            f"{day} cannot be swapped while it is not known what ClickHouse has of a batch: "
+            f"{names}; see `tidemark status`, then go on with the rebuild"
+        )
+
+
+def _refuse_strangers(worker: Worker, day: date, batches: Sequence[Batch]) -> None:
+    ours = {batch.batch_id for batch in batches}
+    rows = _rows_by_batch(worker, "events", day)
+    strangers = {batch_id: count for batch_id, count in rows.items() if batch_id not in ours}
+    if strangers:
+        names = ", ".join(f"{id_ or '(none)'}: {n:,}" for id_, n in list(strangers.items())[:3])
+        raise BatchError(
+            f"{day} holds {sum(strangers.values()):,} rows of batches that are not loaded, by this "
+            f"ledger ({names}): a rebuild would take them away. If it is to, say --drop-strangers"
+        )
+
+
+def _move(
+    worker: Worker,
+    leases: tuple[Lease, ...],
+    found: Rebuild,
+    to: RebuildState,
+    **values: int,
+) -> Rebuild:
+    return ledger_rebuilds.move(worker.ledger, leases, found, to, **values)
+
+
+def _loaded(worker: Worker, day: date) -> list[Batch]:
+    """The batches of a date whose events are proved to be loaded, if they have any."""
+    return [
+        batch
+        for batch in batches_of_date(worker.ledger, day, *worker.settings.topics)
+        if batch.state in LOADED and batch.staged and batch.staged.file(Kind.EVENTS)
+    ]
+
+
+def _unsettled(worker: Worker, day: date) -> list[Batch]:
+    batches = batches_of_date(worker.ledger, day, *worker.settings.topics)
+    return [batch for batch in batches if batch.state in _UNSETTLED]
+
+
+def _check(worker: Worker, batch: Batch) -> StagedFile:
+    file = batch.staged.file(Kind.EVENTS) if batch.staged else None
+    assert file is not None
+    worker.lake.check(file.path, file.bytes, file.sha256)
+    return file
+
+
+def _staged(batch: Batch) -> tuple[Fingerprint, ...]:
+    assert batch.staged is not None
+    return batch.staged.fingerprints[Kind.EVENTS]
+
+
+def _rows(batches: Sequence[Batch]) -> int:
+    return sum(print_.rows for batch in batches for print_ in _staged(batch))
+
+
+def _found(
+    worker: Worker, table: str, batches: Sequence[Batch]
+) -> dict[str, tuple[Fingerprint, ...]]:
+    ids = [batch.batch_id for batch in batches]
+    found: dict[str, tuple[Fingerprint, ...]] = {}
+    for at in range(0, len(ids), _PROVED_AT_ONCE):
+        found |= read_fingerprints_of(
+            worker.clickhouse,
+            worker.settings.clickhouse_database,
+            table,
+            ids[at : at + _PROVED_AT_ONCE],
+        )
+    return found
+
+
+def _rows_by_batch(worker: Worker, table: str, day: date) -> dict[str, int]:
+    database = worker.settings.clickhouse_database
+    with named_errors(f"counting {table} of {day}"):
+        rows = worker.clickhouse.query(
+            _ROWS_BY_BATCH, parameters={"database": database, "table": table, "day": day}
+        ).result_rows
+    return {str(batch_id): int(count) for batch_id, count in rows}
+
+
+def _make_tables(worker: Worker) -> None:
+    """Shadow and previous, in the form that `events` has now. Another form is no use any more."""
+    client, database = worker.clickhouse, worker.settings.clickhouse_database
+    form = _form(worker, "events")
+    for table in (SHADOW, PREVIOUS):
+        known = _form(worker, table)
+        with named_errors(f"making {table}"):
+            if known not in ("", form):
+                worker.say(f"{table} has not the form of events any more and is made anew")
+                client.command(f"DROP TABLE {database}.{table} SYNC")
+            client.command(f"CREATE TABLE IF NOT EXISTS {database}.{table} AS {database}.events")
+
+
+def _form(worker: Worker, table: str) -> str:
+    with named_errors(f"looking at {table}"):
+        rows = worker.clickhouse.query(
+            "SELECT substring(create_table_query, position(create_table_query, '(')) "
+            "FROM system.tables WHERE database = {database:String} AND name = {table:String}",
+            parameters={"database": worker.settings.clickhouse_database, "table": table},
+        ).result_rows
+    return str(rows[0][0]) if rows else ""
+
+
+def _replace(worker: Worker, topics: Lease, table: str, source: str, day: date) -> None:
+    database = worker.settings.clickhouse_database
+    assert_held(worker.ledger, topics)
+    with named_errors(f"replacing {day} of {table}"):
+        worker.clickhouse.command(
+            f"ALTER TABLE {database}.{table} REPLACE PARTITION '{day.isoformat()}' "
+            f"FROM {database}.{source}"
+        )
+
+
+def _drop_partition(worker: Worker, table: str, day: date) -> None:
+    database = worker.settings.clickhouse_database
+    with named_errors(f"emptying {day} of {table}"):
+        worker.clickhouse.command(
+            f"ALTER TABLE {database}.{table} DROP PARTITION '{day.isoformat()}'"
+        )
+
+
+@contextmanager
+def _own_lease(worker: Worker, day: date) -> Iterator[Lease]:
+    """One rebuild of a date at a time; the live batches go on beside it."""
+    name = f"rebuild/{day}/{worker.settings.topic}"
+    with held_lease(worker.ledger, name, worker.settings.lease_seconds) as lease:
+        yield lease

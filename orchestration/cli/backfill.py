@@ -1,0 +1,118 @@
+"""`tidemark backfill`: dates of `events` made anew from the lake, listed, brought back."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime, timedelta
+
+import click
+
+from assets.pipeline.rebuild import Preview
+from assets.pipeline.rebuild import back as bring_back
+from assets.pipeline.rebuild import cancel as give_up
+from assets.pipeline.rebuild import preview as look
+from assets.pipeline.rebuild import rebuild as make_anew
+from orchestration.cli.batch import worker_of
+from orchestration.cli.text import iso, utc_text
+from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.rebuilds import Rebuild, all_rebuilds
+from orchestration.settings import Settings
+
+_DAY = click.DateTime(["%Y-%m-%d"])
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group()
+def backfill() -> None:
+    """Make dates of `events` anew from the lake, while micro-batches go on."""
+
+
+@backfill.command()
+@click.argument("first", type=_DAY)
+@click.argument("last", type=_DAY, required=False)
+@click.option("--preview", is_flag=True, help="Only say what each date would become.")
+@click.option(
+    "--drop-strangers",
+    is_flag=True,
+    help="Also when rows of batches that this ledger has not loaded would be taken away.",
+)
+def rebuild(first: datetime, last: datetime | None, preview: bool, drop_strangers: bool) -> None:
+    """Rebuild the arrival dates FIRST to LAST (FIRST alone without it) from their staged files.
+
+    Each date is filled beside the table, proved and swapped in. Ctrl-C is safe at any time: said
+    again, it goes on from where it stood.
+    """
+    worker = worker_of(Settings(), click.echo)
+    for day in _days(first, last):
+        if preview:
+            _tell(look(worker, day))
+        else:
+            make_anew(worker, day, drop_strangers=drop_strangers)
+
+
+@backfill.command()
+@click.argument("day", type=_DAY)
+def back(day: datetime) -> None:
+    """Bring back what the last rebuild of DAY has replaced; what was loaded since stays."""
+    bring_back(worker_of(Settings(), click.echo), day.date())
+    print(f"{day.date()}: as it was before it was rebuilt, and with what was loaded since")
+
+
+@backfill.command()
+@click.argument("day", type=_DAY)
+def cancel(day: datetime) -> None:
+    """Give up a rebuild of DAY that is not swapped in yet; `events` was never touched."""
+    give_up(worker_of(Settings(), click.echo), day.date())
+    print(f"{day.date()}: cancelled, the table is as it was")
+
+
+@backfill.command("list")
+@_JSON
+def list_(as_json: bool) -> None:
+    """List every rebuild there was, the newest first."""
+    settings = Settings()
+    found = all_rebuilds(open_ledger(settings.ledger), settings.topic)
+    if as_json:
+        print(json.dumps([_document(each) for each in found]))
+        return
+    if not found:
+        print("no date was ever rebuilt")
+    for each in found:
+        held = "" if each.rows is None else f", {each.batches:,} batches, {each.rows:,} rows"
+        print(
+            f"{each.arrival_date}  {each.state.value:<9}  since {utc_text(each.moved_at)}, begun "
+            f"{utc_text(each.begun_at)} by run {each.run_id[:8]}{held}"
+        )
+
+
+def _days(first: datetime, last: datetime | None) -> list[date]:
+    days = ((last or first) - first).days
+    if days < 0:
+        raise click.UsageError("the last date is before the first")
+    return [first.date() + timedelta(days=at) for at in range(days + 1)]
+
+
+def _tell(seen: Preview) -> None:
+    change = seen.rows - seen.rows_now
+    print(
+        f"{seen.arrival_date}: {seen.batches:,} batches with {seen.rows:,} rows in the lake; the "
+        f"table has {seen.rows_now:,} ({change:+,})"
+    )
+    for batch_id, why in seen.damaged.items():
+        print(f"  batch {batch_id} cannot be rebuilt: {why}")
+    for batch_id in seen.unsettled:
+        print(f"  batch {batch_id}: not known what the table has of it; see `tidemark status`")
+    for batch_id, rows in seen.strangers.items():
+        print(f"  {rows:,} rows of batch {batch_id or '(none)'} would go: it is not loaded")
+
+
+def _document(each: Rebuild) -> dict[str, object]:
+    return {
+        "date": each.arrival_date.isoformat(),
+        "state": each.state.value,
+        "run_id": each.run_id,
+        "begun_at": iso(each.begun_at),
+        "moved_at": iso(each.moved_at),
+        "batches": each.batches,
+        "rows": each.rows,
+    }
