@@ -51,6 +51,14 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
             True,
         ),
         "events": (["staged_events"], ["clickhouse"], "ingest", ["kafka_events"], True, True),
+        "rebuilt_events": (
+            ["events", "staged_events"],
+            ["clickhouse"],
+            "ingest",
+            ["rebuild_events"],
+            True,
+            True,
+        ),
         "dead_letters": (
             ["events", "staged_events"],
             ["clickhouse"],
