@@ -1,20 +1,18 @@
 """Parse: the values of a chunk become typed columns.
 
-    values ─┬─ heads ──────▶ all at once, by Arrow's CSV reader ──▶ HEAD
-            └─ properties ─▶ as they are ─────────────────────────▶ text of `properties`
-                    └──────▶ all at once, by msgspec ─────────────▶ PROMOTED
-            what is of another form, or refused there:
-              one by one, field by field ──▶ the same columns, or a rejection
+    values ─shape?─┬─ heads ──────▶ all at once, by Arrow's CSV reader ──▶ HEAD
+              │    └─ properties ─▶ as they are ─────────────────────────▶ text of `properties`
+              │            └──────▶ many at once, by msgspec ────────────▶ PROMOTED
+              └──▶ what has another shape, or is refused there:
+                     one by one, field by field ──▶ the same columns, or a rejection
 
-The head of a record is a line of CSV as well as of JSON, but for escapes in its texts that CSV
-does not have. Which way a value goes, and so what it gives, hangs on that value alone, never on
-its neighbours. Records of layout 1 are read one by one.
+A head of the usual shape is a line of CSV as well as of JSON. Which way a value goes, and so what
+it gives, hangs on that value alone, never on its neighbours. Records of layout 1 are read one by
+one.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -29,6 +27,7 @@ from msgspec.structs import astuple
 
 from assets.pipeline.columns import HEAD, PROMOTED
 from assets.pipeline.reasons import Reason, Rejection
+from assets.pipeline.record_head import BROKEN, is_two_lines, take_apart
 from capture_api.events.record import RECORD_VERSION
 from capture_api.events.refused import TOO_LARGE
 
@@ -41,9 +40,15 @@ PARSED = pa.schema(
 )
 """What parsing gives: the head, the client's text of `properties`, the promoted properties."""
 
-# How every value begins and ends that our edge writes, and where its head ends.
-_OPENING = b'[%d,"' % RECORD_VERSION
-_CLOSING = b"}"
+# The head of a value of the usual shape, and the brace behind it: what both JSON and CSV take for
+# the same fields, and no other: of the escapes, those that mean the same in both; whole numbers
+# that fit. What has another (a tab in a name, say) is read alone.
+_TEXT = r'"(?:[^"\\\x00-\x1f]|\\["\\])*"'
+_NUMBER = r"(?:0|-?[1-9][0-9]{0,17})"
+_FIELDS = ",".join(
+    f"(?:null|{_TEXT if field.type == pa.string() else _NUMBER})" for field in list(HEAD)[1:]
+)
+_SHAPE = rf"^\[{RECORD_VERSION},{_FIELDS}\]\n\{{"
 _BREAK = b"\n"
 
 _CSV_FORM = pv.ParseOptions(double_quote=False, escape_char="\\", ignore_empty_lines=False)
@@ -54,14 +59,14 @@ _CSV_TYPES = pv.ConvertOptions(
     quoted_strings_can_be_null=False,
 )
 
-# What JSON escapes and CSV does not, or what would be two lines of CSV.
-_OTHER_ESCAPE = re.compile(rb'\\[^"\\]|\r')
-_TEXTS = [field.name for field in HEAD if field.type == pa.string()]
-_NO_HEAD = pa.Table.from_pylist([{}], schema=HEAD)
+_TRIED_ALONE = 4
+_PARTS = 16
+"""Texts that are too few to be parsed in parts, where one of them is broken; and how many parts."""
 
 # What the edge writes in place of an event that is too large for a record says so in `refused`.
 _TOO_LARGE = f'"{TOO_LARGE}"'.encode()
 
+_NULL = msgspec.Raw(b"null")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 Mask = npt.NDArray[np.bool_]
@@ -82,8 +87,9 @@ class Parsed:
 
 def parse_values(values: pa.BinaryArray) -> Parsed:
     """Parse record values, none of them null."""
-    good = _of_usual_form(values)
-    columns, read = _read_together(values if good.all() else values.filter(pa.array(good)))
+    texts = _as_text(values)
+    good = _of_usual_shape(texts)
+    columns, read = _read_together(texts if good.all() else texts.filter(pa.array(good)))
     good[good] = read
     rows = np.flatnonzero(good)
     if len(rows) == len(values):
@@ -97,98 +103,74 @@ def parse_values(values: pa.BinaryArray) -> Parsed:
     return Parsed(columns, rows, odd.rejections)
 
 
-def _of_usual_form(values: pa.BinaryArray) -> Mask:
-    """Which values begin and end as our edge writes them."""
-    return _mask(pc.and_(pc.starts_with(values, _OPENING), pc.ends_with(values, _CLOSING)))
+def _as_text(values: pa.BinaryArray) -> pa.StringArray:
+    """The values as text; those that are no UTF-8 are empty."""
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowInvalid:
+        is_text = pa.array([_is_utf8(value) for value in values.to_pylist()])
+        return pc.if_else(is_text, values, b"").cast(pa.string())
 
 
-def _read_together(values: pa.BinaryArray) -> tuple[pa.Table, Mask]:
-    """The rows of those values of the usual form that can be read so; and which these are."""
-    if not len(values):
+def _of_usual_shape(texts: pa.StringArray) -> Mask:
+    """Which values have a head of the usual shape, and properties that may be an object."""
+    return _mask(pc.and_(pc.match_substring_regex(texts, _SHAPE), pc.ends_with(texts, "}")))
+
+
+def _read_together(texts: pa.StringArray) -> tuple[pa.Table, Mask]:
+    """The rows of those values of the usual shape whose properties are JSON; which these are."""
+    if not len(texts):
         return PARSED.empty_table(), np.ones(0, bool)
-    pairs = pc.split_pattern(values, _BREAK, max_splits=1)
-    lines = pairs.flatten()
-    if len(lines) < 2 * len(values):
-        return _read_some(values, _mask(pc.equal(pc.list_value_length(pairs), 2)))
+    lines = pc.split_pattern(texts, "\n", max_splits=1).flatten()
     heads = lines.take(pa.array(np.arange(0, len(lines), 2)))
     properties = lines.take(pa.array(np.arange(1, len(lines), 2)))
-    shaped = _mask(pc.and_(pc.ends_with(heads, b"]"), pc.starts_with(properties, b"{")))
-    if not shaped.all():
-        return _read_some(values, shaped)
-    head, head_read = _read_heads(pc.binary_slice(heads, 1, -1))
-    text, is_text = _as_text(properties)
-    promoted, promoted_read = _read_promoted(properties)
-    columns = pa.table([*head.columns, text, *promoted], schema=PARSED)
-    good = head_read & is_text & promoted_read
-    return (columns if good.all() else columns.filter(pa.array(good))), good
+    promoted, read = _read_promoted(properties)
+    columns = pa.table([*_read_heads(heads).columns, properties, *promoted], schema=PARSED)
+    return (columns if read.all() else columns.filter(pa.array(read))), read
 
 
-def _read_some(values: pa.BinaryArray, some: Mask) -> tuple[pa.Table, Mask]:
-    columns, read = _read_together(values.filter(pa.array(some)))
-    some[some] = read
-    return columns, some
+def _read_heads(heads: pa.StringArray) -> pa.Table:
+    """A row of HEAD for each head."""
+    text = _joined(pc.binary_slice(heads.cast(pa.binary()), 1, -1))
+    options = pv.ReadOptions(use_threads=False, column_names=HEAD.names, block_size=text.size + 1)
+    table = pv.read_csv(pa.BufferReader(text), options, _CSV_FORM, _CSV_TYPES)
+    assert len(table) == len(heads), "a head of the usual shape is one line of CSV"
+    return table
 
 
-def _read_heads(heads: pa.BinaryArray) -> tuple[pa.Table, Mask]:
-    """A row of HEAD for each head, without its brackets; and which are more than nulls."""
-    text = _joined(heads).to_pybytes()
-    if not (b"\\" in text or b"\r" in text) or not _OTHER_ESCAPE.search(text):
-        table = _read_csv(text, len(heads))
-        if table is not None:
-            return table, np.ones(len(heads), bool)
-    alone = [
-        None if _OTHER_ESCAPE.search(head) else _read_csv(head, 1) for head in heads.to_pylist()
-    ]
-    read = np.array([table is not None for table in alone])
-    return pa.concat_tables([_NO_HEAD if table is None else table for table in alone]), read
+def _read_promoted(properties: pa.StringArray) -> tuple[list[pa.Array], Mask]:
+    """The promoted properties of each text, nulls for what is no JSON; and which these are not."""
+    rows = _promoted_rows(properties)
+    read = np.array([row is not None for row in rows])
+    none = (None,) * len(PROMOTED)
+    columns = zip(*(none if row is None else row for row in rows), strict=True)
+    return [pa.array(column, pa.string()) for column in columns], read
 
 
-def _read_csv(text: bytes, rows: int) -> pa.Table | None:
-    """Lines of CSV as rows of HEAD; None when one of them is no such row."""
-    options = pv.ReadOptions(use_threads=False, column_names=HEAD.names, block_size=len(text) + 1)
-    try:
-        table = pv.read_csv(pa.BufferReader(text), options, _CSV_FORM, _CSV_TYPES)
-    except pa.ArrowInvalid:
-        return None
-    # Texts are in quotes, and nothing else is: CSV does not mind, JSON does.
-    quotes = text.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in text else text
-    texts = sum(rows - table.column(name).null_count for name in _TEXTS)
-    return table if len(table) == rows and quotes.count(b'"') == 2 * texts else None
-
-
-def _as_text(texts: pa.BinaryArray) -> tuple[pa.StringArray, Mask]:
-    """The texts as such, null for what is not UTF-8; and which these are not."""
-    try:
-        return texts.cast(pa.string()), np.ones(len(texts), bool)
-    except pa.ArrowInvalid:
-        is_text = np.array([_is_utf8(text) for text in texts.to_pylist()])
-        return pc.if_else(pa.array(is_text), texts, None).cast(pa.string()), is_text
-
-
-def _read_promoted(properties: pa.BinaryArray) -> tuple[list[pa.Array], Mask]:
-    """The promoted properties of each text, nulls for what is no JSON; and which these are not.
+def _promoted_rows(properties: pa.StringArray) -> list[tuple[str | None, ...] | None]:
+    """The promoted properties of each text, None for what is no JSON: in parts, if one is broken.
 
     Every text begins with a brace and ends with one. No string may hold a line break, and behind
     a text's last brace the next text's first is an error within an object: so no text swallows
     its neighbour, each is an object at least, and as many objects as texts mean one of each.
     """
     try:
-        found = _promoted_text.decode_lines(_joined(properties))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        found = _promoted_text.decode_lines(_joined(properties.cast(pa.binary())))
+    except BROKEN:
         found = []
     if len(found) == len(properties):
-        rows, read = [astuple(each) for each in found], np.ones(len(properties), bool)
-    else:
-        alone = [_promoted_or_none(text) for text in properties.to_pylist()]
-        rows = [(None,) * len(PROMOTED) if row is None else row for row in alone]
-        read = np.array([row is not None for row in alone])
-    return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)], read
+        return [astuple(each) for each in found]
+    if len(properties) <= _TRIED_ALONE:
+        return [_promoted_or_none(text.encode()) for text in properties.to_pylist()]
+    size = -(-len(properties) // _PARTS)
+    parts = (properties.slice(at, size) for at in range(0, len(properties), size))
+    return [row for part in parts for row in _promoted_rows(part)]
 
 
 def _promoted_or_none(properties: bytes) -> tuple[str | None, ...] | None:
     try:
         return _promoted_texts(properties)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except BROKEN:
         return None
 
 
@@ -240,30 +222,25 @@ def parse_one(value: bytes) -> tuple[Any, ...] | Rejection:
     """One value as a row of PARSED, field by field, or why it cannot be one."""
     if not _is_utf8(value):
         return Rejection(Reason.NOT_UTF8, f"{len(value)} bytes")
-    head, line_break, rest = value.partition(_BREAK)
     try:
-        if line_break and head.lstrip().startswith(b"["):
-            fields: Sequence[msgspec.Raw] = _list.decode(head)
-            properties = rest.strip()
-            if bytes(fields[0] if fields else b"") != b"%d" % RECORD_VERSION:
-                return Rejection(Reason.UNKNOWN_VERSION, f"it begins with {value[:20]!r}")
-            if len(fields) < len(HEAD):
-                return Rejection(Reason.MISSING_FIELD, f"a head of {len(fields)} fields")
-        else:
-            wire = _layout_1.decode(value)
-            fields, properties = _head_of(wire), bytes(wire.properties)
-            if bytes(wire.refused) == _TOO_LARGE:
-                size = bytes(wire.bytes).decode()[:20]
-                return Rejection(Reason.TOO_LARGE, f"an event of {size} bytes")
+        fields, properties = take_apart(value)
     except msgspec.ValidationError as error:
         return Rejection(Reason.NOT_AN_OBJECT, str(error))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except BROKEN as error:
         return Rejection(Reason.NOT_JSON, str(error))
+    if is_two_lines(value):
+        if bytes(fields.get("v", b"")) != b"%d" % RECORD_VERSION:
+            return Rejection(Reason.UNKNOWN_VERSION, f"it begins with {value[:20]!r}")
+        if len(fields) < len(HEAD):
+            return Rejection(Reason.MISSING_FIELD, f"a head of {len(fields)} fields")
+    elif bytes(fields.get("refused", b"")) == _TOO_LARGE:
+        size = bytes(fields.get("bytes", b"null")).decode()[:20]
+        return Rejection(Reason.TOO_LARGE, f"an event of {size} bytes")
 
     row: list[Any] = []
-    for field, raw in zip(HEAD, fields, strict=False):
+    for field in HEAD:
         try:
-            row.append(_decoders[field.type].decode(raw))
+            row.append(_decoders[field.type].decode(fields.get(field.name, _NULL)))
         except (msgspec.DecodeError, RecursionError):
             return Rejection(Reason.WRONG_TYPE, f"{field.name} is not {field.type}")
         if isinstance(row[-1], int) and row[-1] not in _INT64:
@@ -285,16 +262,6 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-_Layout1 = msgspec.defstruct(
-    "_Layout1",
-    [(name, msgspec.Raw, msgspec.Raw(b"null")) for name in HEAD.names]
-    + [
-        ("properties", msgspec.Raw, msgspec.Raw(b"{}")),
-        ("refused", msgspec.Raw, msgspec.Raw(b"null")),
-        ("bytes", msgspec.Raw, msgspec.Raw(b"null")),
-    ],
-    gc=False,
-)
 _PromotedText = msgspec.defstruct(
     "_PromotedText",
     [
@@ -311,8 +278,6 @@ _PromotedRaw = msgspec.defstruct(
     ],
     gc=False,
 )
-_list = msgspec.json.Decoder(list[msgspec.Raw])
-_layout_1: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Layout1)
 _promoted_text: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedText)
 _promoted_raw: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PromotedRaw)
 _text = msgspec.json.Decoder(str)
@@ -320,5 +285,4 @@ _decoders: dict[pa.DataType, msgspec.json.Decoder[Any]] = {
     pa.int64(): msgspec.json.Decoder(int | None),
     pa.string(): msgspec.json.Decoder(str | None),
 }
-_head_of = attrgetter(*HEAD.names)
 _promoted_of = attrgetter(*PROMOTED)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from assets.pipeline.letters import as_chunk, judge_letters, places_in, read_let
 from assets.pipeline.loading import finish_these, load_these
 from assets.pipeline.read import Chunk
 from assets.pipeline.reasons import Reason
+from assets.pipeline.record_head import read_head
 from assets.pipeline.staging import stage_these
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
@@ -45,9 +45,6 @@ from orchestration.ledger.redrives import Letter, Outcome, Past, Results
 LETTERS_A_BATCH = 50_000
 BYTES_A_BATCH = 256 << 20
 """Dead letters, or bytes of their values, with which a redrive is full: then another is begun."""
-
-_PROJECT = re.compile(rb'"project_id":\s?(\d{1,10})\b')
-_HEAD_BYTES = 200
 
 TOO_LARGE = "never: only evidence of it was kept"
 CUT_OFF = "never: only the first 64 KiB of it were kept"
@@ -250,8 +247,8 @@ class _Choice:
     def _is_of_project(self, token: str | None, values: pa.Array, row: int) -> bool:
         if self._project is None or token in self._project_tokens:
             return True
-        said = _PROJECT.search(values[row].as_py()[:_HEAD_BYTES])
-        return said is not None and int(said[1]) == self._project
+        said = read_head(values[row].as_py()).fields.get("project_id")
+        return said is not True and said == self._project
 
     def _why_not(self, reason: str, before: Past, token: str | None, project_id: int | None) -> str:
         if before.settled:

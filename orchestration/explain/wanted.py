@@ -9,19 +9,13 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
-from capture_api.events.record import RecordHead
+from assets.pipeline.record_head import is_two_lines, read_head
 from capture_api.events.uuids import normal_uuid
 
 MOST_CHARACTERS = 200
 
 _FIRST_MS = 1_577_836_800_000  # 2020: nobody made UUIDs of version 7 before
 _CLOCKS_DIFFER_MS = 3_600_000
-
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_list = msgspec.json.Decoder(list[msgspec.Raw])
-_anything = msgspec.json.Decoder()
 
 
 @dataclass(frozen=True)
@@ -65,24 +59,21 @@ class Wanted:
     def head_of(self, value: bytes) -> dict[str, Any] | None:
         """The head of a record's value, if the record is one that is wanted.
 
-        A value that is no JSON counts when it names the uuid or receipt as a record does.
+        A broken value counts when it names the uuid or receipt as a record does.
         """
-        try:
-            first, line_break, _ = value.partition(b"\n")
-            if line_break and first.startswith(b"["):
-                fields = dict(zip(RecordHead.__struct_fields__, _list.decode(first), strict=False))
-            else:
-                fields = _fields.decode(value)
-            head = {
-                name: _anything.decode(raw)
-                for name, raw in fields.items()
-                if not bytes(raw).startswith((b"{", b"["))
-            }
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            either = "|".join(map(re.escape, self.spellings))
-            pattern = rf'(?:^\[\d+,|"(?:uuid|request_id)"\s*:\s*)"(?:{either})"'
-            return {} if re.search(pattern.encode(), value, re.IGNORECASE) else None
-        return head if self.is_of(head) else None
+        head = read_head(value)
+        if self.is_of(head.fields) or (head.broken and self._is_named_in(value)):
+            return head.fields
+        return None
+
+    def _is_named_in(self, value: bytes) -> bool:
+        """Whether a broken value has it, behind its fault, as a record has its uuid or receipt."""
+        either = "|".join(map(re.escape, self.spellings))
+        if is_two_lines(value):
+            value, pattern = value.partition(b"\n")[0], rf'[\[,]"(?:{either})"(?=[,\]]|$)'
+        else:
+            pattern = rf'"(?:uuid|request_id)"\s*:\s*"(?:{either})"'
+        return re.search(pattern.encode(), value, re.IGNORECASE) is not None
 
 
 def wanted(text: str) -> Wanted:

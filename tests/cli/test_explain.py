@@ -410,8 +410,11 @@ def test_odd_records_are_found(stack: Stack) -> None:
         value_of(5, uuid=capitals.upper())[:-9],
         value_with(6, uuid=bytes_).replace(b'"event":"', b'"event":"\xff'),
         value_of(7, uuid=numbers, received_at=1 << 62),
+        value_of(8, request_id="receipt").replace(b'"page viewed"', b'"\xff"'),
+        value_of(9, request_id="far").replace(b'"page viewed"', b"page viewed"),
     )
     ids = {**odd, "capitals": capitals, "bytes": bytes_, "numbers": numbers}
+    ids |= {"receipt": "receipt", "far": "far"}
     counts = {name: 2 if name == "capitals" else 1 for name in ids}
     steps: list[tuple[Callable[[], object], str]] = [
         (lambda: None, "waiting"),

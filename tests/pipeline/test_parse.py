@@ -63,10 +63,10 @@ def outcomes(values: list[bytes]) -> list[Outcome]:
 
 def together(value: bytes) -> tuple[Any, ...] | None:
     """A value as it is read together with others; None when it cannot be."""
-    array = pa.array([value], pa.binary())
-    if not parse._of_usual_form(array).all():
+    texts = parse._as_text(pa.array([value], pa.binary()))
+    if not parse._of_usual_shape(texts).all():
         return None
-    table, read = parse._read_together(array)
+    table, read = parse._read_together(texts)
     return tuple(column[0].as_py() for column in table.columns) if read.all() else None
 
 
@@ -114,6 +114,62 @@ def test_a_spoilt_head_has_its_verdict_alone(found: list[bytes], place: int) -> 
     beside = outcomes([value_of(0), spoilt, value_of(2), spoilt, value_of(3)])
     assert beside[1] == beside[3] == outcomes([spoilt])[0]
     assert [beside[at] for at in (0, 2, 4)] == [parse_one(value_of(at)) for at in (0, 2, 3)]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_bytes_among_good_records_change_none_of_them(data: st.DataObject) -> None:
+    """Whatever else is in a chunk, good records come out as they are, and the rest has reasons."""
+    good = [value_of(n, event=event) for n, event in enumerate(["a", "CORP\\b", 'c","', "\td\0"])]
+    cut = st.tuples(st.sampled_from(good), st.integers(0, 400), st.integers(0, 400)).map(
+        lambda found: found[0][: found[1]] + found[0][found[1] + found[2] :]
+    )
+    lines = st.lists(fragments, max_size=12).map(b"".join)
+    others = data.draw(st.lists(st.binary(max_size=60) | lines | cut, min_size=1, max_size=6))
+    chunk = data.draw(st.permutations([*good, *others]))
+    for value, outcome in zip(chunk, outcomes(chunk), strict=True):
+        patient = parse_one(value)
+        assert verdict(outcome) == verdict(patient)
+        if value in good:
+            assert not isinstance(outcome, Rejection)
+            assert outcome[len(HEAD)].encode() == value.partition(b"\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("odd", "alone"),
+    [
+        (value_of(1, event="CORP\\alice", distinct_id='"\\\\"', user_agent="\\"), False),
+        (value_of(1, client_timestamp="null", ip="", flags=-1), False),
+        (value_of(1, event="a\tb"), True),
+        (value_of(1, event="\u2028\x7f").replace(b"\x7f", b"\\u007f"), True),
+        (value_of(1, offset_ms=10**18), True),
+        (value_of(1, b'{"$lib":1}'), True),
+        (value_of(1, b'{"a":nan}'), True),
+        (value_of(1, b'{"a":"\xff"}'), True),
+    ],
+)
+def test_only_the_odd_are_read_patiently(
+    odd: bytes, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One odd record among many costs no neighbour its fast way; a backslash is not odd."""
+    read: list[bytes] = []
+
+    def note(value: bytes) -> Outcome:
+        read.append(value)
+        return parse_one(value)
+
+    def note_properties(text: bytes) -> tuple[str | None, ...]:
+        read.append(text)
+        return promoted_texts(text)
+
+    expected, promoted_texts = parse_one(odd), parse._promoted_texts
+    monkeypatch.setattr(parse, "parse_one", note)
+    monkeypatch.setattr(parse, "_promoted_texts", note_properties)
+    values = [value_of(n) for n in range(1_000)]
+    values[500] = odd
+    assert outcomes(values)[500] == expected
+    assert (odd in read or odd.partition(b"\n")[2] in read) is alone
+    assert len(read) <= 8
 
 
 @settings(max_examples=1_000, deadline=None)

@@ -242,17 +242,24 @@ def test_a_choice_takes_what_it_says(waiting: tuple[Stack, str, list[Place]]) ->
     first, second = stack.batches()
     other = create_project(stack.ledger, "other")
     day = first.arrival_date
+    # Whose key does not tell: their heads do, whatever the client's own properties say.
+    theirs = {"uuid": "none", "project_id": other.project_id}
+    stack.send(
+        Sent(value_of(50, b'{"project_id":1}', **theirs), key=None),
+        Sent(value_with(51, properties={"project_id": 1}, **theirs), key=None),
+    )
+    stack.run()
 
     def chosen(**values: object) -> int:
         return preview(stack.worker(), Wanted(**values)).letters  # type: ignore[arg-type]
 
-    assert chosen() == 7
+    assert chosen() == 9
     assert chosen(reasons=("not_json",)) == 1
     assert chosen(reasons=("not_json", "unknown_project")) == 7
     assert chosen(reasons=("not_utf8",)) == 0
     assert chosen(project="1") == chosen(project=token) == 6
-    assert chosen(project=str(other.project_id)) == 0
-    assert chosen(date=day) == 7
+    assert chosen(project=str(other.project_id)) == 2
+    assert chosen(date=day) == 9
     assert chosen(date=day.replace(year=2020)) == 0
     assert chosen(batch_id=second.batch_id) == 2
     assert chosen(batch_id=second.batch_id, date=day.replace(year=2020)) == 0
