@@ -1,9 +1,12 @@
-"""The trigger: starts a micro-batch at the cadence, when there is something for it to do.
+"""The triggers: each starts a micro-batch at its cadence, when there is something for it to do.
 
-TIDEMARK_CADENCE under a minute makes it a sensor, from a minute on a schedule; both ask `decide`.
+There is one for the main topic and all that go with it, and one for each topic beside it that has a
+cadence of its own. A cadence under a minute makes it a sensor, from a minute on a schedule; both
+ask `decide`.
 A tick that starts nothing says why, in the UI's list of ticks:
 
-    nothing to do, or a run is at work  → skipped
+    nothing to do                       → skipped
+    a run of these topics is at work    → skipped; one of other topics: queued behind it
     Kafka or the ledger is away         → skipped with their words: it passes by itself, and a red
                                           tick every few seconds would bury what does not
     the last runs failed                → skipped until a growing pause is over
@@ -15,6 +18,7 @@ A tick that starts nothing says why, in the UI's list of ticks:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
@@ -33,7 +37,8 @@ from orchestration.backlog import Backlog, look
 from orchestration.ledger.connection import open_ledger
 from orchestration.lost_runs import fail_lost_runs
 from orchestration.partitions import partition_of
-from orchestration.settings import Cadence, Settings
+from orchestration.resources import TOPICS_TAG
+from orchestration.settings import Settings
 
 UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
@@ -52,14 +57,21 @@ _LOST_RUNS_LOOKED_AT = 50
 class Lookout:
     """Where a trigger looks. One for each code server: its connections stay open over ticks."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, topics: Sequence[str] = ()) -> None:
         self._settings = settings
+        self._names = topics or settings.topics_by_urgency
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of its runs: which topics they take, unless it is all of them."""
+        is_all = len(self._names) == len(self._settings.topics)
+        return {} if is_all else {TOPICS_TAG: " ".join(self._names)}
 
     @cached_property
     def _topics(self) -> dict[str, Topic]:
         # The tick itself says that Kafka is away; the client would say so several times a second.
         client = {**self._settings.kafka_client, "log_level": "2"}
-        return topics_of(client, self._settings.topics_by_urgency)
+        return topics_of(client, self._names)
 
     @cached_property
     def _ledger(self) -> Engine:
@@ -96,7 +108,7 @@ def decide(
     instance: dg.DagsterInstance, lookout: Lookout, now: datetime | None = None
 ) -> dg.RunRequest | dg.SkipReason:
     """Whether a micro-batch is to start now, and for which date."""
-    if (other := _run_under_way(instance)) is not None:
+    if (other := _run_under_way(instance, lookout.tags)) is not None:
         return dg.SkipReason(
             f"run {other.run_id[:8]} is {other.status.value.lower()}: it takes along what waits"
         )
@@ -112,22 +124,39 @@ def decide(
         return dg.SkipReason(f"{backlog} wait: {pause}")
     if (wait := lookout.wait(backlog)) is not None:
         return dg.SkipReason(f"{backlog} wait: {wait}")
-    return dg.RunRequest(partition_key=partition_of(backlog.arrival_date))
+    return dg.RunRequest(partition_key=partition_of(backlog.arrival_date), tags=lookout.tags)
 
 
-def cadence_trigger(
-    settings: Settings, job: UnresolvedAssetJobDefinition
-) -> dg.ScheduleDefinition | dg.SensorDefinition:
-    """The schedule or the sensor that the cadence asks for, running unless somebody stops it."""
-    cadence = Cadence(settings.cadence)
-    lookout = Lookout(settings)
+Trigger = dg.ScheduleDefinition | dg.SensorDefinition
+
+
+def cadence_triggers(settings: Settings, job: UnresolvedAssetJobDefinition) -> list[Trigger]:
+    """A trigger for each cadence, running unless somebody stops it."""
+    own = {
+        "overflow": (settings.overflow_topic, settings.cadence_overflow),
+        "historical": (settings.historical_topic, settings.cadence_historical),
+    }
+    apart = {name: topic for name, (topic, cadence) in own.items() if cadence}
+    rest = [topic for topic in settings.topics_by_urgency if topic not in apart.values()]
+    triggers = [_trigger(settings, job, MICRO_BATCH, rest)]
+    for name, topic in apart.items():
+        triggers.append(_trigger(settings, job, f"{MICRO_BATCH}_{name}", [topic]))
+    return triggers
+
+
+def _trigger(
+    settings: Settings, job: UnresolvedAssetJobDefinition, name: str, topics: Sequence[str]
+) -> Trigger:
+    cadence = settings.cadence_of(topics[0])
+    lookout = Lookout(settings, topics)
     description = (
-        f"Starts a micro-batch of topic {settings.topic} and those beside it at the cadence "
-        f"{cadence.text} (TIDEMARK_CADENCE), when there are unread records or unfinished batches."
+        f"Starts a micro-batch of {', '.join(topics)} at the cadence {cadence.text}, when there "
+        "are unread records or unfinished batches. `tidemark settings` has the cadences; Reload "
+        "takes up a change in settings.env."
     )
     if cadence.cron is not None:
         return dg.ScheduleDefinition(
-            name="micro_batch_schedule",
+            name=f"{name}_schedule",
             job=job,
             cron_schedule=cadence.cron,
             execution_timezone="UTC",
@@ -136,7 +165,7 @@ def cadence_trigger(
             description=description,
         )
     return dg.SensorDefinition(
-        name="micro_batch_sensor",
+        name=f"{name}_sensor",
         job=job,
         minimum_interval_seconds=cadence.interval_seconds,
         evaluation_fn=lambda context: decide(context.instance, lookout),
@@ -145,7 +174,8 @@ def cadence_trigger(
     )
 
 
-def _run_under_way(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+def _run_under_way(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun | None:
+    """A run that takes the same topics, or all of them. Others are queued behind by the pool."""
     # Any run of the topic may have been lost and hold its pool, not only those of this job.
     lost = fail_lost_runs(
         instance,
@@ -158,7 +188,11 @@ def _run_under_way(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
     )
     gone = {run.run_id for run in lost}
     runs = instance.get_runs(dg.RunsFilter(job_name=MICRO_BATCH, statuses=UNDER_WAY), limit=10)
-    return next((run for run in runs if run.run_id not in gone), None)
+    ours = ("", tags.get(TOPICS_TAG, ""))
+    return next(
+        (run for run in runs if run.run_id not in gone and run.tags.get(TOPICS_TAG, "") in ours),
+        None,
+    )
 
 
 def _pause(instance: dg.DagsterInstance, now: datetime) -> str | None:

@@ -1,4 +1,4 @@
-"""What Dagster loads: the assets of the topics, their job, trigger and checks, and the alarms.
+"""What Dagster loads: the assets of the topics, their job, triggers and checks, and the alarms.
 
     kafka/events ─────────┬▶ staged_events ─▶ events ─▶ dead_letters
     kafka/events_overflow ┤         └───────────────────────▲
@@ -18,7 +18,7 @@ from assets.kafka_events import kafka_events
 from assets.rebuilt_events import rebuilt_events
 from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
-from orchestration.cadence_triggers import cadence_trigger
+from orchestration.cadence_triggers import cadence_triggers
 from orchestration.jobs import micro_batch
 from orchestration.redrive_job import redrive_job
 from orchestration.resources import pipeline_resource
@@ -28,7 +28,7 @@ from orchestration.settings import Settings
 def definitions(settings: Settings) -> dg.Definitions:
     """Everything Dagster needs to know, for these settings."""
     job = micro_batch(settings)
-    trigger = cadence_trigger(settings, job)
+    triggers = cadence_triggers(settings, job)
     return dg.Definitions(
         assets=[
             *kafka_events(settings),
@@ -39,9 +39,9 @@ def definitions(settings: Settings) -> dg.Definitions:
         ],
         asset_checks=[audit_checks(settings)],
         jobs=[job, redrive_job(settings)],
-        schedules=[trigger] if isinstance(trigger, dg.ScheduleDefinition) else [],
+        schedules=[t for t in triggers if isinstance(t, dg.ScheduleDefinition)],
         sensors=[
-            *([trigger] if isinstance(trigger, dg.SensorDefinition) else []),
+            *(t for t in triggers if isinstance(t, dg.SensorDefinition)),
             alarm_sensor(settings),
         ],
         resources={"pipeline": pipeline_resource(settings)},

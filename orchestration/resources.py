@@ -19,6 +19,8 @@ from orchestration.lost_runs import worker_tag
 from orchestration.settings import Settings
 
 TOPIC_TAG = "tidemark/topic"
+TOPICS_TAG = "tidemark/topics"
+"""The topics that a run takes, of those that have a cadence of their own; without it: all."""
 BATCHES_TAG = "tidemark/batch_id"
 RANGES_TAG = "tidemark/ranges"
 
@@ -43,7 +45,8 @@ class Pipeline:
     ) -> Worker:
         """The run's worker, speaking to the log of the step that asks for it."""
         if self._worker is None:
-            self._worker = Worker(self.settings, self.ledger, context.run.run_id)
+            topics = frozenset(context.run.tags.get(TOPICS_TAG, "").split())
+            self._worker = Worker(self.settings, self.ledger, context.run.run_id, only=topics)
             context.instance.add_run_tags(
                 context.run.run_id,
                 {TOPIC_TAG: self.settings.topic, **worker_tag(context.run.run_id)},

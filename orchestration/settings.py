@@ -20,7 +20,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from cronsim import CronSim, CronSimError
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -224,6 +224,12 @@ class Settings(BaseSettings):
 
     cadence: str = Field(
         "1m", description="How often micro-batches run: 30s, 1m, or cron (*/5 * * * *)."
+    )
+    cadence_overflow: str = Field(
+        "", description="The same for <topic>_overflow; empty: it goes with the main topic."
+    )
+    cadence_historical: str = Field(
+        "", description="The same for <topic>_historical; empty: it goes with the main topic."
     )
     batch_max_records: int = Field(
         500_000, ge=1, description="Most Kafka offsets that one batch spans."
@@ -478,10 +484,11 @@ class Settings(BaseSettings):
         _networks(text)
         return text
 
-    @field_validator("cadence")
+    @field_validator("cadence", "cadence_overflow", "cadence_historical")
     @classmethod
-    def _cadence_makes_sense(cls, text: str) -> str:
-        Cadence(text)
+    def _cadence_makes_sense(cls, text: str, info: ValidationInfo) -> str:
+        if text or info.field_name == "cadence":
+            Cadence(text)
         return text
 
     @field_validator("alarm_webhook_url")
@@ -566,6 +573,14 @@ class Settings(BaseSettings):
     def topics(self) -> tuple[str, str, str]:
         """Every topic that the capture API writes and micro-batches read."""
         return self.topic, self.historical_topic, self.overflow_topic
+
+    def cadence_of(self, topic: str) -> Cadence:
+        """How often micro-batches take a topic."""
+        own = {
+            self.overflow_topic: self.cadence_overflow,
+            self.historical_topic: self.cadence_historical,
+        }
+        return Cadence(own.get(topic) or self.cadence)
 
     @cached_property
     def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:

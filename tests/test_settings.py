@@ -203,3 +203,17 @@ def test_a_port_is_one_that_exists(settings: Callable[..., Settings], name: str,
     """1 to 65535, for all four."""
     with pytest.raises(ValidationError, match=name):
         settings(**{name: port})
+
+
+def test_a_topic_beside_the_main_one_has_its_cadence_unless_its_own_is_said(
+    settings: Callable[..., Settings],
+) -> None:
+    """And that is checked as the main one's is."""
+    made = settings(cadence="30s", cadence_historical="0 3 * * *")
+    assert [made.cadence_of(topic).text for topic in made.topics_by_urgency] == [
+        "30s",
+        "30s",
+        "0 3 * * *",
+    ]
+    with pytest.raises(ValidationError, match="must be a multiple of 5s"):
+        settings(cadence_overflow="7s")

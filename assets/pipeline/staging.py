@@ -72,6 +72,8 @@ def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[
     with worker.lease() as lease:
         end = time.monotonic() + _STAGING_LIMIT_S
         for topic in worker.topics.values():
+            if not worker.stages(topic.name):
+                continue
             historical = topic.name == worker.settings.historical_topic
             until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
             with aside.errors(), _side_topic_may_be_away(worker, topic):

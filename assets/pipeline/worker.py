@@ -48,7 +48,8 @@ from orchestration.settings import Settings
 class Worker:
     """What the stages need. `say` gets one line for each important step.
 
-    With `insists` it tries at once what is being waited for: a person has asked for it.
+    With `insists` it tries at once what is being waited for: a person has asked for it. With `only`
+    it stages these topics alone, and loads what is staged of all.
     """
 
     settings: Settings
@@ -56,6 +57,11 @@ class Worker:
     run_id: str
     say: Callable[[str], None] = print
     insists: bool = False
+    only: frozenset[str] = frozenset()
+
+    def stages(self, topic: str) -> bool:
+        """Whether it stages batches of a topic."""
+        return not self.only or topic in self.only
 
     @cached_property
     def topics(self) -> dict[str, Topic]:

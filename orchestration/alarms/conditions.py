@@ -28,10 +28,10 @@ from orchestration.ledger.audits import audit_summary
 from orchestration.ledger.backoffs import backoffs_now
 from orchestration.ledger.batches import newest_batches, waiting_for_a_person
 from orchestration.ledger.connection import now_us
-from orchestration.settings import Cadence, Settings
+from orchestration.settings import Settings
 from orchestration.standing import Standing, TopicStanding, stand
 
-OF_KAFKA = ("lag/", "oldest/", "retention/", "lost/", "lanes/", "no_batch")
+OF_KAFKA = ("lag/", "oldest/", "retention/", "lost/", "lanes/", "no_batch/")
 """How the names begin of what cannot be judged without Kafka."""
 
 _PAGES = {
@@ -105,30 +105,28 @@ def of_standing(
     settings: Settings, ledger: Engine, standing: Standing
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with how far the topics have come."""
-    tick_s = Cadence(settings.cadence).gap_seconds(datetime.now(UTC))
-    waiting_since = []
     for topic in standing.topics:
         if topic.is_missing:
             continue
         if topic.trouble is not None:
             yield f"lanes/{topic.topic}", f"topic {topic.topic}: {topic.trouble}"
             continue
+        cadence = settings.cadence_of(topic.topic)
+        tick_s = cadence.gap_seconds(datetime.now(UTC))
         yield from _of_topic(settings, topic, tick_s)
-        if topic.not_planned:
-            waiting_since += [lane.unread_at for lane in topic.lanes if lane.unread_at is not None]
-    newest = [batch for t in settings.topics for batch in newest_batches(ledger, t, 1)]
-    missed_us = settings.alarm_missed_ticks * max(tick_s, 1.0) * 1e6
-    quiet_since = max(
-        [*(batch.planned_at for batch in newest), min(waiting_since, default=standing.seen_at)]
-    )
-    if waiting_since and standing.seen_at - quiet_since >= missed_us:
-        yield (
-            "no_batch",
-            f"records wait in Kafka and no batch was planned since {_clock(quiet_since)}, over "
-            f"{settings.alarm_missed_ticks} ticks of the cadence {settings.cadence}: see in "
-            "Dagster's Automation whether the trigger is stopped or why it skips, and whether a "
-            "run hangs",
-        )
+        unread = [lane.unread_at for lane in topic.lanes if lane.unread_at is not None]
+        if not (topic.not_planned and unread):
+            continue
+        newest = [batch.planned_at for batch in newest_batches(ledger, topic.topic, 1)]
+        quiet_since = max([*newest, min(unread)])
+        if topic.seen_at - quiet_since >= settings.alarm_missed_ticks * max(tick_s, 1.0) * 1e6:
+            yield (
+                f"no_batch/{topic.topic}",
+                f"records of topic {topic.topic} wait in Kafka and no batch of it was planned "
+                f"since {_clock(quiet_since)}, over {settings.alarm_missed_ticks} ticks of the "
+                f"cadence {cadence.text}: see in Dagster's Automation whether the trigger is "
+                "stopped or why it skips, and whether a run hangs",
+            )
 
 
 def _of_topic(settings: Settings, topic: TopicStanding, tick_s: float) -> Iterator[tuple[str, str]]:

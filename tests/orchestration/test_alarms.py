@@ -170,12 +170,12 @@ def _kept(hours: int, age: int) -> TopicStanding:
         (_topic(not_loaded=4, oldest_at=-1), set()),
         (_topic(not_loaded=4, oldest_at=-30 * HOUR_US, is_bound=True), set()),
         (_topic(lost=1), {"lost/events"}),
-        (_topic(unread_from=0, unread_at=-30 * HOUR_US), {"no_batch"}),
+        (_topic(unread_from=0, unread_at=-30 * HOUR_US), {"no_batch/events"}),
         (_topic(planned_end=9, unread_from=0, unread_at=-30 * HOUR_US), set()),
-        (_kept(20, 13), {"no_batch"}),
-        (_kept(20, 15), {"retention/events", "no_batch"}),
-        (_kept(3, 1), {"no_batch"}),  # half of a retention that is shorter than the setting
-        (_kept(3, 2), {"retention/events", "no_batch"}),
+        (_kept(20, 13), {"no_batch/events"}),
+        (_kept(20, 15), {"retention/events", "no_batch/events"}),
+        (_kept(3, 1), {"no_batch/events"}),  # half of a retention that is shorter than the setting
+        (_kept(3, 2), {"retention/events", "no_batch/events"}),
         (
             TopicStanding("events", now_us(), trouble=LogTruncated("records are gone")),
             {"lanes/events"},

@@ -19,6 +19,7 @@ from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
 from orchestration.ledger.tables import lanes
 from orchestration.lost_runs import WORKER_TAG, worker_tag
+from orchestration.resources import TOPICS_TAG
 from orchestration.settings import Settings
 from tests.records import Sent, value_of
 from tests.stack import Stack
@@ -54,6 +55,8 @@ def _reason(decision: dg.RunRequest | dg.SkipReason) -> str:
 
 class _Away(Lookout):
     """A lookout from which something cannot be seen."""
+
+    tags: dict[str, str] = {}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -253,3 +256,33 @@ def test_a_troubled_topic_fails_the_tick_only_when_nothing_else_waits(
         decide(instance, lookout)
     stack.send(value_of(2))
     assert isinstance(decide(instance, lookout), dg.RunRequest)
+
+
+def test_a_topic_with_a_cadence_of_its_own_is_taken_by_its_own_runs(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Its trigger looks at it alone, and waits for no run of the others; theirs leave it alone."""
+    stack = new_stack(cadence_historical="1h").make_topics()
+    main, overflow, historical = stack.settings.topics_by_urgency
+    others = Lookout(stack.settings, [main, overflow])
+    own = Lookout(stack.settings, [historical])
+    stack.send(value_of(1), topic=historical)
+    assert _reason(decide(instance, others)) == "nothing in Kafka waits to be loaded"
+    asked = decide(instance, own)
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags[TOPICS_TAG] == historical
+
+    stack.send(value_of(2))
+    request = decide(instance, others)
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags[TOPICS_TAG] == f"{main} {overflow}"
+    run = _a_run(instance, stack.settings, dg.DagsterRunStatus.STARTED, **request.tags)
+    assert run.run_id[:8] in _reason(decide(instance, others))
+    assert isinstance(decide(instance, own), dg.RunRequest)  # queued behind it by the pool
+
+    for each in (request, asked):
+        job = definitions(stack.settings).resolve_job_def("micro_batch")
+        ran = job.execute_in_process(instance=instance, partition_key=TODAY, tags=dict(each.tags))
+        assert ran.success
+        taken = each.tags[TOPICS_TAG].split()
+        assert {b.topic for b in stack.batches() if b.run_id == ran.run_id} == {taken[0]}

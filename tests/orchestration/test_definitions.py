@@ -101,6 +101,23 @@ def test_the_cadence_makes_a_schedule_or_a_sensor(
     assert {trigger.default_status for trigger in [*schedules, *sensors]} <= running
 
 
+def test_topics_may_have_cadences_of_their_own(settings: Callable[..., Settings]) -> None:
+    """Each such topic has a trigger; the others go with the main one."""
+    made = settings(cadence="10s", cadence_overflow="30s", cadence_historical="0 3 * * *")
+    repository = definitions(made).get_repository_def()
+    assert {sensor.name: sensor.minimum_interval_seconds for sensor in repository.sensor_defs} == {
+        "micro_batch_sensor": 10,
+        "micro_batch_overflow_sensor": 30,
+        "alarms": 60,
+    }
+    (schedule,) = repository.schedule_defs
+    assert (schedule.name, schedule.cron_schedule) == (
+        "micro_batch_historical_schedule",
+        "0 3 * * *",
+    )
+    assert "events_historical at the cadence 0 3 * * *" in (schedule.description or "")
+
+
 def test_every_run_shares_one_process(settings: Callable[..., Settings]) -> None:
     """Jobs, the UI's Materialize and backfills all use the in-process executor."""
     repository = definitions(settings()).get_repository_def()
