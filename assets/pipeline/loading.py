@@ -8,7 +8,7 @@ Invariant: nothing is inserted but after a proof that it is not there, nor witho
 from __future__ import annotations
 
 from assets.pipeline.batch import LOADED, Batch, Kind, State
-from assets.pipeline.circuit import DEAD_LETTERS, LOAD, Circuit
+from assets.pipeline.circuit import DEAD_LETTERS, LOAD, STAGE, Circuit
 from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
 from assets.pipeline.errors import (
@@ -20,6 +20,7 @@ from assets.pipeline.errors import (
     is_given_up,
 )
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.letters import check_letters
 from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror, mirror_whole
@@ -29,7 +30,7 @@ from assets.pipeline.staging import old_batches
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
-from orchestration.ledger.attempts import attempt
+from orchestration.ledger.attempts import attempt, tries_at
 from orchestration.ledger.gaps import gap_found
 from orchestration.ledger.leases import Lease, assert_held
 
@@ -149,10 +150,12 @@ def _commit_group(worker: Worker, newest: Batch) -> None:
 def _load_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> None:
     ledger, settings = worker.ledger, worker.settings
     clock = StageClock()
+    stagings = tries_at(ledger, batch.batch_id, STAGE)
     with attempt(ledger, batch.batch_id, LOAD, worker.run_id) as number:
         if number > 1:
             worker.say(f"batch {batch.batch_id}: attempt {number} at loading")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADING)
+        delete_leftovers(ledger, worker.lake, batch, stagings)
         failpoint("before-insert")
         try:
             with circuit.one(batch):

@@ -100,24 +100,6 @@ def staged_path(kind: str, batch: Batch, attempt: int, suffix: str = "parquet") 
     return lake_path(kind, batch.arrival_date, f"{name}.{suffix}")
 
 
-def delete_earlier_attempts(batch: Batch, attempt: int, lake: Lake) -> None:
-    """Remove what earlier attempts left in the lake, once a later one is registered."""
-    for earlier in range(1, attempt):
-        for kind in Kind:
-            lake.delete(staged_path(kind, batch, earlier))
-
-
-def delete_unregistered(batch: Batch, attempts: int, lake: Lake) -> None:
-    """Remove what attempts at staging left that died before they were registered, or after."""
-    assert batch.staged is not None
-    registered = {file.path for file in batch.staged.files}
-    for attempt in range(1, attempts + 1):
-        for kind in Kind:
-            path = staged_path(kind, batch, attempt)
-            if path not in registered:
-                lake.delete(path)
-
-
 def staged_places(lake: Lake, staged: Staged, kind: Kind) -> list[tuple[int, int]]:
     """Partition and offset of each row of a staged file, in its order; none without a file."""
     file = staged.file(kind)

@@ -38,11 +38,11 @@ from assets.pipeline.lanes import (
     plan_next,
     see_watermark,
 )
+from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.letters import Outcomes, stage_letters
 from assets.pipeline.read import check_readable, read_ranges
 from assets.pipeline.room import why_no_room
 from assets.pipeline.stage import stage
-from assets.pipeline.staged_files import delete_earlier_attempts
 from assets.pipeline.topic import Topic
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
@@ -185,7 +185,9 @@ def stage_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> B
         f"{balance.absent:,} absent; "
         + ", ".join(f"{file.path} ({file.bytes:,} bytes)" for file in staged.files)
     )
-    return ledger_batches.read_batch(ledger, batch.batch_id)
+    batch = ledger_batches.read_batch(ledger, batch.batch_id)
+    delete_leftovers(ledger, worker.lake, batch, number)
+    return batch
 
 
 def _stage_and_register(
@@ -220,7 +222,6 @@ def _stage_and_register(
         also=also,
     )
     failpoint("after-register")
-    delete_earlier_attempts(batch, number, worker.lake)
     return staged
 
 

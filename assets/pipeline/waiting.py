@@ -16,15 +16,15 @@ from assets.pipeline.batch import WAITING, Batch, Kind, State
 from assets.pipeline.circuit import STAGE
 from assets.pipeline.errors import BatchError, Gap, StagedFileDamaged, TopicReplaced
 from assets.pipeline.key_upkeep import without_batch
+from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
 from assets.pipeline.read import check_readable, lost_below
-from assets.pipeline.staged_files import delete_earlier_attempts, delete_unregistered
 from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import gaps as ledger_gaps
-from orchestration.ledger.attempts import attempts_of
+from orchestration.ledger.attempts import attempts_of, tries_at
 from orchestration.ledger.keys import KeySwap
 
 
@@ -104,13 +104,12 @@ def _check_lost(worker: Worker, batch: Batch, kind: Kind) -> None:
 
 def release_batch(worker: Worker, batch_id: str) -> Batch:
     """Let a held batch go on to loading, as it was staged."""
-    _check_held(worker, batch_id, "be released")
     with worker.lease() as lease:
+        held = _check_held(worker, batch_id, "be released")
+        stagings = tries_at(worker.ledger, batch_id, STAGE)
         ledger_batches.give_back(worker.ledger, lease, batch_id, State.HELD, State.STAGED)
-        batch = ledger_batches.read_batch(worker.ledger, batch_id)
-        attempts = [one for one in attempts_of(worker.ledger, batch_id) if one.stage == "stage"]
-        delete_unregistered(batch, len(attempts), worker.lake)
-    return batch
+        delete_leftovers(worker.ledger, worker.lake, held, stagings)
+    return ledger_batches.read_batch(worker.ledger, batch_id)
 
 
 def restage_batch(worker: Worker, batch_id: str) -> Batch:
@@ -147,10 +146,10 @@ def give_up_redrive(worker: Worker, batch_id: str) -> Batch:
                 f"{batch_id}` carries it on; to give it up, delete them first"
             )
         ledger_batches.give_up(worker.ledger, lease, batch_id, f"given up; {batch.note}")
-        attempts = attempts_of(worker.ledger, batch_id)
-        delete_earlier_attempts(batch, len(attempts) + 1, worker.lake)
         batch = ledger_batches.read_batch(worker.ledger, batch_id)
-        mirror(worker.clickhouse, database, [batch], attempts)
+        stagings = tries_at(worker.ledger, batch_id, STAGE)
+        delete_leftovers(worker.ledger, worker.lake, batch, stagings)
+        mirror(worker.clickhouse, database, [batch], attempts_of(worker.ledger, batch_id))
     return batch
 
 

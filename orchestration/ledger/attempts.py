@@ -144,6 +144,17 @@ def attempts_of(ledger: Engine, batch_id: str) -> list[Attempt]:
     return [Attempt(**row._mapping) for row in rows]
 
 
+def tries_at(ledger: Engine, batch_id: str, stage: str) -> int:
+    """How often a stage of a batch was tried so far: the number of the last attempt."""
+    with reading(ledger) as connection:
+        last: int | None = connection.scalar(
+            select(func.max(attempts.c.number)).where(
+                attempts.c.batch_id == batch_id, attempts.c.stage == stage
+            )
+        )
+    return last or 0
+
+
 def last_failures(ledger: Engine, limit: int, *topics: str) -> list[Attempt]:
     """The last attempts at batches of these topics that failed, the newest first."""
     with reading(ledger) as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -79,6 +79,14 @@ def retired_key_files(ledger: Engine, before: int) -> list[str]:
             connection.execute(
                 select(key_files.c.path).where(key_files.c.retired_at < before)
             ).scalars()
+        )
+
+
+def named_key_files(ledger: Engine, paths: Iterable[str]) -> set[str]:
+    """Those of these files that the ledger knows, the ones merged into others included."""
+    with reading(ledger) as connection:
+        return set(
+            connection.scalars(select(key_files.c.path).where(key_files.c.path.in_(list(paths))))
         )
 
 

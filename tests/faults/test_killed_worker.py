@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 
 from assets.pipeline.failpoints import POINTS
 from orchestration.ledger.attempts import Attempt, attempts_of
+from orchestration.ledger.tables import key_files
 from tests.faults.conftest import Scene
 
 NewScene = Callable[..., Scene]
@@ -51,8 +53,8 @@ def test_workers_killed_at_one_point_after_the_other_get_through(
 ) -> None:
     """Each worker takes up what the ones before it left and what came since, and dies one point on.
 
-    Then every offset comes out exactly once, and the ledger has an attempt without an end for each
-    that was cut off.
+    Then every offset comes out exactly once, the ledger has an attempt without an end for each
+    that was cut off, and the lake has no file that the ledger does not name.
     """
     scene = new_scene(batch_max_records=150, **ledger_values)
     assert tuple(ROW_OF_POINT) == POINTS
@@ -66,6 +68,7 @@ def test_workers_killed_at_one_point_after_the_other_get_through(
     scene.prove()
     ended = [each.outcome for each in attempts(scene) if each.ended_at is not None]
     assert set(ended) == {"ok"}
+    assert in_the_lake(scene) == named_in_the_ledger(scene)
 
 
 def attempts(scene: Scene) -> list[Attempt]:
@@ -75,6 +78,20 @@ def attempts(scene: Scene) -> list[Attempt]:
         for batch in scene.stack.batches()
         for each in attempts_of(scene.stack.ledger, batch.batch_id)
     ]
+
+
+def in_the_lake(scene: Scene) -> set[str]:
+    """Every file that lies there."""
+    lake = scene.stack.lake_file("")
+    return {str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file()}
+
+
+def named_in_the_ledger(scene: Scene) -> set[str]:
+    """Every file that it knows, those included that are kept a while for readers."""
+    with scene.stack.ledger.connect() as connection:
+        keys = set(connection.scalars(select(key_files.c.path)))
+    batches = scene.stack.batches()
+    return keys | {file.path for batch in batches if batch.staged for file in batch.staged.files}
 
 
 def cut_off(scene: Scene) -> Counter[str]:
