@@ -14,6 +14,12 @@ _DAGSTER_YAML = """\
 # for PostgreSQL add
 #   storage: {{postgres: {{postgres_db: {{...}}}}}}
 
+# Runs are forked from a process that has the code imported already; TIDEMARK_FORK_RUNS=false, or no
+# such section, and each is a new process (docs/run-launcher.md).
+run_launcher:
+  module: orchestration.run_launcher
+  class: WarmRunLauncher
+
 # One run at a time works on a topic, whoever started it: the cadence, a person, a backfill.
 # Counted by run, so that a killed run leaves no slot taken behind.
 concurrency:
@@ -28,7 +34,8 @@ run_queue:
   dequeue_use_threads: true
   dequeue_num_workers: 2
 
-# Stops runs beyond their tag dagster/max_runtime, and fails those that never start.
+# Stops runs beyond their tag dagster/max_runtime, and fails those that never start or whose process
+# is gone.
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180

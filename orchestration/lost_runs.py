@@ -3,7 +3,7 @@
 When the machine goes down, or a run's process and its code server die together, nobody is left to
 say so: the run stays "started" for ever, holds the topic's pool, and no micro-batch starts again.
 So each run is tagged with the process that works on it, and whoever is about to wait for the run
-first looks whether that process still lives.
+(or to stop it) first looks whether that process still lives.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
@@ -33,11 +34,29 @@ def worker_tag(run_id: str) -> dict[str, str]:
     return {WORKER_TAG: f"{run_id}:{socket.gethostname()}:{pid}:{_born(pid)}"}
 
 
-def is_lost(run: DagsterRun) -> bool:
-    """Whether the run's process ran on this host and is gone. Of other hosts nothing is known."""
+@dataclass(frozen=True)
+class RunWorker:
+    """The process that a run's tag names, on this host."""
+
+    pid: int
+    born: str
+
+    def lives(self) -> bool:
+        """Whether it is at work still, and not another process that got its pid."""
+        return _born(self.pid) == self.born
+
+
+def worker_of(run: DagsterRun) -> RunWorker | None:
+    """The run's own process. None: not noted, or on another host, of which we know nothing."""
     run_id, host, pid, born = run.tags.get(WORKER_TAG, ":::").split(":")
     ours = run_id == run.run_id and host == socket.gethostname()
-    return ours and run.status in _AT_WORK and _born(int(pid)) != born
+    return RunWorker(int(pid), born) if ours else None
+
+
+def is_lost(run: DagsterRun) -> bool:
+    """Whether the run's process ran on this host and is gone."""
+    worker = worker_of(run)
+    return worker is not None and run.status in _AT_WORK and not worker.lives()
 
 
 def fail_lost_runs(instance: DagsterInstance, runs: Iterable[DagsterRun]) -> list[DagsterRun]:

@@ -231,6 +231,11 @@ class Settings(BaseSettings):
     cadence_historical: str = Field(
         "", description="The same for <topic>_historical; empty: it goes with the main topic."
     )
+    fork_runs: bool = Field(
+        True,
+        description="Fork runs from a warm process; false: each run is a new process, which costs "
+        "a second and more of processor time.",
+    )
     batch_max_records: int = Field(
         500_000, ge=1, description="Most Kafka offsets that one batch spans."
     )
