@@ -46,6 +46,7 @@ from orchestration.settings import SETTINGS_FILE, Settings
 
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _ANSWER_LIMIT_S = 60.0
+_TRIES = 3
 _PAUSE_S = 60.0  # between tries at a forker that does not come up
 
 _log = logging.getLogger("dagster.run_launcher")
@@ -157,16 +158,18 @@ class WarmRunLauncher(DefaultRunLauncher):
             super().launch_run(context)
 
     def _fork(self, context: LaunchRunContext) -> bool:
-        try:
-            for _ in range(2):  # one that is stale is replaced
-                warm = self._warm_process(context)
+        location = _location(context.dagster_run)
+        for _ in range(_TRIES):  # one that was killed, or is stale, is replaced
+            try:
+                warm = self._warm_process(context, location)
                 if warm.start_run(context.dagster_run.run_id) is _Answer.STARTED:
                     return True
-                self._retire(_location(context.dagster_run))
-            reason = "its files change all the time"
-        except (CannotFork, OSError) as error:
-            reason = str(error)
-        self._retire(_location(context.dagster_run))
+                reason = "the files it imports change all the time"
+            except (CannotFork, OSError) as error:
+                reason = str(error)
+            if location not in self._warm:  # it did not come up, and would not now
+                break
+            self._retire(location)
         self._not_before = time.monotonic() + _PAUSE_S
         _log.warning(
             "Runs cannot be forked from a warm process: %s. They start in new processes, "
@@ -186,10 +189,9 @@ class WarmRunLauncher(DefaultRunLauncher):
         here = not isinstance(origin, GrpcServerCodeLocationOrigin) or _is_loopback(origin.host)
         return here and _wanted()
 
-    def _warm_process(self, context: LaunchRunContext) -> WarmProcess:
+    def _warm_process(self, context: LaunchRunContext, location: str) -> WarmProcess:
         run = context.dagster_run
         assert run.job_code_origin is not None
-        location = _location(run)
         code = (run.job_code_origin.repository_origin, _server_id(context, location))
         known = self._warm.get(location)
         if known is not None and known[0] == code:

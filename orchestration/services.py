@@ -1,11 +1,13 @@
 """Dagster's processes on one machine: code server, webserver, daemon.
 
-    code server ◀─gRPC─ webserver (UI)      runs are children of the code server, which sees
-         ▲                                  within a second when one is killed
-         └────────gRPC─ daemon (ticks, queue, retries)
+    code server ◀─gRPC─ webserver (UI)
+         ▲
+         └────────gRPC─ daemon (ticks, queue, retries) ── run_forker ── runs
 
 The code server is a process of its own, because a daemon that loads the code itself does so anew
 every minute. `dagster code-server` reads the settings again when somebody presses Reload in the UI.
+Runs are forked below the daemon (run_launcher.py); those that cannot be are children of the code
+server. Whoever is their parent sees at once when one is killed.
 """
 
 from __future__ import annotations
@@ -39,8 +41,13 @@ _DAEMONS = """
 """
 
 
-def dagster_services(settings: Settings) -> list[Service]:
-    """The processes, with the files they read written. The daemon's probe asks the webserver."""
+def dagster_services(
+    settings: Settings, module: str = "orchestration.definitions", folder: Path = _REPOSITORY
+) -> list[Service]:
+    """The processes, with the files they read written. The daemon's probe asks the webserver.
+
+    The code server loads the module, from the folder.
+    """
     home = dagster_home(settings.home)
     write_instance(settings.home)
     code_port = free_port(settings.dagster_port + 1)
@@ -52,7 +59,7 @@ def dagster_services(settings: Settings) -> list[Service]:
             name="dagster-code",
             argv=[
                 *(sys.executable, "-m", "dagster", "code-server", "start"),
-                *("-m", "orchestration.definitions", "-d", str(_REPOSITORY)),
+                *("-m", module, "-d", str(folder)),
                 *("-h", HOST, "-p", str(code_port), "--location-name", LOCATION),
                 *("--log-level", "warning"),
             ],
