@@ -20,6 +20,9 @@ from orchestration.resources import TOPIC_TAG, Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
 
+_PARENT, _ROOT = "dagster/parent_run_id", "dagster/root_run_id"
+"""Tags of a run that tries another one again, by Dagster itself or because somebody says so."""
+
 
 class RedriveConfig(dg.Config):
     """Which dead letters to try again; nothing chosen: a dry run over all of them."""
@@ -77,7 +80,8 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
         with told_failures(context):
             worker = pipeline.worker(context)
             only_look = config.dry_run or (wanted.says_nothing and not config.everything)
-            done = preview(worker, wanted) if only_look else redrive(worker, wanted)
+            runs = _same_choice(context)
+            done = preview(worker, wanted) if only_look else redrive(worker, wanted, runs)
         for line in text(done):
             context.log.info(line)
         for batch in done.batches:
@@ -89,7 +93,16 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
                         metadata=loaded_metadata(worker, batch),
                     )
                 )
-        context.add_output_metadata({"redriven": dg.MetadataValue.json(document(done))})
+        redriven = dg.MetadataValue.json(document(done))
+        if done.damaged:
+            raise dg.Failure(
+                f"dead letters were left out, because their files cannot be read: "
+                f"{'; '.join(done.damaged)}. Bring them back, and redrive what they hold; all else "
+                "is done",
+                metadata={"redriven": redriven},
+                allow_retries=False,
+            )
+        context.add_output_metadata({"redriven": redriven})
 
     @dg.job(
         name="redrive",
@@ -104,3 +117,12 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
         op()
 
     return job
+
+
+def _same_choice(context: dg.OpExecutionContext) -> set[str]:
+    """This run, and those that it tries again because they failed: their choice is its own."""
+    tags = context.run.tags
+    parent = context.instance.get_run_by_id(tags.get(_PARENT, ""))
+    if parent is None or parent.status is not dg.DagsterRunStatus.FAILURE:
+        return {context.run.run_id}
+    return {context.run.run_id, parent.run_id, tags[_ROOT]}

@@ -118,19 +118,27 @@ def preview(worker: Worker, wanted: Wanted) -> Redriven:
     return Redriven(True, results, choice.left_out, damaged=tuple(choice.damaged))
 
 
-def redrive(worker: Worker, wanted: Wanted) -> Redriven:
+def redrive(worker: Worker, wanted: Wanted, runs: Iterable[str] = ()) -> Redriven:
     """Try the wanted dead letters again, and load what has become an event.
 
     Each redrive is planned before any is staged. What an earlier one has left on the way is carried
     on, too. One that cannot be carried on holds up no other; the first such error is raised last.
+    `runs` have asked for the same before, and failed: what they have planned counts as chosen, and
+    no letter of it is chosen again.
     """
     aside = PutAside()
     ledger = worker.ledger
     with worker.lease() as lease:
-        choice = _Choice(worker, wanted)
+        earlier = [
+            batch
+            for run_id in runs
+            for batch in ledger_batches.batches_of_run(ledger, run_id)
+            if batch.is_redrive
+        ]
+        choice = _Choice(worker, wanted, earlier)
         begun = [batch for batch in worker.unfinished() if batch.is_redrive]
         planned = _plan(worker, lease, choice)
-        ids = [batch.batch_id for batch in (*begun, *planned)]
+        ids = list(dict.fromkeys(batch.batch_id for batch in (*earlier, *begun, *planned)))
         to_stage = [batch for batch in (*begun, *planned) if batch.state is State.PLANNED]
         staged = stage_these(worker, lease, to_stage, aside)
         keep_index(ledger, worker.lake, {batch.arrival_date for batch in staged})
@@ -163,7 +171,8 @@ def _now(worker: Worker, batch_id: str) -> Batch:
 class _Choice:
     """Goes through the dead letters and chooses; knows at the end what was left out, and why."""
 
-    def __init__(self, worker: Worker, wanted: Wanted) -> None:
+    def __init__(self, worker: Worker, wanted: Wanted, earlier: Sequence[Batch] = ()) -> None:
+        """`earlier` are redrives whose letters were chosen before, and count as such."""
         self._worker = worker
         self._wanted = wanted
         self._tokens = read_access(worker.ledger).tokens
@@ -176,7 +185,12 @@ class _Choice:
             self._project_tokens = frozenset(
                 {project.token, *(t.token for t in retired if t.project_id == self._project)}
             )
-        self._left = wanted.limit
+        self._chosen = {
+            (batch.topic_id, letter.place)
+            for batch in earlier
+            for letter in ledger_redrives.letters_of(worker.ledger, batch.batch_id)
+        }
+        self._left = wanted.limit and max(0, wanted.limit - len(self._chosen))
         self.left_out: Counter[tuple[str, str]] = Counter()
         self.damaged: list[str] = []
 
@@ -226,6 +240,8 @@ class _Choice:
             if self._left == 0:
                 break
             if self._wanted.reasons and reason not in self._wanted.reasons:
+                continue
+            if (batch.topic_id, places[row]) in self._chosen:
                 continue
             token = _token(letters.column("key")[row].as_py())
             if not self._is_of_project(token, letters.column("value"), row):

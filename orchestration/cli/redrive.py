@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from assets.pipeline.reasons import Reason
 from assets.pipeline.redrive import Redriven, Wanted, preview
 from assets.pipeline.redrive import redrive as try_again
 from assets.pipeline.waiting import give_up_redrive
+from orchestration.cli import EXIT_FAILED
 from orchestration.cli.arguments import PROJECT
 from orchestration.cli.batch import worker_of
 from orchestration.ledger.redrives import Outcome
@@ -78,11 +80,15 @@ def redrive(
     done = preview(worker, wanted) if only_look else try_again(worker, wanted)
     if as_json:
         print(json.dumps(document(done)))
-        return
-    for line in text(done):
-        print(line)
-    if only_look and done.letters and not dry_run:
-        print("nothing was done: choose some (--reason, --project, --date, --batch), or say --all")
+    else:
+        for line in text(done):
+            print(line)
+        if only_look and done.letters and not dry_run:
+            print(
+                "nothing was done: choose some (--reason, --project, --date, --batch), or say --all"
+            )
+    if done.damaged:
+        sys.exit(EXIT_FAILED)
 
 
 def document(done: Redriven) -> dict[str, Any]:
@@ -136,6 +142,7 @@ def text(done: Redriven) -> list[str]:
         lines.append(f"  {reason}: {parts}")
     for (reason, why), count in sorted(done.left_out.items()):
         lines.append(f"  left out: {count:,} {reason} ({why})")
+    lines += [f"  left out: {damage}" for damage in done.damaged]
     for batch in done.batches:
         if batch.state is State.COMMITTED and batch.staged is not None:
             rows = batch.staged.balance.ok

@@ -10,7 +10,11 @@ import dagster as dg
 import pytest
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 
+from assets.pipeline import redrive
+from assets.pipeline.batch import Kind
+from assets.pipeline.errors import TransientError
 from orchestration.definitions import definitions
+from orchestration.ledger.access import read_access
 from orchestration.ledger.projects import create_project
 from tests.records import Sent, value_of
 from tests.stack import Stack
@@ -27,12 +31,18 @@ def stack(new_stack: Callable[..., Stack]) -> Stack:
     return stack
 
 
-def _run(stack: Stack, instance: dg.DagsterInstance, **config: Any) -> ExecuteInProcessResult:
+def _run(
+    stack: Stack,
+    instance: dg.DagsterInstance,
+    tags: dict[str, str] | None = None,
+    **config: Any,
+) -> ExecuteInProcessResult:
     job = definitions(stack.settings).resolve_job_def("redrive")
     return job.execute_in_process(
         run_config={"ops": {"try_again": {"config": config}}},
         instance=instance,
         raise_on_error=False,
+        tags=tags,
     )
 
 
@@ -83,6 +93,56 @@ def test_the_checks_hold_after_a_redrive(stack: Stack, instance: dg.DagsterInsta
     numbers = {name: value.value for name, value in balance.metadata.items()}
     assert (numbers["ok"], numbers["rejected"], numbers["redriven"]) == (1, 4, 3)
     assert numbers["offsets"] == 5
+
+
+def test_a_try_again_keeps_the_choice_of_the_first(
+    stack: Stack, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step, or a run, that is tried again after it has planned chooses no more than it was to."""
+    [token] = read_access(stack.ledger).tokens
+    stack.send(*(Sent(value_of(n, project_id=0), key=f"{token}:x".encode()) for n in range(9, 18)))
+    stack.run()
+    fails: list[bool] = []
+
+    def fail(point: str) -> None:
+        if point == "after-plan" and fails.pop(0):
+            raise TransientError("the ledger blinks")
+
+    def run(tries: int, **tags: str) -> ExecuteInProcessResult:
+        settings = stack.settings.model_copy(update={"load_attempts": tries})
+        chosen = {"reasons": ["unknown_project"], "limit": 2}
+        return _run(Stack(settings), instance, tags, **chosen)
+
+    def letters() -> list[int]:
+        return [batch.letters for batch in stack.batches() if batch.is_redrive]
+
+    monkeypatch.setattr(redrive, "failpoint", fail)
+    fails[:] = [True, False]
+    assert run(tries=2).success
+    assert letters() == [2]
+    fails[:] = [True, False]
+    failed = run(tries=1)
+    assert not failed.success
+    of_failed = {f"dagster/{which}_run_id": failed.run_id for which in ("parent", "root")}
+    assert run(tries=1, **of_failed).success
+    assert letters() == [2, 2]
+    assert len(stack.account().events) == 4
+
+
+def test_a_file_that_cannot_be_read_is_told(stack: Stack, instance: dg.DagsterInstance) -> None:
+    """The run fails at once and names it, when all else is done."""
+    stack.send(b"no json either")
+    stack.run()
+    batch = stack.batches()[-1]
+    assert batch.staged is not None
+    file = batch.staged.file(Kind.DEAD_LETTERS)
+    assert file is not None
+    stack.lake_file(file.path).unlink()
+    result = _run(stack, instance, everything=True)
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert file.path in str(failure.step_failure_data.user_failure_data)
+    assert len(stack.account().events) == 3
 
 
 @pytest.mark.parametrize(
