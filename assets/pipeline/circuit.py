@@ -103,6 +103,11 @@ class Circuit:
         raise _paused(waits)
 
     @property
+    def fails(self) -> bool:
+        """Whether the table has failed when it was last tried."""
+        return self._table in self._known
+
+    @property
     def is_open(self) -> bool:
         """Whether the table has failed so often that it is waited for."""
         return open_backoff(self._settings, self._known, self._table) is not None
@@ -152,13 +157,20 @@ class Circuit:
             raise
         self._went_well(batch)
 
+    def table_works(self) -> None:
+        """End what is waited for because of the table."""
+        self._forget(self._table)
+
     def _went_well(self, batch: Batch) -> None:
         self._in_a_row = 0
-        names = {self._name(batch), self._table} & self._known.keys()
-        if names:
-            forget_failures(self._ledger, self._lease, [name for name in names if name])
-            for name in names:
-                del self._known[name or ""]
+        self._forget(self._name(batch), self._table)
+
+    def _forget(self, *names: str | None) -> None:
+        known = [name for name in names if name is not None and name in self._known]
+        if known:
+            forget_failures(self._ledger, self._lease, known)
+            for name in known:
+                del self._known[name]
 
     def _batch_fails(self, batch: Batch, error: BatchError) -> None:
         longest = self._settings.batch_backoff_max_seconds

@@ -99,7 +99,7 @@ def finish_these(
     events = worker.circuit(lease, LOAD, Kind.EVENTS)
     others = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
     others += [batch for batch in batches if batch.state in (State.STAGED, State.LOADING)]
-    if not due and (events.is_open or not others):
+    if not due and (events.is_open or not (others or circuit.fails)):
         return []
     done: list[Batch] = []
     with aside.pauses():
@@ -115,6 +115,7 @@ def finish_these(
             told = [*done, *others, *_mended_by(worker, done)]
             database = worker.settings.clickhouse_database
             mirror_whole(worker.clickhouse, database, worker.ledger, told)
+            circuit.table_works()  # as far as anything needs it that does not wait by itself
             failpoint("after-mirror")
         # Only now: until then the next worker does all of this again.
         for batch in done:

@@ -167,9 +167,12 @@ def move(
 ) -> None:
     """Move a batch to a state that may follow its present one, within the caller's transaction.
 
-    `only_from` names the one state from which the caller means to move it.
+    `only_from` names the one state from which the caller means to move it. What no worker tries
+    any more by itself is not said to fail now.
     """
     check_fence(connection, lease)
+    if to in (*WAITING, State.SUPERSEDED):
+        connection.execute(delete(backoffs).where(backoffs.c.name.startswith(batch_name(batch_id))))
     froms = [
         state
         for state, followers in TRANSITIONS.items()

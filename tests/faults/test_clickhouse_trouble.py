@@ -9,7 +9,7 @@ import pytest
 from assets.pipeline.batch import State
 from assets.pipeline.codes import CLICKHOUSE, Remedy
 from assets.pipeline.errors import BatchError, ClickHouseAway, LoadingPaused
-from assets.pipeline.loading import load_batches
+from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import retry_batch
 from assets.pipeline.worker import Worker
@@ -167,6 +167,24 @@ def test_batch_after_batch_in_trouble_is_the_table_s(staged: Scene, proxy: Fault
     assert [type(one) for one in told] == [ClickHouseAway, ClickHouseAway, LoadingPaused]
     assert inserts(proxy) == 2
     assert states(staged) == [State.LOADING, State.LOADING, State.STAGED]
+
+
+def test_the_mirror_ends_the_pause_of_dead_letters(staged: Scene, proxy: FaultyProxy) -> None:
+    """It fails on that table's account, so it ends the wait for it, though nothing is rejected."""
+    assert staged.work() == 0
+    staged.send_more(20)
+    stage_batches(staged.stack.worker())
+    assert load(staged) == []
+    away = Canned(503, b"away", "text/plain")
+    proxy.answers = lambda exchange: away
+    told: list[BatchError] = []
+    load_dead_letters(staged.stack.worker(), told)
+    assert [type(one) for one in told] == [LoadingPaused]
+    assert len(backoffs_now(staged.stack.ledger)) == 1
+    proxy.answers = lambda exchange: None
+    assert staged.tidemark("batch") == 0
+    assert backoffs_now(staged.stack.ledger) == {}
+    staged.prove()
 
 
 @pytest.mark.matrix("ClickHouse away for long", "as much is staged as may wait")

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, insert
 from assets.pipeline.batch import (
     TRANSITIONS,
     UNFINISHED,
+    WAITING,
     Balance,
     Batch,
     Fingerprint,
@@ -28,6 +29,7 @@ from assets.pipeline.batch import (
 )
 from assets.pipeline.errors import BatchError, LeaseLost
 from orchestration.ledger import batches
+from orchestration.ledger.backoffs import backoffs_now, batch_name, note_failure
 from orchestration.ledger.batches import (
     PlanConflict,
     all_batches,
@@ -121,6 +123,19 @@ def test_only_the_transitions_are_allowed(
                 with pytest.raises(BatchError, match=f"is {start} and cannot become {to}"):
                     set_state(ledger, lease, batch.batch_id, to)
                 assert read_batch(ledger, batch.batch_id).state is start
+
+
+def test_what_no_worker_tries_any_more_is_not_said_to_fail(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """A batch's back-offs are gone, at every stage, once it waits for a person or is given up."""
+    for state in (*WAITING, State.SUPERSEDED, State.COMMITTED):
+        batch = planned()
+        name = batch_name(batch.batch_id, "load")
+        with held_lease(ledger, "topic/events", 60) as lease:
+            note_failure(ledger, lease, name, BatchError("no"), lambda failures: 0)
+            brought_to(ledger, lease, batch, state)
+        assert (name in backoffs_now(ledger)) == (state is State.COMMITTED)
 
 
 def test_a_batch_is_read_back_as_it_was_written(
