@@ -1,6 +1,7 @@
 """Circuit: what is waited for, how long, and what is not held up by it.
 
-    a try fails ─┬─ wait, repair ─▶ the table waits: one probe an interval, oldest batch first
+    a try fails ─┬─ wait, repair ─▶ the table waits: one probe an interval, oldest batch first;
+                 │                  a batch that failed so twice comes after the others
                  ├─ alone ────────▶ the batch waits by itself, those behind it go on
                  ├─ unknown ──────▶ the same, a few times; then a person is asked
                  └─ refused ──────▶ a person is asked at once
@@ -58,7 +59,10 @@ STAGE_OF: dict[State, tuple[str, tuple[Kind, ...]]] = {
 """The stage that carries a batch on, and the tables that it needs."""
 
 _IN_A_ROW = 2
-"""Batches that fail one after the other, each by itself as it seems, before the table waits."""
+"""Batches that fail one after the other, each by itself as it seems, before the table waits.
+
+And failures of one batch, by the table as it seems, before other batches are tried first.
+"""
 
 
 class Circuit:
@@ -113,11 +117,13 @@ class Circuit:
         return open_backoff(self._settings, self._known, self._table) is not None
 
     def due(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The batches that do not wait by themselves."""
-        if self._insists:
-            return list(batches)
+        """The batches that do not wait by themselves; what has failed often comes last.
+
+        Else a batch that always fails would be every probe of a table that takes the others.
+        """
         waits = {name for name, backoff in self._known.items() if not _is_due(backoff)}
-        return [batch for batch in batches if self._name(batch) not in waits]
+        due = [one for one in batches if self._insists or self._name(one) not in waits]
+        return sorted(due, key=self._often_failed)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -148,14 +154,31 @@ class Circuit:
             except Exception as error:  # whatever it is, it must not hold up the others for ever
                 raise UnknownTrouble(f"{type(error).__name__}: {error}") from error
         except BatchError as error:
+            if self._is_of_the_batch(batch, error):
+                error.remedy = Remedy.ALONE
             if error.remedy in (Remedy.ALONE, Remedy.UNKNOWN):
                 self._batch_fails(batch, error)
             elif isinstance(error, (ClickHouseAway, ClickHouseRefused)) and (
                 error.remedy in (Remedy.WAIT, Remedy.REPAIR)
             ):
                 self._table_fails(error)
+                if error.remedy is Remedy.WAIT:
+                    self._note(self._name(batch), error, _another_first)
             raise
         self._went_well(batch)
+
+    def _is_of_the_batch(self, batch: Batch, error: BatchError) -> bool:
+        """Whether the table, as it seems, is well: others were loaded since the batch failed."""
+        return (
+            isinstance(error, ClickHouseAway)
+            and error.remedy is Remedy.WAIT
+            and self._often_failed(batch) > 0
+            and not self.fails
+        )
+
+    def _often_failed(self, batch: Batch) -> int:
+        known = self._known.get(self._name(batch))
+        return known.failures if known and known.failures >= _IN_A_ROW else 0
 
     def table_works(self) -> None:
         """End what is waited for because of the table."""
@@ -273,6 +296,14 @@ def _paused(waits: Backoff) -> LoadingPaused:
     )
     error.code, error.next_try_at = waits.error_code, waits.next_try_at
     return error
+
+
+def _another_first(failures: int) -> int:
+    """The wait (µs) of a batch that perhaps is why the table fails: another is probed before it.
+
+    It does not grow while no other is loaded: most likely the table is in trouble.
+    """
+    return 0 if failures < _IN_A_ROW else int(_BATCH_FIRST_S * 1_000_000)
 
 
 def _doubling(first_s: float, longest_s: float) -> Callable[[int], int]:

@@ -54,6 +54,7 @@ ROWS = (
     Row("ClickHouse away for long", "stages on; one probe an interval, the oldest first", "once"),
     Row("as much is staged as may wait", "plans no more until loading has caught up", "told, once"),
     Row("a batch is too much for ClickHouse", "it waits alone, the others are loaded", "once"),
+    Row("a batch never gets through to ClickHouse", "others are the probe; it waits alone", "once"),
     Row("ClickHouse refuses what is in a batch", "`failed`: a person, `retry`", "told, once"),
     Row(
         "an error that nobody knows", "a few tries, then `failed`: a person, `retry`", "told, once"

@@ -112,6 +112,34 @@ def test_a_batch_in_trouble_by_itself_holds_up_no_other(staged: Scene, proxy: Fa
     staged.prove()
 
 
+@pytest.mark.matrix("a batch never gets through to ClickHouse")
+def test_a_batch_that_never_gets_through_pauses_no_table(staged: Scene, proxy: FaultyProxy) -> None:
+    """A proxy's 413 has no code of ClickHouse: another batch is the probe, and ends the pause."""
+    poison = staged.stack.batches()[0]
+    too_large = Canned(413, b"too large", "text/plain")
+    proxy.answers = lambda exchange: (
+        too_large if is_insert(exchange) and poison.batch_id in exchange.target else None
+    )
+    for _ in range(2):
+        (told,) = load(staged, insists=True)
+        assert isinstance(told, LoadingPaused)
+        assert states(staged)[1:] == [State.STAGED] * 2
+    (told,) = load(staged, insists=True)
+    assert "413" in str(told)
+    assert states(staged) == [State.LOADING, State.COMMITTED, State.COMMITTED]
+    assert loads_of(staged, 0)[-1].remedy == "alone"
+    not_due(staged)
+    staged.send_more(20)
+    stage_batches(staged.stack.worker())
+    assert load(staged) == [], "tried before it was due"
+    assert states(staged)[-1] is State.COMMITTED
+    proxy.answers = lambda exchange: None
+    assert load(staged, insists=True) == []
+    assert staged.work() == 0
+    assert backoffs_now(staged.stack.ledger) == {}
+    staged.prove()
+
+
 @pytest.mark.matrix("ClickHouse refuses what is in a batch", "an error that nobody knows")
 @pytest.mark.parametrize(("code", "tries"), [(27, 1), (98_765, 2)])
 def test_what_is_refused_waits_for_a_person(
