@@ -32,8 +32,11 @@ from assets.pipeline.topic import QUIET, Topic
 
 CHUNK_RECORDS = 1_000
 CHUNK_BYTES = 16 << 20
-"""Records asked for at once, and their bytes if they are as large as the ones before: small
-chunks stay in the processor's cache, and large records out of memory."""
+"""Records of a chunk, or bytes of their values, with which it is full: small chunks stay in the
+processor's cache, and large records out of memory."""
+
+_AT_ONCE = 50
+"""Records asked for at once: by no more than these a chunk can be over its bytes."""
 
 _QUEUED_KBYTES = 16_384
 _POLL_S = 0.1
@@ -108,12 +111,8 @@ def _incarnation(topic: Topic) -> str | None:
         return None
 
 
-def read_ranges(
-    client: Mapping[str, str], topic: str, ranges: Sequence[Range], record_bytes: float = 1_500.0
-) -> Iterator[Chunk]:
+def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) -> Iterator[Chunk]:
     """Every record of the ranges, once, in order within a partition.
-
-    `record_bytes` is how large a record is expected to be.
 
     Raises KafkaAway when Kafka falls silent or away, Gap when a record was taken by
     retention while reading.
@@ -142,9 +141,8 @@ def read_ranges(
             ]
         )
         silent_s = 0.0
-        at_once = max(1, min(CHUNK_RECORDS, int(CHUNK_BYTES / max(record_bytes, 1.0))))
         while open_ends:
-            messages = consumer.consume(at_once, timeout=_POLL_S)
+            messages = _consume(consumer)
             silent_s = 0.0 if messages else silent_s + _POLL_S
             if silent_s >= _SILENCE_S:
                 raise KafkaAway(
@@ -169,6 +167,19 @@ def read_ranges(
         raise _named(error.args[0]) from error
     finally:
         consumer.close()
+
+
+def _consume(consumer: Consumer) -> list[Message]:
+    """Messages for a chunk; fewer, or none, when no more come in time."""
+    messages: list[Message] = []
+    size = 0
+    while len(messages) < CHUNK_RECORDS and size < CHUNK_BYTES:
+        some = consumer.consume(_AT_ONCE, timeout=_POLL_S)
+        messages += some
+        size += sum(map(len, some))
+        if len(some) < _AT_ONCE:
+            break
+    return messages
 
 
 def _chunk(

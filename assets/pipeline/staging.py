@@ -32,7 +32,6 @@ from assets.pipeline.failpoints import failpoint
 from assets.pipeline.hold import reason_to_hold
 from assets.pipeline.key_upkeep import keep_index, open_index, without_batch
 from assets.pipeline.lanes import (
-    ASSUMED_RECORD_BYTES,
     check_ledger,
     open_lanes,
     plan_next,
@@ -231,10 +230,7 @@ def _staged(
     settings = worker.settings
     check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
     seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
-    average = ledger_batches.average_record_bytes(worker.ledger, batch.topic)
-    chunks = read_ranges(
-        settings.kafka_client, batch.topic, batch.readable, average or ASSUMED_RECORD_BYTES
-    )
+    chunks = read_ranges(settings.kafka_client, batch.topic, batch.readable)
     try:
         return stage(
             batch,

@@ -3,7 +3,7 @@
     topic   `events`
     key     `token:distinct_id`, UTF-8: all events of one person keep their order; of visitors
             without cookies, who all share one distinct_id, `token:ip`
-    header  `tidemark-record: 2`, the version of this layout
+    header  `tidemark-record: 2`, the version of the value's layout
     value   two lines of JSON: the head below as an array, its fields in that order, without
             blanks; then `properties`
 
@@ -41,6 +41,8 @@ LATEST_US = 10_413_791_999_999_999  # 2299-12-31
 
 DISTINCT_ID_LENGTH = 200
 """Characters of a distinct_id that are kept."""
+CLIENT_TIMESTAMP_LENGTH = 200
+"""Characters of the client's own text of a time that are kept."""
 
 
 class RecordHead(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -86,7 +88,15 @@ def encode_key(token: str, distinct_id: str) -> bytes:
     return f"{token}:{distinct_id}".encode()
 
 
-VERSION_HEADERS: list[tuple[str, str | bytes | None]] = [
-    (VERSION_HEADER, str(RECORD_VERSION).encode())
-]
-"""The headers of every record."""
+Headers = list[tuple[str, str | bytes | None]]
+
+VERSION_HEADERS: Headers = [(VERSION_HEADER, str(RECORD_VERSION).encode())]
+_LAYOUT_1_HEADERS: Headers = [(VERSION_HEADER, b"1")]
+
+
+def headers_of(value: bytes) -> Headers:
+    """The headers of a record: the layout of its value, whoever wrote it.
+
+    Evidence of events that are too large is of layout 1, and so is what an older spool holds.
+    """
+    return VERSION_HEADERS if value.startswith(b"[") else _LAYOUT_1_HEADERS

@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from capture_api.events.person_properties import splice_person_properties
 from capture_api.events.record import (
+    CLIENT_TIMESTAMP_LENGTH,
     DISTINCT_ID_LENGTH,
     FLAG_COOKIELESS,
     FLAG_DISTINCT_ID_CUT,
@@ -156,7 +157,7 @@ def build_records(
                     name,
                     distinct_id,
                     timestamp,
-                    text,
+                    text if text is None else text[:CLIENT_TIMESTAMP_LENGTH],
                     offset,
                     sent_at,
                     received_at,

@@ -24,7 +24,7 @@ from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from capture_api.events.record import VERSION_HEADERS
+from capture_api.events.record import headers_of
 from capture_api.events.records import Record
 from capture_api.kafka.client_log import client_log
 from capture_api.kafka.configuration import configuration
@@ -183,7 +183,7 @@ class RecordProducer:
         topic = ""
         try:
             for topic, value, key in records:
-                produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+                produce(topic, value, key, on_delivery=on_record, headers=headers_of(value))
         except BufferError:
             return KafkaError(KafkaError._QUEUE_FULL)
         except KafkaException as exception:
@@ -200,7 +200,7 @@ class RecordProducer:
             error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic) if topic in missing else full
             if error is None:
                 try:
-                    produce(topic, value, key, on_delivery=on_record, headers=VERSION_HEADERS)
+                    produce(topic, value, key, on_delivery=on_record, headers=headers_of(value))
                 except BufferError:
                     error = full = KafkaError(KafkaError._QUEUE_FULL)
                 except KafkaException as exception:

@@ -118,17 +118,22 @@ def build_records(
         properties = bytes(event.properties)
         written = parse_rfc3339(event.timestamp)
         fault = _fault(event, distinct_id, written, properties, rarities.out_of_range)
+        if "\0" in distinct_id:
+            distinct_id = distinct_id.replace("\0", "\ufffd")
+        if uuid == NIL_UUID:  # it stands for "none"; kept, it would make duplicates of its events
+            uuid = mint_uuid(request.received_at)
         options = None if fault else read_options(event.options)
         if options is None or written is None:
             built.results.append(Result("drop", fault or "invalid_options"))
             if fault == TOO_BIG.details:
-                key = encode_key(request.token, distinct_id)
-                _add_evidence(built, index, event, uuid, project_id, request, route, key)
+                told = read_options(event.options) or NO_OPTIONS
+                key = encode_key(request.token, ip if told.cookieless_mode else distinct_id)
+                _add_evidence(
+                    built, index, event, uuid, distinct_id, project_id, request, route, key
+                )
             continue
 
         flags, result = batch_flags, OK
-        if "\0" in distinct_id:
-            distinct_id = distinct_id.replace("\0", "\ufffd")
         if len(distinct_id) <= _LONGEST_ILLEGAL and distinct_id.lower() in ILLEGAL_DISTINCT_IDS:
             result = PERSONLESS
         if options.cookieless_mode:
@@ -159,8 +164,7 @@ def build_records(
         value = encode_value(
             RecordHead(
                 RECORD_VERSION,
-                # The nil UUID stands for "none"; kept, it would make duplicates of its events.
-                uuid if uuid != NIL_UUID else mint_uuid(request.received_at),
+                uuid,
                 project_id,
                 event.event,
                 distinct_id,
@@ -179,7 +183,7 @@ def build_records(
         )
         if len(value) + len(key) > RECORD_MAX_BYTES:
             built.results.append(TOO_BIG)
-            _add_evidence(built, index, event, uuid, project_id, request, route, key)
+            _add_evidence(built, index, event, uuid, distinct_id, project_id, request, route, key)
             continue
         built.records.append((topic, value, record_key))
         built.indices.append(index)
@@ -222,6 +226,7 @@ def _add_evidence(
     index: int,
     event: Event,
     uuid: str,
+    distinct_id: str,
     project_id: int,
     request: Request,
     route: Route,
@@ -234,7 +239,7 @@ def _add_evidence(
         uuid=uuid,
         project_id=project_id,
         event=event.event,
-        distinct_id=event.distinct_id.strip(),
+        distinct_id=distinct_id,
         received_at=request.received_at,
         request_id=request.request_id,
         sent=bytes(built.sent_events[index]),

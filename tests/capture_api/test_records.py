@@ -293,9 +293,10 @@ def test_flags_and_common_fields() -> None:
             event(timestamp=1772625600),
             event(timestamp="2026-03-04T12:00:00Z", properties={"$ignore_sent_at": True}),
             event(offset=2500),
+            event(timestamp="soon" * 100_000),
         ],
     }
-    skewed, clamped, number, ignoring, offset = build(body)
+    skewed, clamped, number, ignoring, offset, long = build(body)
     assert skewed["flags"] == FLAG_HISTORICAL
     assert skewed["timestamp"] == NOW
     assert skewed["client_timestamp"] == "2026-03-04T13:00:00Z"
@@ -309,6 +310,7 @@ def test_flags_and_common_fields() -> None:
     assert number["timestamp"] == NOW - 3_600_000_000
     assert ignoring["timestamp"] == NOW
     assert (offset["timestamp"], offset["offset_ms"]) == (NOW - 2_500_000, 2500)
+    assert (long["timestamp"], long["client_timestamp"]) == (NOW, "soon" * 50)
 
 
 def test_sent_at_of_the_query_stands_in_for_that_of_the_batch() -> None:

@@ -164,6 +164,20 @@ def test_a_silent_kafka_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) ->
         list(read_ranges(client, "events", [Range(0, 0, 5), Range(3, 0, 1)]))
 
 
+def test_a_chunk_is_bounded_however_records_grow(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After small records, large ones come in chunks of so many bytes and a few records more."""
+    monkeypatch.setattr(read, "CHUNK_BYTES", 200_000)
+    stack = new_stack().make_topic(1)
+    stack.send_numbers(range(500))
+    stack.send(*(value_of(n, b'{"a":"%s"}' % (b"x" * 5_000)) for n in range(500, 800)))
+    found = chunks(stack, Range(0, 0, 800))
+    assert places(found) == [(0, offset) for offset in range(800)]
+    sizes = [sum(map(len, chunk.records["value"].to_pylist())) for chunk in found]
+    assert max(sizes) < 200_000 + read._AT_ONCE * 6_000
+
+
 def test_a_large_record_is_read(new_stack: NewStack) -> None:
     """A record larger than what is queued at once comes whole."""
     stack = new_stack().make_topic(1, **{"max.message.bytes": "4000000"})

@@ -346,3 +346,28 @@ def test_evidence_of_an_event_too_large(capture: Any, v1: Any, event: Any) -> No
     assert record.value["sha256"] == sha256(json.dumps(sent).encode()).hexdigest()
     assert len(record.raw) < 100_000
     assert record.key == f"{capture.token}:ada"
+    assert record.headers == [("tidemark-record", b"1")]
+
+
+@pytest.mark.parametrize(
+    "large", [{"properties": {"x": "y" * 999_000}}, {"session_id": "y" * 999_000}]
+)
+def test_evidence_keeps_what_a_record_would(
+    large: dict[str, Any], capture: Any, v1: Any, event: Any
+) -> None:
+    """No nil uuid, no NUL, and the address as key for a visitor without cookies."""
+    nil = str(uuid.UUID(int=0))
+    options = {"cookieless_mode": True}
+    response = v1(
+        event(event="odd", uuid=nil, distinct_id="a\0b", **large),
+        event(event="cookieless", options=options, **large),
+        event(event="kept"),
+    )
+    assert response.json()["results"][nil] == {"result": "drop", "details": "event_too_big"}
+    records = {record.value["event"]: record for record in capture.records_of(response)}
+    odd, cookieless, kept = (records[name] for name in ("odd", "cookieless", "kept"))
+    assert uuid.UUID(odd.value["uuid"]).version == 7
+    assert odd.value["distinct_id"] == "a\ufffdb"
+    assert odd.key == f"{capture.token}:a\ufffdb"
+    assert cookieless.key == f"{capture.token}:{kept.value['ip']}"
+    assert kept.headers == [("tidemark-record", b"2")]
