@@ -23,10 +23,10 @@ from assets.pipeline.audit import (
     unbalanced,
     untiled,
 )
-from assets.pipeline.batch import LOADED, Batch, Kind, State
+from assets.pipeline.batch import Batch, Kind, State
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
-from orchestration.ledger.audits import HOLDS, audits_of, due_for_audit, record_audits
+from orchestration.ledger.audits import AUDITED, HOLDS, audits_of, due_for_audit, record_audits
 
 NEWEST_PROVED = 50
 """Batches of each topic that are proved every time."""
@@ -40,7 +40,14 @@ _COMPARED_BY_ROWS = 20
 _TABLES = (Kind.EVENTS, Kind.DEAD_LETTERS)
 _ONLY_ROWS_SHOW = frozenset({Trouble.ALTERED, Trouble.FILE})
 _OF_CONTENT = frozenset(
-    {Trouble.UNBALANCED, Trouble.MISSING, Trouble.DIFFERENT, Trouble.ALTERED, Trouble.FILE}
+    {
+        Trouble.UNBALANCED,
+        Trouble.MISSING,
+        Trouble.DIFFERENT,
+        Trouble.ALTERED,
+        Trouble.UNEXPECTED,
+        Trouble.FILE,
+    }
 )
 
 
@@ -67,13 +74,13 @@ class Reconciliation:
         return [batch for batch in self.chosen.batches if batch.state in LOADED_STATES]
 
     @property
-    def lost(self) -> list[str]:
-        """Batches of which ClickHouse has lost all rows of a table."""
+    def to_repair(self) -> list[str]:
+        """Batches of which ClickHouse has lost all rows of a table, or has what must not be."""
         return list(
             dict.fromkeys(
                 finding.batch_id
                 for finding in self.findings
-                if finding.trouble is Trouble.MISSING and finding.batch_id
+                if finding.trouble in (Trouble.MISSING, Trouble.UNEXPECTED) and finding.batch_id
             )
         )
 
@@ -186,15 +193,19 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
     if batch.state is State.SUSPECT or finding.trouble not in _OF_CONTENT:
         return Remedy()
     load_again = f"tidemark reconcile --batch {batch.batch_id} --repair"
+    delete = (
+        f"ALTER TABLE {database}.{finding.kind} DELETE WHERE _batch_id = '{batch.batch_id}' "
+        "SETTINGS mutations_sync = 2"
+    )
+    if finding.trouble is Trouble.UNEXPECTED and batch.state is State.SUPERSEDED:
+        return Remedy("delete them: its records are dead letters still", (load_again,))
+    if finding.trouble is Trouble.UNEXPECTED:
+        return Remedy("a worker that had slept has inserted them: delete them", (delete,))
     if finding.trouble is Trouble.MISSING:
         return Remedy("load it again from its staged file", (load_again,))
     if finding.kind is None:
         show = f"tidemark reconcile --batch {batch.batch_id} --rows"
         return Remedy("compare its rows, which says what to do", (show,))
-    delete = (
-        f"ALTER TABLE {database}.{finding.kind} DELETE WHERE _batch_id = '{batch.batch_id}' "
-        "SETTINGS mutations_sync = 2"
-    )
     return Remedy(
         "find out who changed the rows; then delete them in ClickHouse and load the batch again",
         (delete, load_again),
@@ -236,6 +247,6 @@ def _record(worker: Worker, batches: Collection[Batch], findings: Sequence[Findi
             if (trouble := troubles.get(batch.batch_id))
             else (batch.batch_id, HOLDS, "")
             for batch in batches
-            if batch.state in LOADED
+            if batch.state in AUDITED
         ],
     )

@@ -26,6 +26,10 @@ from assets.pipeline.prove import describe_difference, read_fingerprints_of
 LOADED_STATES = (*LOADED, State.SUSPECT)
 """States in which a batch's events are, or were meant to be, in ClickHouse."""
 
+_NOTHING = (State.HELD, State.SUPERSEDED)
+_ALL_OR_NOTHING = (State.FAILED, State.GAP)
+"""States in which no worker loads a batch, and what ClickHouse may hold of it."""
+
 _BATCHES_A_QUERY = 200
 
 
@@ -36,6 +40,7 @@ class Trouble(StrEnum):
     MISSING = "missing"
     DIFFERENT = "different"
     ALTERED = "altered"  # the right offsets, but other columns: only rows show it
+    UNEXPECTED = "unexpected"  # rows of a batch of which there are to be none, or all and no part
     FILE = "file"  # the staged file is missing or is not what was registered
     OVERLAP = "overlap"
     HOLE = "hole"
@@ -120,24 +125,31 @@ def reprove(
 ) -> list[Finding]:
     """Batches of which ClickHouse holds something else than was staged.
 
-    Batches that are not loaded yet, and dead letters not loaded yet, are left out.
+    Of a batch that was given up or is held it must hold nothing, of one that failed or is a gap
+    nothing or all: a worker that slept may have inserted later. What workers are to load yet is
+    left out.
     """
     findings = []
     for kind in kinds:
-        due = [batch for batch in batches if _is_due(batch, kind)]
+        due = [b for b in batches if _is_due(b, kind) or b.state in (*_ALL_OR_NOTHING, *_NOTHING)]
         for at in range(0, len(due), _BATCHES_A_QUERY):
             some = due[at : at + _BATCHES_A_QUERY]
             found = read_fingerprints_of(
                 client, database, kind.value, [batch.batch_id for batch in some]
             )
             for batch in some:
-                assert batch.staged is not None
-                staged = batch.staged.fingerprints.get(kind, ())
+                staged = batch.staged.fingerprints.get(kind, ()) if batch.staged else ()
                 rows = found.get(batch.batch_id, ())
-                if rows == staged:
-                    continue
-                trouble = Trouble.DIFFERENT if rows else Trouble.MISSING
-                text = f"in {database}.{kind}, {describe_difference(staged, rows)}"
+                if _is_due(batch, kind):
+                    if rows == staged:
+                        continue
+                    trouble = Trouble.DIFFERENT if rows else Trouble.MISSING
+                    text = f"in {database}.{kind}, {describe_difference(staged, rows)}"
+                else:
+                    if not rows or (rows == staged and batch.state in _ALL_OR_NOTHING):
+                        continue
+                    trouble, count = Trouble.UNEXPECTED, sum(print_.rows for print_ in rows)
+                    text = f"{database}.{kind} has {count:,} rows of it, though it is {batch.state}"
                 findings.append(Finding(batch.batch_id, trouble, text, kind))
     return findings
 

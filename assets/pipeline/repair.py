@@ -2,11 +2,12 @@
 
     lost? ─ prove under the lease ─▶ file whole? ─▶ `loading`, retries + 1 ─▶ load, prove, commit
 
-Only nothing can be filled up without risk: what the server holds in part, or altered, is left to a
-person. The staged file is the truth, and is checked before the batch is given back; the next higher
-number of retries makes a new token, because the server may remember the old one and would drop the
-insert without a word. A crash on the way leaves a batch that any micro-batch loads. What the mirror
-of the ledger has lost is copied there again.
+Rows of a batch that was given up are deleted: its records are dead letters still. Else only nothing
+can be filled up without risk: what the server holds in part, or altered, is left to a person. The
+staged file is the truth, and is checked before the batch is given back; the next higher number of
+retries makes a new token, because the server may remember the old one and would drop the insert
+without a word. A crash on the way leaves a batch that any micro-batch loads. What the mirror of the
+ledger has lost is copied there again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from assets.pipeline.batch import LOADED, WAITING, Batch, Kind, State
+from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import LeaseHeld, StagedFileDamaged
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.mirror import mirror_whole, mirrored_states
@@ -28,10 +30,14 @@ _MIRRORED_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Repairs:
-    """What was given back and is to be loaded again, and why others were left: by batch id."""
+    """What was given back and is to be loaded again, and why others were left: by batch id.
+
+    Of those in `deleted`, which were given up before, rows were deleted.
+    """
 
     given_back: tuple[str, ...]
     left: dict[str, str]
+    deleted: tuple[str, ...] = ()
 
 
 def repair(worker: Worker, batch_ids: Iterable[str]) -> Repairs:
@@ -40,10 +46,15 @@ def repair(worker: Worker, batch_ids: Iterable[str]) -> Repairs:
     Raises what loading raises: the first error, after all batches had their turn.
     """
     given_back: list[str] = []
+    deleted: list[str] = []
     left: dict[str, str] = {}
     with worker.lease() as lease:
         for batch_id in dict.fromkeys(batch_ids):
             batch = read_batch(worker.ledger, batch_id)
+            if batch.state is State.SUPERSEDED:
+                _delete_rows(worker, batch)
+                deleted.append(batch_id)
+                continue
             trouble = _why_not(worker, batch)
             if trouble:
                 left[batch_id] = trouble
@@ -57,7 +68,22 @@ def repair(worker: Worker, batch_ids: Iterable[str]) -> Repairs:
             load_dead_letters(worker)
         except LeaseHeld as error:
             worker.say(f"{error}: that worker, or the next micro-batch, loads what was given back")
-    return Repairs(tuple(given_back), left)
+    return Repairs(tuple(given_back), left, tuple(deleted))
+
+
+def _delete_rows(worker: Worker, batch: Batch) -> None:
+    with named_errors(f"deleting rows of {batch.batch_id}"):
+        for table in (Kind.EVENTS, Kind.DEAD_LETTERS):
+            worker.clickhouse.command(
+                "ALTER TABLE {database:Identifier}.{table:Identifier} "
+                "DELETE WHERE _batch_id = {batch_id:String} SETTINGS mutations_sync = 2",
+                parameters={
+                    "database": worker.settings.clickhouse_database,
+                    "table": table.value,
+                    "batch_id": batch.batch_id,
+                },
+            )
+    worker.say(f"batch {batch.batch_id}: was given up; its rows are deleted")
 
 
 def mirror_again(worker: Worker, batches: Sequence[Batch]) -> None:

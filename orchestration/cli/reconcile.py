@@ -66,8 +66,8 @@ def reconcile(
     found = reconciling.reconcile(worker, chosen, by_rows=by_rows)
     before: Reconciliation | None = None
     repairs: Repairs | None = None
-    if mend and found.lost:
-        before, repairs = found, repair(worker, found.lost)
+    if mend and found.to_repair:
+        before, repairs = found, repair(worker, found.to_repair)
         found = reconciling.again(worker, found)
     if mend:
         mirror_again(worker, found.chosen.batches)
@@ -105,6 +105,7 @@ def document(
         "findings": [_finding(finding, found.chosen, database) for finding in found.findings],
         "repaired": [id_ for id_ in repairs.given_back if id_ not in pending] if repairs else [],
         "given_back": pending,
+        "deleted": list(repairs.deleted) if repairs else [],
         "not_repaired": repairs.left if repairs else {},
         "findings_before_repair": [
             _finding(finding, before.chosen, database) for finding in before.findings
@@ -172,6 +173,8 @@ def text(found: Reconciliation, database: str, repairs: Repairs | None = None) -
         for batch_id in repairs.given_back:
             done = "is given back" if batch_id in pending else "is loaded again and proved"
             lines.append(f"repaired  batch {batch_id} {done}")
+        for batch_id in repairs.deleted:
+            lines.append(f"repaired  rows of batch {batch_id}, which was given up, are deleted")
         for batch_id, why in repairs.left.items():
             lines += labelled("left", f"batch {batch_id}: {why}")
     wrong = len({finding.batch_id for finding in found.findings})

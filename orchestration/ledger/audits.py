@@ -1,4 +1,4 @@
-"""Audits: when each loaded batch was last proved against ClickHouse, and how that came out.
+"""Audits: when each batch, loaded or given up, was last proved, and how that came out.
 
 One row a batch, the last proof of it. From here the rotation takes what to prove next: what was
 found wrong and is not mended yet, and what was never proved or longest ago.
@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, and_, func, select
 
-from assets.pipeline.batch import LOADED, Batch
+from assets.pipeline.batch import LOADED, Batch, State
 from orchestration.ledger.batches import batches_named, in_parts
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.tables import audits, batches
@@ -20,6 +20,9 @@ from orchestration.ledger.upsert import INSERTS
 
 HOLDS = "holds"
 """The outcome of a batch of which ClickHouse holds exactly what was staged."""
+
+AUDITED = (*LOADED, State.SUPERSEDED)
+"""States in which a batch has its turn: what was given up must never come to be loaded."""
 
 _DETAIL_CHARACTERS = 2_000
 
@@ -36,7 +39,10 @@ class Audit:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """How loaded batches stand: how many, how many were ever proved, and the oldest proof (µs)."""
+    """How loaded batches stand: how many, how many were ever proved, and the oldest proof (µs).
+
+    `failed` are those that did not hold, given-up ones included.
+    """
 
     loaded: int
     proved: int
@@ -68,7 +74,7 @@ def record_audits(ledger: Engine, outcomes: Iterable[tuple[str, str, str]]) -> N
 
 
 def due_for_audit(ledger: Engine, limit: int, *topics: str) -> list[Batch]:
-    """At most so many loaded batches, the least recently proved first.
+    """At most so many batches that are loaded or given up, the least recently proved first.
 
     Those that did not hold the last time come before all others, but take half of the places at
     most: however many they are, the rotation goes on.
@@ -76,7 +82,7 @@ def due_for_audit(ledger: Engine, limit: int, *topics: str) -> list[Batch]:
     least_recent = (
         select(batches.c.batch_id)
         .outerjoin(audits, audits.c.batch_id == batches.c.batch_id)
-        .where(batches.c.topic.in_(topics), batches.c.state.in_(LOADED))
+        .where(batches.c.topic.in_(topics), batches.c.state.in_(AUDITED))
         .order_by(func.coalesce(audits.c.proved_at, 0), batches.c.planned_at)
     )
     with reading(ledger, snapshot=True) as connection:
@@ -112,7 +118,11 @@ def audit_summary(ledger: Engine, *topics: str) -> AuditSummary:
         failed = connection.execute(
             select(audits)
             .select_from(proofs)
-            .where(loaded, audits.c.outcome != HOLDS)
+            .where(
+                batches.c.topic.in_(topics),
+                batches.c.state.in_(AUDITED),
+                audits.c.outcome != HOLDS,
+            )
             .order_by(batches.c.planned_at)
         ).all()
     return AuditSummary(

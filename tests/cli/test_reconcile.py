@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import update
 
 from assets.pipeline import repair as repair_module
+from assets.pipeline.audit import Trouble
 from assets.pipeline.batch import Batch, Kind, State
 from assets.pipeline.errors import LeaseHeld, StagedFileDamaged
 from assets.pipeline.lake import Lake
@@ -19,7 +21,8 @@ from assets.pipeline.load import insert
 from assets.pipeline.staging import stage_batches
 from orchestration import reconcile as reconcile_module
 from orchestration.cli import tidemark
-from orchestration.ledger.audits import HOLDS, audits_of
+from orchestration.ledger.audits import HOLDS, audits_of, due_for_audit
+from orchestration.ledger.tables import batches
 from tests.records import delete_before, value_of
 from tests.stack import ROOT, Stack
 
@@ -322,6 +325,37 @@ def test_a_gap_is_told_with_its_commands(new_stack: NewStack) -> None:
         "tidemark gaps",
     ]
     assert [each.state for each in stack.batches()] == [State.GAP]
+
+
+def test_rows_of_what_nobody_loads_are_told(new_stack: NewStack) -> None:
+    """As a worker that had slept inserts them: nothing may be there of what is held or given up, no
+    part of what failed or is a gap. A repair deletes those of what was given up."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    [batch] = stack.run()
+    keeps = {
+        "": {State.FAILED, State.GAP},
+        "_offset < 5": set[State](),
+        "1": {State.FAILED, State.GAP, State.HELD, State.SUPERSEDED},
+    }
+    for deleted, fine in keeps.items():
+        if deleted:
+            sql(stack, f"ALTER TABLE {{database}}.events DELETE WHERE {deleted}")
+        for state in (State.FAILED, State.GAP, State.HELD, State.SUPERSEDED):
+            with stack.ledger.begin() as connection:
+                connection.execute(update(batches).values(state=state))
+            found = reconcile_module.reconcile(
+                stack.worker(), reconcile_module.newest_and_due(stack.worker())
+            )
+            told = [one for one in found.findings if one.trouble is Trouble.UNEXPECTED]
+            assert len(told) == (state not in fine), (deleted, state)
+            if state is State.SUPERSEDED:
+                assert outcomes(stack) == [HOLDS if state in fine else "unexpected"]
+                assert [one.batch_id for one in due_for_audit(stack.ledger, 9, batch.topic)]
+            if told and state is State.SUPERSEDED and deleted:
+                assert "5 rows of it, though it is superseded" in run(stack).stdout
+                assert document(stack, "--repair")["deleted"] == [batch.batch_id]
+    assert stack.account().events == []
 
 
 def test_older_batches_have_their_turn(
