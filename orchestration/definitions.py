@@ -14,6 +14,7 @@ import dagster as dg
 from assets.checks import audit_checks
 from assets.dead_letters import dead_letters
 from assets.events import events
+from assets.housekeeping import housekeeping, housekeeping_schedule
 from assets.kafka_events import kafka_events
 from assets.rebuilt_events import rebuilt_events
 from assets.staged_events import staged_events
@@ -36,10 +37,14 @@ def definitions(settings: Settings) -> dg.Definitions:
             events(settings),
             dead_letters(settings),
             rebuilt_events(settings),
+            housekeeping(settings),
         ],
         asset_checks=[audit_checks(settings)],
         jobs=[job, redrive_job(settings)],
-        schedules=[t for t in triggers if isinstance(t, dg.ScheduleDefinition)],
+        schedules=[
+            *(t for t in triggers if isinstance(t, dg.ScheduleDefinition)),
+            housekeeping_schedule(settings),
+        ],
         sensors=[
             *(t for t in triggers if isinstance(t, dg.SensorDefinition)),
             alarm_sensor(settings),

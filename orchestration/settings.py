@@ -307,6 +307,18 @@ class Settings(BaseSettings):
         description="Bytes that stay free on the disk of a local lake: nothing is staged below it.",
     )
 
+    housekeeping_cron: str = Field(
+        "17 3 * * *", description="When housekeeping runs: cron, in UTC."
+    )
+    keep_runs_days: int = Field(
+        7,
+        ge=0,
+        description="Days after which Dagster's runs are deleted; their batches stay on record. "
+        "0: never.",
+    )
+    keep_replaced_days: int = Field(
+        7, ge=0, description="Days for which a date that was rebuilt can be brought back."
+    )
     alarm_webhook_url: str = Field(
         "",
         description="Where alarms are posted, as JSON with a `text` that chat services show; "
@@ -494,6 +506,13 @@ class Settings(BaseSettings):
     def _cadence_makes_sense(cls, text: str, info: ValidationInfo) -> str:
         if text or info.field_name == "cadence":
             Cadence(text)
+        return text
+
+    @field_validator("housekeeping_cron")
+    @classmethod
+    def _housekeeping_is_cron(cls, text: str) -> str:
+        if len(text.split()) != 5 or not _is_cron(text):
+            raise ValueError(f"{text!r} is no cron expression: write five fields, 17 3 * * *")
         return text
 
     @field_validator("alarm_webhook_url")

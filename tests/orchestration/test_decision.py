@@ -218,7 +218,7 @@ def test_the_trigger_of_either_kind_decides_so(
                 dg.build_sensor_context(instance, repository_def=repository)
             )
             return [request.partition_key for request in data.run_requests or []], data.skip_message
-        schedule = repository.schedule_defs[0]
+        schedule = repository.get_schedule_def("micro_batch_schedule")
         ticked = schedule.evaluate_tick(
             dg.build_schedule_context(instance, repository_def=repository)
         )

@@ -51,6 +51,7 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
             True,
         ),
         "events": (["staged_events"], ["clickhouse"], "ingest", ["kafka_events"], True, True),
+        "housekeeping": ([], [], "upkeep", [], False, True),
         "rebuilt_events": (
             ["events", "staged_events"],
             ["clickhouse"],
@@ -73,6 +74,7 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
         ("events", "lanes"),
         ("events", "older_batches"),
         ("dead_letters", "balance"),
+        ("housekeeping", "parts"),
     }
 
 
@@ -91,7 +93,7 @@ def test_the_cadence_makes_a_schedule_or_a_sensor(
 ) -> None:
     """From a minute on a schedule, below it a sensor, never both, and running by default."""
     repository = definitions(settings(cadence=cadence)).get_repository_def()
-    schedules = repository.schedule_defs
+    schedules = [s for s in repository.schedule_defs if s.name != "housekeeping_schedule"]
     sensors = [sensor for sensor in repository.sensor_defs if sensor.name != "alarms"]
     assert [schedule.cron_schedule for schedule in schedules] == ([cron] if cron else [])
     assert [sensor.minimum_interval_seconds for sensor in sensors] == (
@@ -110,7 +112,7 @@ def test_topics_may_have_cadences_of_their_own(settings: Callable[..., Settings]
         "micro_batch_overflow_sensor": 30,
         "alarms": 60,
     }
-    (schedule,) = repository.schedule_defs
+    (schedule,) = (s for s in repository.schedule_defs if s.name != "housekeeping_schedule")
     assert (schedule.name, schedule.cron_schedule) == (
         "micro_batch_historical_schedule",
         "0 3 * * *",

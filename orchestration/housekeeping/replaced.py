@@ -1,0 +1,58 @@
+"""Replaced: partitions that a rebuild has replaced are kept for a while, then let go."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.rebuild import PREVIOUS, SHADOW
+from assets.pipeline.worker import Worker
+from orchestration.ledger.connection import now_us
+from orchestration.ledger.rebuilds import OPEN, all_rebuilds
+
+_DATES = """
+SELECT DISTINCT arrival_date FROM {database:Identifier}.{table:Identifier} ORDER BY arrival_date
+"""
+_DAY_US = 86_400_000_000
+
+
+def let_go_of_replaced(worker: Worker, keep_days: int) -> list[date]:
+    """Drop what rebuilds replaced longer ago than that, and what none needs; gives the dates.
+
+    What a rebuild that is under way has filled or kept stays, whatever its age.
+    """
+    newest = {
+        rebuild.arrival_date: rebuild
+        for rebuild in reversed(all_rebuilds(worker.ledger, worker.settings.topic))
+    }
+    gone = []
+    for table in (PREVIOUS, SHADOW):
+        for day in _dates(worker, table):
+            rebuild = newest.get(day)
+            if rebuild is None:
+                continue  # of a Tidemark with another ledger
+            is_kept = table == PREVIOUS and rebuild.moved_at > now_us() - keep_days * _DAY_US
+            if rebuild.state in OPEN or is_kept:
+                continue
+            _drop(worker, table, day)
+            gone.append(day)
+    return gone
+
+
+def _dates(worker: Worker, table: str) -> list[date]:
+    database = worker.settings.clickhouse_database
+    with named_errors(f"looking at {table}"):
+        if not worker.clickhouse.command(f"EXISTS TABLE {database}.{table}"):
+            return []
+        rows = worker.clickhouse.query(
+            _DATES, parameters={"database": database, "table": table}
+        ).result_rows
+    return [day for (day,) in rows]
+
+
+def _drop(worker: Worker, table: str, day: date) -> None:
+    database = worker.settings.clickhouse_database
+    with named_errors(f"dropping {day} of {table}"):
+        worker.clickhouse.command(
+            f"ALTER TABLE {database}.{table} DROP PARTITION '{day.isoformat()}'"
+        )
