@@ -144,12 +144,17 @@ class Circuit:
     def one(self, batch: Batch) -> Iterator[None]:
         """One try at a batch. An error comes out with the time of the next one, if there is one.
 
-        One that no line of this code has thought of comes out as UnknownTrouble.
+        One that no line of this code has thought of, or that has no name, comes out as
+        UnknownTrouble.
         """
         try:
             try:
                 yield
-            except (BatchError, SQLAlchemyError, OSError):
+            except BatchError as error:
+                if type(error) is BatchError:
+                    raise UnknownTrouble(str(error)) from error
+                raise
+            except (SQLAlchemyError, OSError):
                 raise
             except Exception as error:  # whatever it is, it must not hold up the others for ever
                 raise UnknownTrouble(f"{type(error).__name__}: {error}") from error

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.pipeline.batch import Balance, Batch, KeyFile, Kind, Range, Staged
+from assets.pipeline.batch import Balance, Batch, KeyFile, Kind, Range, Staged, StagedFile
 from assets.pipeline.clock import StageClock
 from assets.pipeline.columns import RAW
 from assets.pipeline.duplicates import SeenKeys
-from assets.pipeline.errors import BatchError, StagedFileDamaged
+from assets.pipeline.errors import StagedFileDamaged
 from assets.pipeline.lake import Lake
 from assets.pipeline.read import CHUNK_RECORDS, Chunk
 from assets.pipeline.stage import stage
@@ -36,19 +36,20 @@ Outcomes = dict[Place, tuple[Outcome, str]]
 """What became of each letter, and for which reason it was rejected once more."""
 
 
-def check_letters(lake: Lake, batch: Batch) -> None:
-    """Raise StagedFileDamaged unless a batch's dead letters are what was registered."""
+def check_letters(lake: Lake, batch: Batch) -> StagedFile:
+    """The file of a batch's dead letters. Raises StagedFileDamaged unless it is as registered."""
     file = batch.staged.file(Kind.DEAD_LETTERS) if batch.staged else None
-    if file is not None:
-        lake.check(file.path, file.bytes, file.sha256)
+    if file is None:
+        raise StagedFileDamaged(
+            f"batch {batch.batch_id} has no file of dead letters any more: its loss was accepted"
+        )
+    lake.check(file.path, file.bytes, file.sha256)
+    return file
 
 
 def read_letters(lake: Lake, batch: Batch) -> Iterator[pa.RecordBatch]:
     """The dead letters of a batch, some at a time. Raises StagedFileDamaged."""
-    file = batch.staged.file(Kind.DEAD_LETTERS) if batch.staged else None
-    if file is None:
-        return
-    check_letters(lake, batch)
+    file = check_letters(lake, batch)
     try:
         with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
             yield from pq.ParquetFile(source).iter_batches(CHUNK_RECORDS, columns=_COLUMNS)
@@ -99,7 +100,7 @@ def stage_letters(
 ) -> tuple[Staged, KeyFile | None, Outcomes]:
     """Stage a redrive: what became an event, or a duplicate, as files; and every outcome.
 
-    Raises BatchError unless every letter is found in the files of its old batch.
+    Raises StagedFileDamaged unless every letter is found in the files of its old batch.
     """
     projects = {letter.place: letter.project_id for letter in letters}
     outcomes: Outcomes = {}
@@ -127,7 +128,7 @@ def stage_letters(
         keep_rejected=False,
     )
     if outcomes.keys() != projects.keys():
-        raise BatchError(
+        raise StagedFileDamaged(
             f"redrive {batch.batch_id} carries {len(letters):,} dead letters, but "
             f"{len(outcomes):,} of them are in the files of their batches"
         )

@@ -265,7 +265,11 @@ def _staged_letters(
             may_publish=lambda: assert_held(ledger, lease),
         )
     except StagedFileDamaged as error:
-        raise Gap(f"the dead letters to redrive cannot be read: {error}") from error
+        raise Gap(
+            f"the dead letters to redrive cannot be read: {error}. Bring the file back and "
+            f"`tidemark retry {batch.batch_id}`, or end it with "
+            f"`tidemark redrive --give-up {batch.batch_id}`"
+        ) from error
 
 
 def old_batches(worker: Worker, batch: Batch) -> list[Batch]:

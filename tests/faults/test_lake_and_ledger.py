@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from assets.pipeline import staging
 from assets.pipeline.audit import unbalanced
-from assets.pipeline.batch import Balance, Kind, State
+from assets.pipeline.batch import Balance, Kind, Range, State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.waiting import accept_gap, refuse_gap, retry_batch
+from assets.pipeline.worker import Worker
 from orchestration.ledger.gaps import all_gaps
 from tests.faults.conftest import Scene
 from tests.faults.run_worker import AGAIN, STOPPED
@@ -141,6 +143,29 @@ def test_a_staged_file_is_lost_for_good(new_scene: NewScene, kind: Kind) -> None
         resent = stack.send_numbers(range(5))
         assert scene.work() == 0
         assert sorted(stack.account().events) == sorted(resent)
+
+
+def test_an_error_without_a_name_stops_no_other_batch(
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody expected of one batch is tried a few times, then a person is asked."""
+    stack = new_scene(unknown_error_tries=2).stack
+    odd = stack.plan(100)
+    assert odd is not None
+
+    def refuse(topic: object, topic_id: str, ranges: tuple[Range, ...]) -> None:
+        if ranges == odd.ranges:
+            raise BatchError("nobody has thought of this")
+
+    monkeypatch.setattr(staging, "check_readable", refuse)
+    for state in (State.PLANNED, State.FAILED):
+        held: list[BatchError] = []
+        worker = Worker(stack.settings, stack.ledger, "run", lambda _: None, insists=True)
+        staging.stage_batches(worker, held)
+        assert [str(one) for one in held] == ["nobody has thought of this"]
+        assert stack.batches()[0].state is state
+    assert stack.batches()[0].note == "nobody has thought of this"
+    assert [batch.state for batch in stack.batches()[1:]] == [State.STAGED]
 
 
 def copied(source: Path, target: Path) -> None:

@@ -15,9 +15,10 @@ from sqlalchemy import delete
 from assets.pipeline import redrive as redrive_module
 from assets.pipeline import validate
 from assets.pipeline.audit import balance_of, reprove, unbalanced, untiled
-from assets.pipeline.batch import Balance, Kind, State
+from assets.pipeline.batch import Balance, Batch, Kind, StagedFile, State
 from assets.pipeline.errors import BatchError, ProofFailed
 from assets.pipeline.failpoints import VARIABLE
+from assets.pipeline.loading import load_batches
 from assets.pipeline.redrive import (
     CUT_OFF,
     NO_PROJECT,
@@ -33,7 +34,8 @@ from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import accept_gap, give_up_redrive, retry_batch
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import loaded_ends, planned_ends
-from orchestration.ledger.gaps import all_gaps
+from orchestration.ledger.gaps import accept_lost_file, all_gaps, gap_found
+from orchestration.ledger.keys import KeySwap
 from orchestration.ledger.projects import create_project, revoke_project
 from orchestration.ledger.redrives import Outcome
 from orchestration.ledger.tables import redrive_counts, redrive_letters, redrives
@@ -319,6 +321,39 @@ def test_many_letters_are_redriven_in_several_batches(
     assert [batch.letters for batch in done.batches] == [1_000, 1_000, 500]
     assert sorted(stack.account().events) == sorted(sent)
     assert is_sound(stack)
+
+
+def accept_loss(stack: Stack, batch: Batch, file: StagedFile) -> None:
+    """Put up with the loss of a file of dead letters, which ClickHouse has not either."""
+    with stack.worker().lease() as lease:
+        gap_found(stack.ledger, lease, batch.batch_id, file.kind, file.path, file.rows, "gone")
+        gap = all_gaps(stack.ledger, batch.topic)[-1]
+        accept_lost_file(stack.ledger, lease, gap, KeySwap(), "the disk is gone")
+
+
+def test_a_redrive_of_letters_accepted_as_lost_can_only_be_given_up(
+    waiting: tuple[Stack, str, list[Place]],
+) -> None:
+    """It waits for a person, who is told so, and stops nothing."""
+    stack, _, _ = waiting
+    assert command(stack, "redrive", "--all", point="after-plan") == -signal.SIGKILL
+    first = stack.batches()[0]
+    assert first.staged is not None
+    file = first.staged.file(Kind.DEAD_LETTERS)
+    assert file is not None
+    accept_loss(stack, first, file)
+    more = stack.send(value_of(500))
+    held: list[BatchError] = []
+    stage_batches(stack.worker(), held)
+    load_batches(stack.worker(), held)
+    assert more[0] in stack.account().events
+    (told,) = held
+    [gap] = [batch for batch in stack.batches() if batch.state is State.GAP]
+    assert gap.is_redrive
+    for text in ("its loss was accepted", f"tidemark redrive --give-up {gap.batch_id}"):
+        assert text in str(told)
+        assert text in gap.note
+    assert give_up_redrive(stack.worker(), gap.batch_id).state is State.SUPERSEDED
 
 
 @pytest.mark.parametrize("back", [True, False])
