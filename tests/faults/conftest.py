@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,22 +14,16 @@ import pytest
 
 from assets.pipeline.batch import Balance, State
 from assets.pipeline.failpoints import VARIABLE
-from tests.faults.matrix import Registry
 from tests.faults.run_worker import AGAIN
 from tests.faulty_proxy import Exchange, FaultyProxy
+from tests.forks import Forked
 from tests.ledger.conftest import postgresql  # noqa: F401  # a fixture
 from tests.records import Sent, transaction, value_of
-from tests.stack import ROOT, Place, Stack
+from tests.stack import Place, Stack
 
 WORKER_SECONDS = 120.0
 
 BROKEN = b'{"v":1,"uuid":"cut off'
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The marker of the failure matrix, and the lines at the end of a run."""
-    config.addinivalue_line("markers", "matrix(*faults): rows of the failure matrix")
-    config.pluginmanager.register(Registry(), "failure-matrix")
 
 
 @dataclass
@@ -40,7 +31,7 @@ class Scene:
     """A topic with records of every kind, and workers on it."""
 
     stack: Stack
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[Forked] = field(default_factory=list)
     stored: list[Place] = field(default_factory=list)  # records that have to be found
     delivered: Balance = field(default_factory=Balance)
     next_number: int = 10_000
@@ -68,7 +59,7 @@ class Scene:
 
     def start_worker(
         self, failpoint: str = "", *, file_bytes: int | None = None, **changed: object
-    ) -> subprocess.Popen[bytes]:
+    ) -> Forked:
         """Start a worker; with a failpoint, one that kills (or stops) itself there.
 
         It can write no file larger than `file_bytes`, and `changed` are settings of its own.
@@ -82,20 +73,14 @@ class Scene:
         failpoint: str,
         file_bytes: int | None,
         changed: Mapping[str, object],
-    ) -> subprocess.Popen[bytes]:
+    ) -> Forked:
         values = self.stack.settings.model_dump(mode="json", exclude_defaults=True) | changed
         environment = {
             **os.environ,
             **{f"TIDEMARK_{name.upper()}": str(value) for name, value in values.items()},
             VARIABLE: failpoint,
         }
-        limit = resource.RLIM_INFINITY if file_bytes is None else file_bytes
-        worker = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=environment,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
+        worker = Forked(command, environment, file_bytes)
         self.started.append(worker)
         return worker
 
@@ -108,9 +93,7 @@ class Scene:
         """Run a command of `tidemark` to its end; gives its exit code."""
         return self.start_tidemark(*arguments, failpoint=failpoint).wait(WORKER_SECONDS)
 
-    def start_tidemark(
-        self, *arguments: str, failpoint: str = "", **changed: object
-    ) -> subprocess.Popen[bytes]:
+    def start_tidemark(self, *arguments: str, failpoint: str = "", **changed: object) -> Forked:
         """Start a command of `tidemark`."""
         command = ["-c", "from orchestration.cli import main; main()", *arguments]
         return self._start(command, failpoint, None, changed)
@@ -126,23 +109,27 @@ class Scene:
         """Run a worker that is killed at the failpoint."""
         assert self.work(failpoint) == -signal.SIGKILL
 
-    def stop_at(self, failpoint: str) -> subprocess.Popen[bytes]:
+    def let_the_lease_run_out(self) -> None:
+        """As if the seconds had passed that a silent worker keeps it."""
+        with self.stack.ledger.begin() as connection:
+            connection.exec_driver_sql("UPDATE leases SET expires_at = 0")
+
+    def stop_at(self, failpoint: str) -> Forked:
         """Start a worker, and return when it has stopped at the failpoint."""
         worker = self.start_worker(f"{failpoint}:stop")
         self.await_stop(worker)
         return worker
 
-    def await_stop(self, worker: subprocess.Popen[bytes]) -> None:
+    def await_stop(self, worker: Forked) -> None:
         """Return when a worker has stopped at its failpoint."""
-        _, status = os.waitpid(worker.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status), "the worker ended before its failpoint"
+        assert worker.await_stop(), "the worker ended before its failpoint"
 
-    def wake(self, worker: subprocess.Popen[bytes]) -> int:
+    def wake(self, worker: Forked) -> int:
         """Let a stopped worker go on; gives its exit code."""
         worker.send_signal(signal.SIGCONT)
         return worker.wait(WORKER_SECONDS)
 
-    def await_state(self, state: State, worker: subprocess.Popen[bytes]) -> None:
+    def await_state(self, state: State, worker: Forked) -> None:
         """Return when some batch stands in that state, while the worker is alive."""
         self.await_true(
             lambda: any(batch.state is state for batch in self.stack.batches()),
@@ -150,9 +137,7 @@ class Scene:
             worker,
         )
 
-    def await_true(
-        self, condition: Callable[[], bool], what: str, worker: subprocess.Popen[bytes]
-    ) -> None:
+    def await_true(self, condition: Callable[[], bool], what: str, worker: Forked) -> None:
         """Return when the condition holds, while the worker is alive."""
         end = time.monotonic() + WORKER_SECONDS
         while not condition():

@@ -21,6 +21,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "failure-matrix.md"
+PROPERTY = "matrix"
+"""The property of a test's report that names a row: it goes with the report between processes."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,13 @@ class Registry:
                         raise pytest.UsageError(f"{item.nodeid}: no row {fault!r} in the matrix")
                     if item.nodeid not in self.tests[fault]:
                         self.tests[fault].append(item.nodeid)
+                        item.user_properties.append((PROPERTY, fault))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note how a test came out; what went wrong stays."""
+        """Note how a test came out, wherever it ran; what went wrong stays."""
+        for name, fault in report.user_properties:
+            if name == PROPERTY and report.nodeid not in self.tests[str(fault)]:
+                self.tests[str(fault)].append(report.nodeid)
         counts = report.when == "call" or report.outcome != "passed"
         if counts and self.outcomes.get(report.nodeid, "passed") == "passed":
             self.outcomes[report.nodeid] = report.outcome

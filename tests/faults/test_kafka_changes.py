@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,10 +11,11 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from assets.pipeline.batch import Balance, Batch, Range, State
 from orchestration.ledger.gaps import all_gaps
-from tests.faults.conftest import BROKEN, Scene
+from tests.faults.conftest import BROKEN, WORKER_SECONDS, Scene
 from tests.faults.run_worker import WAITS
+from tests.forks import Forked
 from tests.records import Sent, delete_before, transaction, value_of
-from tests.stack import ROOT, Place, Stack
+from tests.stack import Place, Stack
 
 CLI = "from orchestration.cli import main; main()"
 
@@ -35,12 +34,11 @@ def accept_gap(stack: Stack, batch: Batch) -> None:
     """What a person does about a gap."""
     values = stack.settings.model_dump(mode="json", exclude_defaults=True)
     gap = next(gap for gap in all_gaps(stack.ledger, batch.topic) if gap.batch_id == batch.batch_id)
-    subprocess.run(
-        [sys.executable, "-c", CLI, "gaps", "accept", str(gap.gap_id), "--why", "too late"],
-        cwd=ROOT,
-        env={**os.environ, **{f"TIDEMARK_{name.upper()}": str(v) for name, v in values.items()}},
-        check=True,
+    command = Forked(
+        ["-c", CLI, "gaps", "accept", str(gap.gap_id), "--why", "too late"],
+        {**os.environ, **{f"TIDEMARK_{name.upper()}": str(v) for name, v in values.items()}},
     )
+    assert command.wait(WORKER_SECONDS) == 0
 
 
 @pytest.mark.matrix("Kafka lost records before they were read")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +17,9 @@ from assets.pipeline.failpoints import POINTS, VARIABLE
 from assets.pipeline.redrive import Wanted, redrive
 from orchestration.ledger.projects import create_project
 from tests.faults.conftest import WORKER_SECONDS
+from tests.forks import Forked
 from tests.records import Sent, value_of
-from tests.stack import ROOT, Place, Stack
+from tests.stack import Place, Stack
 
 NewStack = Callable[..., Stack]
 
@@ -70,20 +69,13 @@ class Letters:
         self.rejected += letters
         self.stack.run()
 
-    def start(self, point: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, point: str, **environment: str) -> Forked:
         """`tidemark redrive` of all of them, which kills (or stops) itself at the point."""
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-c", "from orchestration.cli import main; main()"),
-                *("redrive", "--reason", "unknown_project"),
-            ],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                **self.stack.settings.environment(),
-                **environment,
-                VARIABLE: point,
-            },
+        command = ["-c", "from orchestration.cli import main; main()"]
+        settings = self.stack.settings.environment()
+        return Forked(
+            [*command, "redrive", "--reason", "unknown_project"],
+            {**os.environ, **settings, **environment, VARIABLE: point},
         )
 
     def kill_at(self, point: str) -> None:
@@ -162,8 +154,7 @@ def test_a_paused_redrive_is_refused_by_the_fence(letters: Letters, point: str) 
     letters.come()
     paused = letters.start(f"{point}:stop", TIDEMARK_LEASE_SECONDS="1")
     try:
-        _, status = os.waitpid(paused.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        assert paused.await_stop()
         with letters.stack.ledger.begin() as connection:
             connection.exec_driver_sql("UPDATE leases SET expires_at = 0")
         letters.stack.run()

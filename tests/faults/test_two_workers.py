@@ -27,8 +27,9 @@ def test_workers_that_start_together(new_scene: NewScene, ledger_values: dict[st
 @pytest.mark.matrix("two planners at once")
 def test_a_planner_that_is_late(new_scene: NewScene, ledger_values: dict[str, object]) -> None:
     """Two cut the same range; the one whose lease was taken meanwhile cannot store it."""
-    scene = new_scene(lease_seconds=4, batch_max_records=150, **ledger_values)
+    scene = new_scene(batch_max_records=150, **ledger_values)
     late = scene.stop_at("before-plan")
+    scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
     assert scene.wake(late) == AGAIN
     scene.prove()
@@ -38,9 +39,10 @@ def test_a_planner_that_is_late(new_scene: NewScene, ledger_values: dict[str, ob
 @pytest.mark.parametrize("point", ["while-staging", "after-stage", "before-insert", "before-send"])
 def test_a_paused_worker_wakes(new_scene: NewScene, point: str) -> None:
     """Another one has done all its work: it changes nothing any more, and says so."""
-    scene = new_scene(lease_seconds=4, batch_max_records=150)
+    scene = new_scene(batch_max_records=150)
     paused = scene.stop_at(point)
     assert scene.work() == AGAIN  # the lease is not over yet
+    scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
     assert scene.wake(paused) == AGAIN
     scene.prove()
@@ -51,8 +53,9 @@ def test_a_paused_worker_wakes_on_postgresql(
     new_scene: NewScene, postgresql: Callable[[], str]
 ) -> None:
     """Its insert goes out after the other one's, and is dropped by its token."""
-    scene = new_scene(lease_seconds=4, batch_max_records=150, ledger_url=postgresql())
+    scene = new_scene(batch_max_records=150, ledger_url=postgresql())
     paused = scene.stop_at("before-send")
+    scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
     assert scene.wake(paused) == AGAIN
     scene.prove()
@@ -61,8 +64,9 @@ def test_a_paused_worker_wakes_on_postgresql(
 @pytest.mark.matrix("a paused worker wakes", "deduplication window gone")
 def test_a_paused_worker_wakes_when_its_token_is_forgotten(new_scene: NewScene) -> None:
     """Without a token to drop it, the insert is not sent: the lease is asked right before."""
-    scene = new_scene(lease_seconds=4, batch_max_records=150)
+    scene = new_scene(batch_max_records=150)
     paused = scene.stop_at("before-check")
+    scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
     scene.stack.client.command(
         f"ALTER TABLE {scene.stack.database}.events "
