@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EVENTS ?= 10000
+# Tests wait more than they compute: one process more than two cores have.
+JOBS ?= 3
 
 .PHONY: help setup demo up down status test fmt lint types check bench lock clean
 
@@ -37,7 +39,7 @@ status: $(VENV)/.runtime  ## what runs, and how far loading has come
 	@$(BIN)/tidemark status
 
 test: $(VENV)/.dev  ## the whole test suite, on real Kafka, ClickHouse and Dagster
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fmt: $(VENV)/.dev  ## format the code
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .

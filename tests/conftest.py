@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,9 +19,19 @@ import pytest
 
 from local_stack.kafka.topics import wait_until_ready
 from orchestration.settings import Settings
+from tests.faults.matrix import Registry
 from tests.stack import ClickHouseServer, Stack
 
 BROKER_START_SECONDS = 120.0
+
+# A broker of a test lives for seconds: the JVM's second compiler would cost more than it gives.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+# Below the ports that outgoing connections get, and so that the controller's is below them too.
+PORTS = range(10_000, 22_000)
+
+SLOWEST_FIRST = ("faults", "sdks", "local_stack", "cli", "orchestration", "pipeline", "gateway")
+"""Folders in the order in which processes that share the work begin them."""
 
 # A machine that is busy is no fault of the code.
 hypothesis.settings.register_profile(
@@ -30,12 +42,26 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tidemark")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The failure matrix, which also a process has to print that runs none of the tests itself."""
+    config.addinivalue_line("markers", "matrix(*faults): rows of the failure matrix")
+    config.pluginmanager.register(Registry(), "failure-matrix")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: then no process is left with one when the others have nothing to do."""
+    tests = Path(__file__).parent
+    places = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(tests).parts[0], len(places)))
+
+
 def unused_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback that nobody listens on, and that no other process of tests is given."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def require_program(name: str, package: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from local_stack.kafka.topics import ensure_topic
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import Project, create_project
 from orchestration.settings import Settings
+from tests.conftest import unused_port
 from tests.records import read_value
 
 PATIENCE_SECONDS = 30.0
@@ -36,14 +36,6 @@ def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SE
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.02)
-
-
-def unused_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

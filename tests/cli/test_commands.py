@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from local_stack.ports import free_port
 from local_stack.processes import Record, Service, died, recorded, running, start, stop_all
+from tests.conftest import unused_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -175,7 +175,7 @@ def test_up_that_is_ended_half_way_leaves_nothing(tmp_path: Path, number: signal
         own = {
             "TIDEMARK_HOME": str(home),
             "TIDEMARK_KAFKA_BOOTSTRAP_SERVERS": away,
-            "TIDEMARK_CLICKHOUSE_PORT": str(free_port(28_000)),
+            "TIDEMARK_CLICKHOUSE_PORT": str(unused_port()),
         }
         up = subprocess.Popen([sys.executable, "-c", code, "up", "--detach"], env={**clean, **own})
         try:

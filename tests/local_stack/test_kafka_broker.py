@@ -27,7 +27,7 @@ from local_stack.kafka.topics import (
     unready_reason,
     wait_until_ready,
 )
-from local_stack.ports import free_port
+from tests.conftest import unused_port
 
 READY_LIMIT_S = 120.0
 END_LIMIT_S = 60.0
@@ -39,7 +39,7 @@ class Broker:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.port = free_port(20_000 + os.getpid() % 10_000)
+        self.port = unused_port()
         self.servers = f"127.0.0.1:{self.port}"
         self.process = self.launch()
 
@@ -183,9 +183,9 @@ def test_sigterm_stops_the_broker_cleanly_and_other_ports_may_follow(broker: Bro
     assert "Kafka Server started" in log
     assert "ERROR" not in log
 
-    broker.port = free_port(broker.port + 1)
+    broker.port = unused_port()
     broker.servers = f"127.0.0.1:{broker.port}"
-    broker.launch("--controller-port", str(free_port(broker.port + 1)))
+    broker.launch("--controller-port", str(unused_port()))
     broker.wait_until_ready()
     assert sorted(read_all(broker.servers, "events", 2)) == [b"a", b"b"]
 
@@ -257,7 +257,7 @@ def test_a_topic_that_the_broker_refuses_is_an_error(shared: Broker) -> None:
 
 def test_a_home_has_one_broker(shared: Broker) -> None:
     """A second start on the same home is refused with the pid of the first."""
-    line = run_refused(shared.home, "--port", str(free_port(shared.port + 1)))
+    line = run_refused(shared.home, "--port", str(unused_port()))
     assert f"already runs on {shared.home / 'kafka'} (pid {shared.process.pid})" in line
 
 
@@ -272,9 +272,7 @@ def test_a_taken_controller_port_is_one_clear_line(tmp_path: Path) -> None:
     """The controller's port is checked like the clients' one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        line = run_refused(
-            tmp_path, "--port", str(free_port(21_000)), "--controller-port", str(number)
-        )
+        line = run_refused(tmp_path, "--port", str(unused_port()), "--controller-port", str(number))
     assert f"port {number} is taken" in line
     assert "--controller-port" in line
 
@@ -282,7 +280,7 @@ def test_a_taken_controller_port_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_first_start_without_network_is_one_clear_line(tmp_path: Path) -> None:
     """An empty cache and no repository: the process says so and ends."""
     cache = ["--cache", str(tmp_path / "cache"), "--repository", "http://127.0.0.1:1"]
-    line = run_refused(tmp_path / "home", "--port", str(free_port(21_000)), *cache)
+    line = run_refused(tmp_path / "home", "--port", str(unused_port()), *cache)
     assert "the first start needs the network" in line
 
 
@@ -291,7 +289,7 @@ def test_a_data_folder_that_is_not_kafkas_is_refused(tmp_path: Path) -> None:
     keep = tmp_path / "kafka" / "data" / "keep"
     keep.parent.mkdir(parents=True)
     keep.touch()
-    line = run_refused(tmp_path, "--port", str(free_port(21_000)))
+    line = run_refused(tmp_path, "--port", str(unused_port()))
     assert "is not a Kafka data folder" in line
     assert keep.exists()
 
@@ -316,7 +314,7 @@ def test_folders_of_any_alphabet_in_any_locale(tmp_path: Path) -> None:
     """Under LC_ALL=C too, a home and a jar cache with other than ASCII letters work."""
     cache = tmp_path / "Gläser"
     cache.symlink_to(default_cache(), target_is_directory=True)
-    port = free_port(20_000 + os.getpid() % 10_000)
+    port = unused_port()
     argv = [sys.executable, "-m", "local_stack.kafka", "--home", str(tmp_path / "Höhe")]
     argv += ["--port", str(port), "--cache", str(cache)]
     with (tmp_path / "log").open("wb") as log:

@@ -19,7 +19,7 @@ import pytest
 
 from local_stack import processes
 from local_stack.errors import StackError
-from local_stack.ports import Port, PortTaken, free_port, require_port_free
+from local_stack.ports import Port, PortTaken, require_port_free
 from local_stack.processes import (
     AlreadyRunning,
     Foreground,
@@ -37,6 +37,7 @@ from local_stack.processes import (
     stop_foreground,
     wait_ready,
 )
+from tests.conftest import unused_port
 
 LIMIT_S = 30.0
 
@@ -187,7 +188,7 @@ def test_additions_to_the_environment_reach_the_service(home: Path) -> None:
 
 def test_the_record_tells_what_runs(home: Path) -> None:
     """`run/<name>.json` has pid, start time, command and port."""
-    number = free_port(22_000)
+    number = unused_port()
     made = replace(service(home, LISTENER, str(number)), ports=[Port(number, "SOME_PORT")])
     record = start(made, home)
     wait_ready(made, home, LIMIT_S)
@@ -278,7 +279,7 @@ def test_orphans_of_a_crashed_service_are_stopped(home: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not show an environment")
 def test_a_start_after_a_crash_clears_what_holds_the_port(home: Path) -> None:
     """An orphan that still listens does not make the next start fail."""
-    number = free_port(22_000)
+    number = unused_port()
     code = (
         "import subprocess, sys\n"
         f"subprocess.Popen([sys.executable, '-c', {LISTENER!r}, sys.argv[1]])\n"
@@ -298,7 +299,7 @@ def test_a_start_after_a_crash_clears_what_holds_the_port(home: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread cannot outlive the main one there")
 def test_a_dying_service_is_waited_for(home: Path) -> None:
     """A killed JVM's main thread ends before those that hold its port: it is not gone yet."""
-    number = free_port(22_000)
+    number = unused_port()
     code = (
         "import ctypes, socket, sys, threading, time\n"
         "server = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
@@ -329,7 +330,7 @@ def test_a_start_that_was_cut_short_can_be_stopped(home: Path) -> None:
 
 def test_a_service_does_not_start_on_a_taken_port(home: Path) -> None:
     """PortTaken comes before any process is started, and nothing is recorded."""
-    number = free_port(22_000)
+    number = unused_port()
     launch(home, LISTENER, str(number))
     other = replace(service(home, IDLE, name="other"), ports=[Port(number, "SOME_PORT")])
     with pytest.raises(PortTaken, match="SOME_PORT"):
