@@ -1,6 +1,6 @@
 """Batches that wait for a person, and what can be decided of them.
 
-    gap, suspect, failed ─retry_batch─▶ planned, loading
+    gap, suspect, failed ─retry_batch, retry_all─▶ planned, loading
     gap ─accept_gap─▶ planned, loading;  ─refuse_gap─▶ failed
     held ─release_batch─▶ staged;  ─restage_batch─▶ staged, or held once more
     a redrive ─give_up_redrive─▶ superseded
@@ -26,6 +26,7 @@ from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import gaps as ledger_gaps
 from orchestration.ledger.attempts import attempts_of, tries_at
 from orchestration.ledger.keys import KeySwap
+from orchestration.ledger.leases import Lease
 
 
 def retry_batch(worker: Worker, batch_id: str) -> State:
@@ -38,9 +39,40 @@ def retry_batch(worker: Worker, batch_id: str) -> State:
         )
     if batch.state not in WAITING:
         raise BatchError(f"batch {batch_id} is {batch.state}: it does not wait for anybody")
-    again = State.PLANNED if batch.staged is None else State.LOADING
     with worker.lease() as lease:
-        ledger_batches.give_back(worker.ledger, lease, batch_id, batch.state, again)
+        return _give_back(worker, lease, batch)
+
+
+def retry_all(worker: Worker, state: State, code: int | None) -> list[Batch]:
+    """The same for all in a state, as far as their last error had that code, if one is given.
+
+    Gives them as they were.
+    """
+    with worker.lease() as lease:
+        batches = to_retry(worker, state, code)
+        for batch in batches:
+            _give_back(worker, lease, batch)
+    return batches
+
+
+def to_retry(worker: Worker, state: State, code: int | None) -> list[Batch]:
+    """What `retry_all` would give back now."""
+    waiting = ledger_batches.waiting_for_a_person(worker.ledger, *worker.settings.topics)
+    return [
+        batch
+        for batch in waiting
+        if batch.state is state and code in (None, _last_code(worker, batch))
+    ]
+
+
+def _last_code(worker: Worker, batch: Batch) -> int | None:
+    failed = [one for one in attempts_of(worker.ledger, batch.batch_id) if one.outcome == "failed"]
+    return failed[-1].error_code if failed else None
+
+
+def _give_back(worker: Worker, lease: Lease, batch: Batch) -> State:
+    again = State.PLANNED if batch.staged is None else State.LOADING
+    ledger_batches.give_back(worker.ledger, lease, batch.batch_id, batch.state, again)
     return again
 
 

@@ -13,7 +13,7 @@ from assets.pipeline.errors import BatchError
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.tell_standing import tell_standing
-from assets.pipeline.waiting import release_batch, restage_batch, retry_batch
+from assets.pipeline.waiting import release_batch, restage_batch, retry_all, retry_batch, to_retry
 from assets.pipeline.worker import Worker
 from orchestration.cli.one_batch import document, text
 from orchestration.ledger.attempts import attempts_of
@@ -70,10 +70,35 @@ def batch(batch_id: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("batch_id")
+@click.argument("batch_id", required=False)
 @click.option("--restage", is_flag=True, help="Stage a held batch again, with the code of now.")
-def retry(batch_id: str, restage: bool) -> None:
-    """Give a batch that waits for a person (gap, suspect, failed) back to the next micro-batch."""
+@click.option("--all", "all_", is_flag=True, help="All batches that are failed.")
+@click.option(
+    "--state",
+    type=click.Choice([State.FAILED.value, State.SUSPECT.value, State.GAP.value]),
+    help="With --all: those in this state instead.",
+)
+@click.option("--code", type=int, help="With --all: only those whose last error had this code.")
+@click.option("--dry-run", is_flag=True, help="With --all: only show which.")
+def retry(
+    batch_id: str | None,
+    restage: bool,
+    all_: bool,
+    state: str | None,
+    code: int | None,
+    dry_run: bool,
+) -> None:
+    """Give a batch that waits for a person (gap, suspect, failed) back to the next micro-batch.
+
+    Or --all of them: see first with --dry-run.
+    """
+    if (batch_id is not None) == all_ or (all_ and restage):
+        raise click.UsageError("give a BATCH_ID, or --all without --restage")
+    if batch_id is None:
+        _retry_all(State(state or State.FAILED), code, dry_run)
+        return
+    if state or code is not None or dry_run:
+        raise click.UsageError("--state, --code and --dry-run go with --all")
     worker = worker_of(Settings(), click.echo)
     if not restage:
         state = retry_batch(worker, batch_id)
@@ -83,6 +108,18 @@ def retry(batch_id: str, restage: bool) -> None:
             raise BatchError(f"batch {batch_id} is held again: {batch.note}")
         state = batch.state
     print(f"batch {batch_id} is {state} again: the next micro-batch takes it up")
+
+
+def _retry_all(state: State, code: int | None, dry_run: bool) -> None:
+    worker = worker_of(Settings(), click.echo)
+    found = to_retry(worker, state, code) if dry_run else retry_all(worker, state, code)
+    for one in found:
+        print(f"batch {one.batch_id} of {one.topic}, {one.arrival_date}, {one.state}: {one.note}")
+    what = f"{len(found):,} {state} batch{'' if len(found) == 1 else 'es'}"
+    if dry_run:
+        print(f"dry run: {what} would be given back")
+    else:
+        print(f"{what} given back: the next micro-batch takes them up")
 
 
 @click.command()

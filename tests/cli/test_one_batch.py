@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import update
 
-from assets.pipeline.errors import BatchError
+from assets.pipeline.batch import Range, State
+from assets.pipeline.errors import BatchError, ClickHouseRefused
 from assets.pipeline.staging import stage_batches
 from orchestration.cli import tidemark
+from orchestration.ledger.attempts import attempt
+from orchestration.ledger.planned import add_planned
+from orchestration.ledger.tables import batches
 from tests.stack import Stack
+from tests.staging import batch_of
 
 
 def run(stack: Stack, *arguments: str, **changed: str) -> Result:
@@ -48,6 +56,45 @@ def test_every_attempt_at_a_batch_is_shown(new_stack: Callable[..., Stack]) -> N
         "FROM {database}.batch_attempts FINAL WHERE stage = 'load' ORDER BY number"
     )
     assert mirrored == [("failed", 16, "repair", True, 0), ("ok", None, "", None, 1)]
+
+
+def test_all_that_failed_are_given_back(new_stack: Callable[..., Stack]) -> None:
+    """By state and by the code of the last error; a dry run names them and changes nothing."""
+    stack = new_stack()
+    waiting = {"b0": (State.FAILED, [27, 60]), "b1": (State.FAILED, [27]), "b2": (State.GAP, [])}
+    with stack.ledger.begin() as connection:
+        for number, (batch_id, (state, _)) in enumerate(waiting.items()):
+            batch = replace(
+                batch_of(Range(number, 0, 9)), batch_id=batch_id, topic=stack.settings.topic
+            )
+            add_planned(connection, batch)
+            connection.execute(
+                update(batches).where(batches.c.batch_id == batch_id).values(state=state)
+            )
+    for batch_id, (_, codes) in waiting.items():
+        for code in codes:
+            with (
+                pytest.raises(ClickHouseRefused),
+                attempt(stack.ledger, batch_id, "stage", "run"),
+            ):
+                raise ClickHouseRefused("no", code)
+
+    def states() -> list[str]:
+        return [batch.state for batch in stack.batches()]
+
+    shown = run(stack, "retry", "--all", "--code", "27", "--dry-run").stdout
+    assert "batch b1 of" in shown
+    assert "dry run: 1 failed batch would be given back" in shown
+    assert states() == ["failed", "failed", "gap"]
+    assert "1 failed batch given back" in run(stack, "retry", "--all", "--code", "60").stdout
+    assert states() == ["planned", "failed", "gap"]
+    assert run(stack, "retry", "--all").exit_code == 0
+    assert states() == ["planned", "planned", "gap"]
+    assert run(stack, "retry", "--all", "--state", "gap").exit_code == 0
+    assert states() == ["planned"] * 3
+    assert "0 failed batches given back" in run(stack, "retry", "--all").stdout
+    for misspelt in (["--all", "b0"], [], ["b0", "--dry-run"], ["--all", "--restage"]):
+        assert run(stack, "retry", *misspelt).exit_code == 2
 
 
 def test_a_batch_that_is_not_there(new_stack: Callable[..., Stack]) -> None:
