@@ -244,3 +244,10 @@ class Stack:
         """Give back what it holds of the shared servers."""
         self.client.command(f"DROP DATABASE IF EXISTS {self.database} SYNC")
         self.client.close()
+
+
+def cannot_be_read(path: Path) -> Path:
+    """Let every read of a file fail with an error of the system; gives where the file is now."""
+    whole = path.rename(path.with_suffix(".whole"))
+    path.symlink_to(path.name)  # to itself: even root gets ELOOP
+    return whole

@@ -27,6 +27,7 @@ from assets.pipeline.errors import (
     BatchError,
     ClickHouseAway,
     ClickHouseRefused,
+    LakeTrouble,
     LoadingPaused,
     StagingPaused,
     UnknownTrouble,
@@ -154,8 +155,10 @@ class Circuit:
                 if type(error) is BatchError:
                     raise UnknownTrouble(str(error)) from error
                 raise
-            except (SQLAlchemyError, OSError):
+            except SQLAlchemyError:
                 raise
+            except OSError as error:  # only of the lake's files are errors not named elsewhere
+                raise LakeTrouble(f"a file of the lake: {error}") from error
             except Exception as error:  # whatever it is, it must not hold up the others for ever
                 raise UnknownTrouble(f"{type(error).__name__}: {error}") from error
         except BatchError as error:

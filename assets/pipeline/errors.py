@@ -30,6 +30,15 @@ class TransientError(BatchError):
     remedy = Remedy.WAIT
 
 
+class LakeTrouble(TransientError):
+    """A file of the lake is there and cannot be read now: what needs it waits, others go on.
+
+    Whether the lake is away shows when two batches in a row meet such a file.
+    """
+
+    remedy = Remedy.ALONE
+
+
 class ClickHouseAway(TransientError):
     """ClickHouse does not answer, has no room, or the batch is too much for it as it is now."""
 
@@ -129,14 +138,14 @@ class LedgerBehind(BatchError):
     """The ledger does not know of batches that ClickHouse holds: it is an older or another one."""
 
 
-class KeyFileUnreadable(BatchError):
+class KeyFileUnreadable(LakeTrouble):
     """A key file that the ledger names is missing, damaged or of another form."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"key file {path} cannot be read ({reason})")
 
 
-ANSWERED = (ClickHouseAway, ClickHouseRefused, KafkaRefused, UnknownTrouble)
+ANSWERED = (ClickHouseAway, ClickHouseRefused, KafkaRefused, LakeTrouble, UnknownTrouble)
 """What is about one batch, when it reaches those who go on with the others."""
 
 

@@ -14,6 +14,7 @@ Invariants: a key file is whole or absent, and never changed. A key costs 32 byt
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from assets.pipeline.errors import KeyFileUnreadable, TransientError
+from assets.pipeline.errors import KeyFileUnreadable
 
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int32]
@@ -49,6 +50,7 @@ MOST_FILES = 16
 """Key files of one arrival date beyond which `files_to_merge` finds some to merge."""
 
 _NO_NAMES = pa.array([], pa.string())
+_PAUSES_S = (0.5, 1.0)  # before a file that cannot be read is read again
 _NOT_KEPT = np.int32(-1)
 
 
@@ -79,7 +81,23 @@ class Keys:
 
 
 def open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:
-    """A key file's segments, in order, none of them empty."""
+    """A key file's segments, in order, none of them empty.
+
+    Raises KeyFileUnreadable when it is not there or damaged, or after a few tries at reading it:
+    what was in it is in staged files, too.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return _open_key_file(filesystem, path)
+        except OSError:
+            time.sleep(pause_s)
+    try:
+        return _open_key_file(filesystem, path)
+    except OSError as error:
+        raise KeyFileUnreadable(path, str(error)) from error
+
+
+def _open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:
     try:
         local = _local(filesystem, path)
         if local is not None:
@@ -93,8 +111,6 @@ def open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise KeyFileUnreadable(path, str(error)) from error
-    except OSError as error:
-        raise TransientError(f"key file {path} cannot be read now: {error}") from error
     if not batches:
         return []
     names = batches[0]["batch"].dictionary

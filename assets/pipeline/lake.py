@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from pyarrow import fs
 
-from assets.pipeline.errors import StagedFileDamaged, TransientError
+from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
 
 _HASH_CHUNK_BYTES = 1 << 20
@@ -80,7 +80,7 @@ class Lake:
     def create(self, path: str) -> Iterator[HashingWriter]:
         """Write a file, which appears under its name when the with-block ends well."""
         if not self.is_local:
-            with _named_errors("writing", path):
+            with named_errors("writing", path):
                 try:
                     with self.filesystem.open_output_stream(self.full_path(path)) as sink:
                         yield HashingWriter(sink)
@@ -91,11 +91,12 @@ class Lake:
                     raise
             return
         target = Path(self.full_path(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _delete_abandoned(target)
+        with named_errors("writing", path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _delete_abandoned(target)
         partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
         try:
-            with _named_errors("writing", path):
+            with named_errors("writing", path):
                 with partial.open("wb") as sink:
                     yield HashingWriter(sink)
                     sink.flush()
@@ -108,8 +109,11 @@ class Lake:
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
-        """Read a file as a stream. Raises StagedFileDamaged when it is not there."""
-        with _named_errors("reading", path):
+        """Read a file as a stream. Raises StagedFileDamaged when it is not there.
+
+        LakeTrouble when it cannot be read for another reason.
+        """
+        with named_errors("reading", path):
             try:
                 stream = self.filesystem.open_input_stream(self.full_path(path))
             except FileNotFoundError as error:
@@ -145,11 +149,14 @@ def lake_path(kind: str, arrival_date: date, name: str) -> str:
 
 
 @contextmanager
-def _named_errors(doing: str, path: str) -> Iterator[None]:
+def named_errors(doing: Literal["reading", "writing"], path: str) -> Iterator[None]:
+    """What the lake's filesystem raises, as errors of a batch: without room nothing is written,
+    while one file that cannot be read says nothing of others."""
     try:
         yield
     except OSError as error:
-        raise TransientError(f"{doing} {path} in the lake failed: {error}") from error
+        kind = LakeTrouble if doing == "reading" else TransientError
+        raise kind(f"{doing} {path} in the lake failed: {error}") from error
 
 
 def _delete_abandoned(target: Path) -> None:

@@ -35,7 +35,7 @@ from assets.pipeline.errors import BatchError
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.fingerprint import FingerprintSum
 from assets.pipeline.key_files import write_key_file
-from assets.pipeline.lake import Lake
+from assets.pipeline.lake import Lake, named_errors
 from assets.pipeline.read import Chunk
 from assets.pipeline.reasons import KEPT_WHOLE
 from assets.pipeline.staged_files import StagedFiles, staged_files, staged_path
@@ -76,7 +76,8 @@ def stage(
     if len(seen.added()):
         with clock.stage("stage"):
             path = staged_path("keys", batch, attempt, "arrow")
-            rows = write_key_file(lake.filesystem, lake.full_path(path), seen.added())
+            with named_errors("writing", path):
+                rows = write_key_file(lake.filesystem, lake.full_path(path), seen.added())
             key_file = KeyFile(path, batch.arrival_date, rows)
     return writer.staged(files.registered()), key_file
 

@@ -79,7 +79,8 @@ def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[
                 _stage_topic(worker, lease, topic, until, aside, staged)
             failpoint("between-topics")
         if staged:
-            keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
+            with aside.errors():
+                keep_index(worker.ledger, worker.lake, [batch.arrival_date for batch in staged])
     aside.raise_first()
     return staged
 
@@ -131,7 +132,8 @@ def _stage_topic(
         with aside.errors():
             staged.append(stage_one(worker, lease, circuit, planned))
         if len(staged) % _INDEX_KEPT_EVERY == 0:
-            keep_index(worker.ledger, worker.lake, [planned.arrival_date])
+            with aside.errors():
+                keep_index(worker.ledger, worker.lake, [planned.arrival_date])
         if time.monotonic() >= until:
             return
 

@@ -69,6 +69,8 @@ ROWS = (
     Row("transactions, aborts and markers", "counted as absent", "once"),
     Row("tombstones, empty and broken values", "counted, or dead letters", "once"),
     Row("staged file damaged or deleted, Kafka has it", "stages the batch again", "once"),
+    Row("a file of the lake cannot be read", "its batch waits alone, others are loaded", "once"),
+    Row("the lake is away", "two batches in a row show it: loading waits", "once"),
     Row("staged file gone, Kafka has nothing", "`gap` until the file is back", "told, once"),
     Row("staged file lost for good", "`gap`: a person, `gaps accept`", "told, counted as lost"),
     Row("redrive: before its plan is stored", "its letters can be chosen again", "once"),

@@ -12,14 +12,16 @@ import pytest
 from assets.pipeline import staging
 from assets.pipeline.audit import unbalanced
 from assets.pipeline.batch import Balance, Kind, Range, State
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, LakeTrouble, LoadingPaused
+from assets.pipeline.loading import load_batches
 from assets.pipeline.waiting import accept_gap, refuse_gap, retry_batch
 from assets.pipeline.worker import Worker
+from orchestration.ledger.backoffs import backoffs_now
 from orchestration.ledger.gaps import all_gaps
 from tests.faults.conftest import Scene
 from tests.faults.run_worker import AGAIN, STOPPED
 from tests.records import delete_before, value_of
-from tests.stack import Stack
+from tests.stack import Stack, cannot_be_read
 
 NewScene = Callable[..., Scene]
 
@@ -75,6 +77,40 @@ def test_a_staged_file_is_harmed_before_it_is_loaded(
     assert scene.work() == STOPPED
     assert scene.stack.rows("SELECT count() FROM {database}.events") == [(0,)]
     scene.kill_at("after-send")
+    assert scene.work() == 0
+    scene.prove()
+
+
+@pytest.mark.matrix("a file of the lake cannot be read", "the lake is away")
+def test_a_staged_file_cannot_be_read(new_scene: NewScene) -> None:
+    """One file's trouble is its batch's alone; a second one's in a row is the whole lake's."""
+    scene = new_scene(batch_max_records=80, load_attempts=2)
+    stack = scene.stack
+    staging.stage_batches(stack.worker())
+    paths = [
+        stack.lake_file(file.path)
+        for batch in stack.batches()
+        if batch.staged and (file := batch.staged.file(Kind.EVENTS))
+    ]
+    whole = [cannot_be_read(path) for path in paths[:2]]
+
+    def load() -> list[type[BatchError]]:
+        held: list[BatchError] = []
+        load_batches(
+            Worker(stack.settings, stack.ledger, "run", lambda _: None, insists=True), held
+        )
+        return [type(one) for one in held]
+
+    assert load() == [LakeTrouble, LakeTrouble, LoadingPaused]
+    first, second, *others = [batch.state for batch in stack.batches()]
+    assert (first, second, set(others)) == (State.LOADING, State.LOADING, {State.STAGED})
+    whole[1].replace(paths[1])
+    assert load() == [LakeTrouble]
+    first, *others = [batch.state for batch in stack.batches()]
+    assert (first, set(others)) == (State.LOADING, {State.COMMITTED})
+    assert set(backoffs_now(stack.ledger)) == {f"batch/{stack.batches()[0].batch_id}/load"}
+    whole[0].replace(paths[0])
+    assert load() == []
     assert scene.work() == 0
     scene.prove()
 

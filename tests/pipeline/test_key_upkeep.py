@@ -17,7 +17,7 @@ from assets.pipeline.waiting import accept_gap
 from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.keys import live_key_files, retired_key_files
 from tests.records import delete_before
-from tests.stack import Stack
+from tests.stack import Stack, cannot_be_read
 
 
 def files_of(stack: Stack) -> list[KeyFile]:
@@ -49,7 +49,7 @@ def test_many_small_batches_leave_few_key_files(
     assert on_disk == {file.path.rpartition("/")[2] for file in files_of(stack)}
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "refused"])
 def test_a_lost_key_file_is_made_anew(new_stack: Callable[..., Stack], damage: str) -> None:
     """Duplicates are still found after a file of the index was lost, and staging goes on."""
     stack = new_stack().make_topic()
@@ -59,6 +59,8 @@ def test_a_lost_key_file_is_made_anew(new_stack: Callable[..., Stack], damage: s
     path = stack.lake_file(lost.path)
     if damage == "gone":
         path.unlink()
+    elif damage == "refused":
+        cannot_be_read(path)
     else:
         path.write_bytes(path.read_bytes()[:-50])
     stack.send_numbers(range(5, 15))
