@@ -45,10 +45,11 @@ def _events_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
 
 def _events_lanes(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
     try:
-        seen = look(worker.topics.values(), worker.ledger).troubles
-    except KafkaAway:  # what is loaded can be judged all the same
-        seen = []
-    troubles = [trouble for trouble in seen if isinstance(trouble, LaneTrouble)]
+        backlog = look(worker.topics.values(), worker.ledger)
+        main, seen = backlog.topics[0].trouble, backlog.troubles
+    except KafkaAway as error:  # what is loaded can be judged all the same
+        main, seen = error, [error]
+    troubles = [one for one in seen if one is main or isinstance(one, LaneTrouble)]
     return untiled(batches) + [Finding(None, Trouble.LANE, str(text)) for text in troubles]
 
 

@@ -15,6 +15,7 @@ import dagster as dg
 from assets.metadata import appended_between, public_address, utc
 from assets.pipeline.batch import Batch
 from assets.pipeline.commit import group_id
+from assets.pipeline.errors import KafkaAway
 from assets.pipeline.worker import Worker
 from orchestration.settings import Settings
 from orchestration.standing import Completeness, Standing, TopicStanding, complete_of, stand
@@ -58,7 +59,11 @@ def kafka_events(settings: Settings) -> list[dg.AssetSpec]:
 
 def observe(context: dg.AssetExecutionContext, worker: Worker, staged: Sequence[Batch]) -> None:
     """Log how each topic stands now that these batches are staged."""
-    standing = stand(worker.topics.values(), worker.ledger, worker.settings.kafka_client)
+    try:
+        standing = stand(worker.topics.values(), worker.ledger, worker.settings.kafka_client)
+    except KafkaAway as error:  # no reason to leave unloaded what is staged
+        context.log.warning(f"how the topics stand is not observed: {error}")
+        return
     for topic in standing.topics:
         if not topic.is_missing:
             own = [batch for batch in staged if batch.topic == topic.topic]

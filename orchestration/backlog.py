@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import Batch
+from assets.pipeline.batch import Batch, State
 from assets.pipeline.errors import BatchError, KafkaAway, LaneTrouble, TopicMissing
 from assets.pipeline.plan import see_watermark, unplanned_starts
 from assets.pipeline.topic import Topic
@@ -87,7 +87,8 @@ class Backlog:
 def look(topics: Collection[Topic], ledger: Engine) -> Backlog:
     """The backlog now; the first topic is the main one.
 
-    Raises KafkaAway when that one cannot be seen. Trouble with others, and with lanes, is told.
+    Raises KafkaAway when that one cannot be seen, unless there is something to load meanwhile.
+    Trouble with others, and with lanes, is told.
     """
     unfinished = unfinished_batches(ledger, *(topic.name for topic in topics))
     seen: list[TopicBacklog] = []
@@ -96,7 +97,11 @@ def look(topics: Collection[Topic], ledger: Engine) -> Backlog:
             seen.append(look_at_topic(topic, ledger))
         except KafkaAway as error:
             if not seen:
-                raise
+                staged = [batch for batch in unfinished if batch.state is not State.PLANNED]
+                if not staged:
+                    raise
+                first = min(batch.arrival_date for batch in staged)
+                return Backlog((TopicBacklog(topic.name, trouble=error),), tuple(staged), first)
             seen.append(TopicBacklog(topic.name, trouble=error))
         except LaneTrouble as error:
             seen.append(TopicBacklog(topic.name, trouble=error))

@@ -11,6 +11,9 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from assets.pipeline.topic import QUIET
 
+_WAIT_MS = 10_000
+"""How long a commit waits for a Kafka that is away, which is as long as a session lasts."""
+
 
 def group_id(topic: str) -> str:
     """The consumer group whose offsets show how far a topic is loaded."""
@@ -22,7 +25,13 @@ def commit_offsets(
 ) -> str | None:
     """Commit ends by partition, with a batch as a breadcrumb; gives what went wrong, or None."""
     consumer = Consumer(
-        {**QUIET, **client, "group.id": group_id(topic), "enable.auto.commit": "false"}
+        {
+            **QUIET,
+            **client,
+            "group.id": group_id(topic),
+            "enable.auto.commit": "false",
+            "session.timeout.ms": _WAIT_MS,
+        }
     )
     try:
         committed = consumer.commit(

@@ -9,8 +9,6 @@ registers nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 from sqlalchemy import Connection
@@ -64,7 +62,8 @@ def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[
 
     A batch that cannot be staged holds up no other; the first such error is raised at the end.
     What is wrong with lanes or single batches goes into `held` instead, for a caller who loads
-    before it tells. While more is staged than the disk is to hold, no more is planned.
+    before it tells; so does that Kafka is away. While more is staged than the disk is to hold, no
+    more is planned.
     """
     staged: list[Batch] = []
     aside = PutAside(held)
@@ -75,8 +74,14 @@ def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[
                 continue
             historical = topic.name == worker.settings.historical_topic
             until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
-            with aside.errors(), _side_topic_may_be_away(worker, topic):
-                _stage_topic(worker, lease, topic, until, aside, staged)
+            try:
+                with aside.errors():
+                    _stage_topic(worker, lease, topic, until, aside, staged)
+            except KafkaAway as error:
+                if topic.name == worker.settings.topic:
+                    aside.keep(error)
+                    break
+                worker.say(f"topic {topic.name} waits for the next run: {error}")
             failpoint("between-topics")
         if staged:
             with aside.errors():
@@ -93,17 +98,6 @@ def stage_these(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAs
         with aside.errors():
             staged.append(stage_one(worker, lease, circuit, batch))
     return staged
-
-
-@contextmanager
-def _side_topic_may_be_away(worker: Worker, topic: Topic) -> Iterator[None]:
-    """Kafka away for the main topic stops a run; for one beside it, what is staged goes on."""
-    try:
-        yield
-    except KafkaAway as error:
-        if topic.name == worker.settings.topic:
-            raise
-        worker.say(f"topic {topic.name} waits for the next run: {error}")
 
 
 def _stage_topic(

@@ -131,7 +131,10 @@ class PutAside:
                 concerns_all and not isinstance(error, StagingPaused)
             ):
                 raise
-            self._keep(error, isinstance(error, (LaneTrouble, *ANSWERED)))
+            if isinstance(error, (LaneTrouble, *ANSWERED)):
+                self.keep(error)
+            else:
+                self._first = self._first or error
 
     @contextmanager
     def pauses(self) -> Iterator[None]:
@@ -139,10 +142,11 @@ class PutAside:
         try:
             yield
         except LoadingPaused as paused:
-            self._keep(paused, True)
+            self.keep(paused)
 
-    def _keep(self, error: BatchError, may_be_held: bool) -> None:
-        if self._held is None or not may_be_held:
+    def keep(self, error: BatchError) -> None:
+        """Put an error aside, into `held` where that is given: what can be loaded is, first."""
+        if self._held is None:
             self._first = self._first or error
         elif str(error) not in map(str, self._held):
             self._held.append(error)

@@ -63,6 +63,7 @@ ROWS = (
     ),
     Row("the proof finds something else", "`suspect`: a person clears it, `retry`", "once, seen"),
     Row("Kafka killed while it is read", "waits or ends; the next run goes on", "once"),
+    Row("Kafka away when batches are staged", "loads them; reads when it is back", "told, once"),
     Row("Kafka lost records before they were read", "`gap`: a person, `gaps accept`", "told"),
     Row("topic deleted and made anew", "old plan is a `gap`; the new one from 0", "told, once"),
     Row("partitions increased", "a new lane from its first offset", "once"),

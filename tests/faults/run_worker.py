@@ -10,7 +10,13 @@ from __future__ import annotations
 import sys
 from uuid import uuid4
 
-from assets.pipeline.errors import BatchError, LoadingPaused, StagingPaused, TransientError
+from assets.pipeline.errors import (
+    BatchError,
+    KafkaAway,
+    LoadingPaused,
+    StagingPaused,
+    TransientError,
+)
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.worker import Worker
@@ -39,7 +45,7 @@ def main() -> int:
         return STOPPED
     for trouble in held:
         print(trouble, file=sys.stderr)
-    if all(isinstance(trouble, (LoadingPaused, StagingPaused)) for trouble in held):
+    if all(isinstance(trouble, (KafkaAway, LoadingPaused, StagingPaused)) for trouble in held):
         return AGAIN if held else 0
     return WAITS
 

@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from assets.pipeline import commit, topic
 from assets.pipeline.batch import State
 from assets.pipeline.clickhouse import make_tables
+from assets.pipeline.errors import BatchError, KafkaAway
+from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.staging import stage_batches
+from assets.pipeline.worker import Worker
+from orchestration.settings import Settings
 from tests.conftest import Broker
 from tests.faults.conftest import WORKER_SECONDS, Scene
 from tests.faults.run_worker import AGAIN
@@ -64,6 +70,29 @@ def test_clickhouse_is_killed_in_mid_insert(
     assert worker.wait(WORKER_SECONDS) == AGAIN
     server.start()
     assert scene.stack.rows("SELECT count() FROM {database}.events") == [(0,)]
+    assert scene.work() == 0
+    scene.prove()
+
+
+@pytest.mark.matrix("Kafka away when batches are staged")
+def test_what_is_staged_is_loaded_while_kafka_is_away(
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run loads and proves what it can, and then says what is away."""
+    scene = new_scene(sound=60)
+    stack = scene.stack
+    scene.kill_at("after-register")
+    monkeypatch.setattr(topic, "_METADATA_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(commit, "_WAIT_MS", 1_000)
+    away = stack.settings.model_dump() | {"kafka_bootstrap_servers": "127.0.0.1:1"}
+    worker = Worker(Settings(**away), stack.ledger, "run", lambda _: None)
+    held: list[BatchError] = []
+    stage_batches(worker, held)
+    load_batches(worker, held)
+    load_dead_letters(worker, held)
+    assert [type(one) for one in held] == [KafkaAway]
+    assert [batch.state for batch in stack.batches()] == [State.COMMITTED]
+    scene.send_more(20)
     assert scene.work() == 0
     scene.prove()
 

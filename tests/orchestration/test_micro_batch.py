@@ -17,6 +17,8 @@ import dagster as dg
 import pytest
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 
+from assets.pipeline import commit
+from assets.pipeline import topic as kafka_topic
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
@@ -25,6 +27,7 @@ from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.tables import backoffs, lanes
+from orchestration.settings import Settings
 from tests.conftest import unused_port
 from tests.records import Sent, value_of
 from tests.stack import ROOT, ClickHouseServer, Stack
@@ -322,6 +325,29 @@ def test_clickhouse_away_for_long_keeps_nobody_from_staging(
     assert isinstance(decide(instance, lookout), dg.RunRequest)
     assert set(_checks(_run(stack, instance)).values()) == {True}
     assert [batch.state for batch in stack.batches()] == [State.COMMITTED] * 2
+
+
+def test_kafka_away_keeps_nobody_from_loading(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is started for what is staged, is green, and its check of the lanes is red."""
+    stack = new_stack().make_topic()
+    sent = stack.send_numbers(range(10))
+    stage_batches(stack.worker())
+    monkeypatch.setattr(kafka_topic, "_METADATA_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(commit, "_WAIT_MS", 1_000)
+    values = stack.settings.model_dump() | {"kafka_bootstrap_servers": "127.0.0.1:1"}
+    away = Stack(Settings(**values))
+    lookout = Lookout(away.settings)
+    assert isinstance(decide(instance, lookout), dg.RunRequest)
+    result = _run(away, instance)
+    assert result.success
+    assert [name for name, passed in _checks(result).items() if not passed] == [("events", "lanes")]
+    _assert_whole(stack, sent)
+    skipped = decide(instance, lookout)
+    assert isinstance(skipped, dg.SkipReason)
+    assert "Kafka did not answer" in (skipped.skip_message or "")
+    away.ledger.dispose()
 
 
 def test_what_needs_a_person_is_not_tried_again(
