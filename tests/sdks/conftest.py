@@ -70,9 +70,12 @@ def _install(folder: Path) -> None:
     subprocess.run([*pip, "--target", "python-2023"], cwd=folder, check=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A real Chromium without a window."""
+    """A real Chromium without a window.
+
+    Not for longer: while Playwright runs, this thread has an event loop, which other tests start.
+    """
     program = require_program(os.environ.get("CHROMIUM", "chromium"), "chromium")
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=_CHROMIUM_ARGUMENTS)
