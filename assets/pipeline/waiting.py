@@ -10,6 +10,8 @@ Invariant: the decision is one compare-and-swap in the ledger; the next worker d
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 
 from assets.pipeline.batch import WAITING, Batch, Kind, State
@@ -20,6 +22,7 @@ from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
 from assets.pipeline.read import check_readable, lost_below
+from assets.pipeline.resends import ranges_in, resends_of, told
 from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
@@ -82,18 +85,40 @@ def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
     What is not lost is refused: records that Kafka has, a file that is back, rows in ClickHouse.
     """
     gap, batch = _undecided(worker, gap_id)
+    ledger = worker.ledger
     with worker.lease() as lease:
         if gap.cause == ledger_gaps.KAFKA:
             skips = lost_below(worker.topic_of(batch), batch.topic_id, batch.ranges)
-            ledger_gaps.accept_lost_offsets(worker.ledger, lease, gap, batch, skips, why)
+            lost = ledger_gaps.lost_ranges(batch, skips)
+            note = _with_resends(worker, gap, resends_of(worker, batch, lost) if lost else {})
+            ledger_gaps.accept_lost_offsets(ledger, lease, gap, batch, skips, why, note)
         else:
             kind = Kind(gap.cause)
             _check_lost(worker, batch, kind)
-            index = KeySwap()
+            index, resends = KeySwap(), Counter[str]()
             if kind is Kind.EVENTS:
-                index = without_batch(worker.ledger, worker.lake, batch, worker.say)
-            ledger_gaps.accept_lost_file(worker.ledger, lease, gap, index, why)
-    return ledger_gaps.read_gap(worker.ledger, gap_id)
+                index = without_batch(ledger, worker.lake, batch, worker.say)
+                resends = resends_of(worker, batch)
+            note = _with_resends(worker, gap, resends)
+            ledger_gaps.accept_lost_file(ledger, lease, gap, index, why, note)
+    return ledger_gaps.read_gap(ledger, gap_id)
+
+
+def resends_of_lost(worker: Worker, gap: ledger_gaps.Gap) -> Mapping[str, int]:
+    """How many resends of what a gap has lost each batch has counted as duplicates so far."""
+    batch = ledger_batches.read_batch(worker.ledger, gap.batch_id)
+    if gap.cause == ledger_gaps.KAFKA:
+        lost = ranges_in(gap.lost)
+        return resends_of(worker, batch, lost) if lost else {}
+    return resends_of(worker, batch) if gap.cause == Kind.EVENTS else {}
+
+
+def _with_resends(worker: Worker, gap: ledger_gaps.Gap, resends: Mapping[str, int]) -> str:
+    """The gap's note, with what it has cost besides."""
+    if not resends:
+        return gap.note
+    worker.say(told(resends))
+    return f"{gap.note}; {told(resends)}"
 
 
 def refuse_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:

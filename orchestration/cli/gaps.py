@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import click
 
-from assets.pipeline.waiting import accept_gap, refuse_gap
+from assets.pipeline.resends import told
+from assets.pipeline.waiting import accept_gap, refuse_gap, resends_of_lost
 from orchestration.cli.batch import worker_of
 from orchestration.cli.text import exact_iso, utc_text
-from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.gaps import Gap, all_gaps
 from orchestration.settings import Settings
 
@@ -24,9 +25,11 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     settings = Settings()
-    found = all_gaps(open_ledger(settings.ledger), *settings.topics)
+    worker = worker_of(settings, lambda line: click.echo(line, err=True))
+    found = all_gaps(worker.ledger, *settings.topics)
+    resends = {gap.gap_id: resends_of_lost(worker, gap) for gap in found if not gap.decision}
     if as_json:
-        print(json.dumps([_document(gap) for gap in found]))
+        print(json.dumps([_document(gap, resends.get(gap.gap_id)) for gap in found]))
         return
     if not found:
         print("nothing was ever lost")
@@ -35,6 +38,8 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
         print(f"gap {gap.gap_id}  batch {gap.batch_id}: {what}, {gap.lost or 'not known which'}")
         print(f"       found {utc_text(gap.found_at)}: {gap.note}")
         if gap.decided_at is None:
+            if resends[gap.gap_id]:
+                print(f"       {told(resends[gap.gap_id])}")
             print(
                 "       WAITS: `tidemark gaps accept|refuse "
                 f"{gap.gap_id} --why …`, or `tidemark retry {gap.batch_id}`"
@@ -68,6 +73,6 @@ def refuse(gap_id: int, why: str) -> None:
     )
 
 
-def _document(gap: Gap) -> dict[str, object]:
+def _document(gap: Gap, resends: Mapping[str, int] | None) -> dict[str, object]:
     times = {name: exact_iso(getattr(gap, name)) for name in ("found_at", "decided_at")}
-    return {**vars(gap), **times}
+    return {**vars(gap), **times, "resends": resends}

@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.batch import Batch, Kind, Range, State
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.batches import move
 from orchestration.ledger.connection import now_us, reading
@@ -108,14 +108,19 @@ def read_gap(ledger: Engine, gap_id: int) -> Gap:
 
 
 def accept_lost_offsets(
-    ledger: Engine, lease: Lease, gap: Gap, batch: Batch, skips: Mapping[int, int], why: str
+    ledger: Engine,
+    lease: Lease,
+    gap: Gap,
+    batch: Batch,
+    skips: Mapping[int, int],
+    why: str,
+    note: str,
 ) -> None:
     """Plan the batch again, without what lies below these offsets, per partition."""
-    lost = [(r, min(skips.get(r.partition, r.start), r.end)) for r in batch.ranges]
-    spans = ", ".join(f"{r.partition}:[{r.start},{to})" for r, to in lost if to > r.start)
-    records = sum(to - r.start for r, to in lost)
+    lost = lost_ranges(batch, skips)
+    spans, records = ", ".join(map(str, lost)), sum(map(len, lost))
     with ledger.begin() as connection:
-        _decide(connection, gap, Decision.ACCEPTED, why, lost=spans, records=records)
+        _decide(connection, gap, Decision.ACCEPTED, why, lost=spans, records=records, note=note)
         move(connection, lease, batch.batch_id, State.PLANNED, only_from=State.GAP, note="")
         for partition, skip_to in skips.items():
             connection.execute(
@@ -125,7 +130,15 @@ def accept_lost_offsets(
             )
 
 
-def accept_lost_file(ledger: Engine, lease: Lease, gap: Gap, index: KeySwap, why: str) -> None:
+def lost_ranges(batch: Batch, skips: Mapping[int, int]) -> list[Range]:
+    """What of a batch lies below these offsets, per partition."""
+    ends = {r: min(skips.get(r.partition, r.start), r.end) for r in batch.ranges}
+    return [Range(r.partition, r.start, end) for r, end in ends.items() if end > r.start]
+
+
+def accept_lost_file(
+    ledger: Engine, lease: Lease, gap: Gap, index: KeySwap, why: str, note: str
+) -> None:
     """Carry the batch on without one of its files, whose records count as lost.
 
     The index of duplicates, which has to forget a file of events, changes with it.
@@ -133,7 +146,7 @@ def accept_lost_file(ledger: Engine, lease: Lease, gap: Gap, index: KeySwap, why
     count = ranges.c.ok if gap.cause == Kind.EVENTS else ranges.c.rejected
     of_batch = ranges.c.batch_id == gap.batch_id
     with ledger.begin() as connection:
-        _decide(connection, gap, Decision.ACCEPTED, why)
+        _decide(connection, gap, Decision.ACCEPTED, why, note=note)
         move(connection, lease, gap.batch_id, State.LOADING, only_from=State.GAP, note="")
         connection.execute(
             update(ranges)

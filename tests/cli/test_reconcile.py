@@ -327,6 +327,34 @@ def test_a_gap_is_told_with_its_commands(new_stack: NewStack) -> None:
     assert [each.state for each in stack.batches()] == [State.GAP]
 
 
+def test_resends_of_what_is_lost_are_named(new_stack: NewStack) -> None:
+    """Before a loss is accepted, and in its record: what else it has cost, and in which batches."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(5))
+    [lost] = stage_batches(stack.worker())
+    stack.send_numbers([1, 2, 3])
+    [other] = stage_batches(stack.worker())
+    assert lost.staged is not None
+    stack.lake_file(lost.staged.files[0].path).unlink()
+    delete_before(stack.kafka, stack.settings.topic, {0: 5})
+    with pytest.raises(StagedFileDamaged):
+        stack.run()
+
+    def gaps(*arguments: str) -> str:
+        found = CliRunner().invoke(tidemark, ["gaps", *arguments], env=stack.settings.environment())
+        assert found.exit_code == 0
+        return found.stdout
+
+    told = f"counted as duplicates and are stored nowhere: 3 in batch {other.batch_id}"
+    assert told in gaps()
+    assert json.loads(gaps("--json"))[0]["resends"] == {other.batch_id: 3}
+    assert told in gaps("accept", "1", "--why", "a fire")
+    assert told in gaps()
+    sent = stack.send_numbers([1, 2, 3])
+    stack.run()
+    assert stack.account().events == sent
+
+
 def test_rows_of_what_nobody_loads_are_told(new_stack: NewStack) -> None:
     """As a worker that had slept inserts them: nothing may be there of what is held or given up, no
     part of what failed or is a gap. A repair deletes those of what was given up."""

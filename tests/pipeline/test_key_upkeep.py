@@ -93,13 +93,16 @@ def test_what_a_batch_held_before_it_was_staged_again_is_no_original(
             f"events/arrival_date={batch.arrival_date}/{batch.batch_id}.parquet"
         ).unlink()
 
+    stack.send_numbers([0, 1, 5])
+    [resent] = stage_batches(stack.worker())
     with pytest.raises(StagedFileDamaged):
         load_batches(stack.worker())
     delete_before(stack.kafka, stack.settings.topic, {0: 13})
     with pytest.raises(Gap):
         stage_batches(stack.worker())
     [gap] = all_gaps(stack.ledger, stack.settings.topic)
-    accept_gap(stack.worker(), gap.gap_id, "too late")
+    accepted = accept_gap(stack.worker(), gap.gap_id, "too late")
+    assert f"2 in batch {resent.batch_id}" in accepted.note
     with monkeypatch.context() as patched:
         patched.setattr(validate, "RECORD_VERSION", 3)
         stage_batches(stack.worker())

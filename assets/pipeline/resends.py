@@ -1,0 +1,79 @@
+"""Resends of lost records: another batch counted them as duplicates, so their events are nowhere.
+
+    gap: records of a batch are lost ─▶ files of duplicates around its date ─▶ how many, by batch
+
+While the batch waited, its events counted as stored. Once their loss is accepted a resend is stored
+again, but not one that came before: it is named, with the batch whose file of duplicates has its
+place in Kafka.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.pipeline.batch import Batch, Kind, Range
+from assets.pipeline.worker import Worker
+from orchestration.ledger.batches import batches_between
+
+_RANGE = re.compile(r"(\d+):\[(\d+),(\d+)\)")
+_NAMED = 10
+
+
+def resends_of(worker: Worker, batch: Batch, lost: Sequence[Range] = ()) -> Counter[str]:
+    """How many duplicates each other batch has of records of a batch: all, or those in `lost`."""
+    reach = timedelta(days=worker.settings.duplicate_window_days - 1)
+    first, last = batch.arrival_date - reach, batch.arrival_date + reach
+    found: Counter[str] = Counter()
+    for other in batches_between(worker.ledger, first, last, *worker.settings.topics):
+        file = other.staged.file(Kind.DUPLICATES) if other.staged else None
+        if file is None or other.batch_id == batch.batch_id:
+            continue
+        try:
+            originals = pq.read_table(
+                worker.lake.full_path(file.path),
+                columns=["first_batch_id", "first_partition", "first_offset"],
+                filesystem=worker.lake.filesystem,
+                partitioning=None,
+            )
+        except (OSError, pa.ArrowException) as error:
+            worker.say(f"duplicates of batch {other.batch_id} cannot be read: {error}")
+            continue
+        originals = originals.filter(pc.equal(originals["first_batch_id"], batch.batch_id))
+        places = zip(
+            originals["first_partition"].to_pylist(),
+            originals["first_offset"].to_pylist(),
+            strict=True,
+        )
+        count = sum(not lost or any(_is_in(place, range_) for range_ in lost) for place in places)
+        if count:
+            found[other.batch_id] = count
+    return found
+
+
+def told(resends: Mapping[str, int]) -> str:
+    """In words; empty when there are none."""
+    if not resends:
+        return ""
+    named = [f"{count:,} in batch {batch_id}" for batch_id, count in resends.items()]
+    more = [f"and in {len(named) - _NAMED:,} more"] if len(named) > _NAMED else []
+    return (
+        f"{sum(resends.values()):,} resends of what is lost were counted as duplicates and are "
+        f"stored nowhere: {', '.join(named[:_NAMED] + more)}"
+    )
+
+
+def ranges_in(text: str) -> list[Range]:
+    """The ranges that a gap of Kafka's says are lost."""
+    return [Range(*map(int, numbers)) for numbers in _RANGE.findall(text)]
+
+
+def _is_in(place: tuple[int, int], range_: Range) -> bool:
+    partition, offset = place
+    return partition == range_.partition and range_.start <= offset < range_.end
