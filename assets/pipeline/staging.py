@@ -47,7 +47,7 @@ from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import attempt
 from orchestration.ledger.gaps import KAFKA, gap_found
-from orchestration.ledger.keys import swap_key_files
+from orchestration.ledger.keys import KeySwap, swap_key_files
 from orchestration.ledger.leases import Lease, assert_held
 
 _STAGING_LIMIT_S = 900.0
@@ -195,7 +195,9 @@ def _stage_and_register(
     else:
         staged, key_file = _staged(worker, lease, batch, number, clock)
     failpoint("after-stage")
-    index = without_batch(ledger, worker.lake, batch, worker.say)
+    index = KeySwap()
+    if number > 1:  # else the index has nothing of it, and need not be opened once more
+        index = without_batch(ledger, worker.lake, batch, worker.say)
 
     def also(connection: Connection) -> None:
         if batch.is_redrive:
