@@ -328,7 +328,7 @@ def accept_loss(stack: Stack, batch: Batch, file: StagedFile) -> None:
     with stack.worker().lease() as lease:
         gap_found(stack.ledger, lease, batch.batch_id, file.kind, file.path, file.rows, "gone")
         gap = all_gaps(stack.ledger, batch.topic)[-1]
-        accept_lost_file(stack.ledger, lease, gap, KeySwap(), "the disk is gone")
+        accept_lost_file(stack.ledger, lease, gap, KeySwap(), "the disk is gone", "gone")
 
 
 def test_a_redrive_of_letters_accepted_as_lost_can_only_be_given_up(
