@@ -8,12 +8,12 @@ that fails by itself. A row is there only while something fails; success removes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine, delete, insert, select, update
 
 from assets.pipeline.errors import BatchError
-from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.connection import is_of_a_wrong_clock, now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import backoffs
 
@@ -44,10 +44,19 @@ def batch_name(batch_id: str, stage: str = "") -> str:
 
 
 def backoffs_now(ledger: Engine) -> dict[str, Backoff]:
-    """Everything that fails now, by name: few rows, or none."""
+    """Everything that fails now, by name: few rows, or none.
+
+    What was noted by a clock that was ahead is due: else it would be waited for until then.
+    """
     with reading(ledger) as connection:
         rows = connection.execute(select(backoffs)).all()
-    return {row.name: Backoff(**row._mapping) for row in rows}
+    known = (Backoff(**row._mapping) for row in rows)
+    return {one.name: _due_now(one) if is_of_a_wrong_clock(one.failed_at) else one for one in known}
+
+
+def _due_now(known: Backoff) -> Backoff:
+    now = now_us()
+    return replace(known, since=min(known.since, now), failed_at=now, next_try_at=now)
 
 
 def note_failure(
@@ -67,7 +76,7 @@ def note_failure(
         found = Backoff(
             name=name,
             failures=failures,
-            since=now if known is None else known.since,
+            since=now if known is None else min(known.since, now),
             failed_at=now,
             next_try_at=now + delay_us(failures),
             error_code=error.code,

@@ -607,7 +607,7 @@ _BATCHES_AVERAGED = 20
 
 
 def _read(ledger: Engine, condition: Any) -> list[Batch]:
-    with reading(ledger) as connection:
+    with reading(ledger, snapshot=True) as connection:
         heads = connection.execute(
             select(batches).where(condition).order_by(batches.c.planned_at, batches.c.batch_id)
         ).all()

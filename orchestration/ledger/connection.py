@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import Column, Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
@@ -15,6 +16,9 @@ from sqlalchemy.pool import NullPool
 from orchestration.ledger.tables import metadata
 
 _READS = "tidemark_reads"
+
+CLOCK_DIFFERENCE_US = 60_000_000
+"""By how much the clocks of two hosts may differ: a time further ahead is not believed."""
 
 _POSTGRESQL_PATIENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # s, ms
 """After how long a server that does not answer counts as away, unless the URL says otherwise."""
@@ -33,7 +37,7 @@ def open_ledger(url: str) -> Engine:
             metadata.create_all(engine)
         except (IntegrityError, ProgrammingError):
             metadata.create_all(engine)  # another process was making them at the same moment
-        _add_missing_columns(engine)
+        _bring_up_to_date(engine)
         return engine
 
     if parsed.database:
@@ -53,29 +57,43 @@ def open_ledger(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     metadata.create_all(engine)
-    _add_missing_columns(engine)
+    _bring_up_to_date(engine)
     return engine
 
 
-def _add_missing_columns(engine: Engine) -> None:
-    """Bring a ledger of an older version up to date. A column that is added later may be empty."""
-    found = {
-        name: {column["name"] for column in columns}
-        for (_, name), columns in inspect(engine).get_multi_columns().items()
-    }
-    for table in metadata.tables.values():
-        for column in table.columns:
-            if column.name in found.get(table.name, {column.name}):
-                continue
-            kind = column.type.compile(engine.dialect)
-            try:
-                with engine.begin() as connection:
-                    connection.exec_driver_sql(
-                        f'ALTER TABLE {table.name} ADD COLUMN "{column.name}" {kind}'
-                    )
-            except DBAPIError as error:  # another process was adding it at the same moment
-                if "already exists" not in str(error) and "duplicate column" not in str(error):
-                    raise
+def _bring_up_to_date(engine: Engine) -> None:
+    """Make the tables of a ledger of an older version what they are now, and keep what they hold.
+
+    A column that came later has its default in older rows, too, and is empty where it has none.
+    """
+    known = inspect(engine).get_multi_columns()
+    for (_, table), columns in known.items():
+        if table not in metadata.tables:
+            continue
+        found = {column["name"]: column for column in columns}
+        for column in metadata.tables[table].columns:
+            for statement in _changes(engine, column, found.get(column.name)):
+                try:
+                    with engine.begin() as connection:
+                        connection.exec_driver_sql(statement)
+                except DBAPIError as error:  # another process was adding it at the same moment
+                    if "already exists" not in str(error) and "duplicate column" not in str(error):
+                        raise
+
+
+def _changes(engine: Engine, column: Column[Any], found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What makes a table's column that was found, or was not, the one that it should be."""
+    table, name, kind = column.table.name, column.name, column.type.compile(engine.dialect)
+    default = column.server_default.arg if column.server_default is not None else None  # type: ignore[attr-defined]
+    if found is None:
+        rest = "" if default is None else f" DEFAULT '{default}' NOT NULL"
+        yield f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}{rest}'
+        return
+    if default is not None and found["nullable"]:  # as it was added once, without its default
+        yield f'UPDATE {table} SET "{name}" = \'{default}\' WHERE "{name}" IS NULL'
+    length = getattr(found["type"], "length", None)
+    if engine.dialect.name != "sqlite" and length and length < (column.type.length or 0):  # type: ignore[attr-defined]
+        yield f'ALTER TABLE {table} ALTER COLUMN "{name}" TYPE {kind}'
 
 
 @contextmanager
@@ -95,6 +113,11 @@ def _patience(url: URL) -> dict[str, int]:
     if url.get_driver_name() not in ("psycopg2", "psycopg"):
         return {}
     return {name: v for name, v in _POSTGRESQL_PATIENCE.items() if name not in url.query}
+
+
+def is_of_a_wrong_clock(noted_at: int) -> bool:
+    """Whether that was noted by a clock which was ahead, and not by another host's good one."""
+    return noted_at > now_us() + CLOCK_DIFFERENCE_US
 
 
 def now_us() -> int:

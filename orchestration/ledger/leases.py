@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from assets.pipeline.errors import LeaseHeld, LeaseLost
-from orchestration.ledger.connection import now_us
+from orchestration.ledger.connection import is_of_a_wrong_clock, now_us
 from orchestration.ledger.tables import leases
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _take(ledger: Engine, name: str, seconds: float) -> Lease:
             select(leases).where(leases.c.name == name).with_for_update()
         ).one_or_none()
         if row is not None:
-            if row.holder and row.expires_at > now and not _is_gone(row.holder):
+            if row.holder and _runs(row, now) and not _is_gone(row.holder):
                 raise LeaseHeld(
                     f"{row.holder} is at work on {name} "
                     f"(its lease runs for another {(row.expires_at - now) // 1_000_000 + 1} s)"
@@ -85,16 +86,14 @@ def _take(ledger: Engine, name: str, seconds: float) -> Lease:
             taken = connection.execute(
                 update(leases)
                 .where(leases.c.name == name, leases.c.fence == row.fence)
-                .values(fence=fence, holder=_myself(), expires_at=_until(seconds))
+                .values(fence=fence, holder=_myself(), **_times(seconds))
             )
             if taken.rowcount != 1:
                 raise LeaseHeld(f"another worker has just taken {name}")
             return Lease(name, fence)
         try:
             connection.execute(
-                insert(leases).values(
-                    name=name, fence=1, holder=_myself(), expires_at=_until(seconds)
-                )
+                insert(leases).values(name=name, fence=1, holder=_myself(), **_times(seconds))
             )
         except IntegrityError as error:
             raise LeaseHeld(f"another worker has just taken {name}") from error
@@ -108,7 +107,7 @@ def _keep(ledger: Engine, lease: Lease, seconds: float, done: threading.Event) -
                 renewed = connection.execute(
                     update(leases)
                     .where(leases.c.name == lease.name, leases.c.fence == lease.fence)
-                    .values(expires_at=_until(seconds))
+                    .values(**_times(seconds))
                 )
         except SQLAlchemyError as error:
             log.warning("lease %s could not be renewed, trying again: %s", lease.name, error)
@@ -135,8 +134,14 @@ def assert_held(ledger: Engine, lease: Lease) -> None:
         check_fence(connection, lease)
 
 
-def _until(seconds: float) -> int:
-    return now_us() + int(seconds * 1_000_000)
+def _times(seconds: float) -> dict[str, int]:
+    now = now_us()
+    return {"renewed_at": now, "expires_at": now + int(seconds * 1_000_000)}
+
+
+def _runs(lease: Row[Any], now: int) -> bool:
+    """Whether it has not run out. One that a clock which was ahead has renewed has."""
+    return lease.expires_at > now and not is_of_a_wrong_clock(lease.renewed_at or 0)
 
 
 def _myself() -> str:

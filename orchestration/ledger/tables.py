@@ -102,10 +102,11 @@ daily_usage = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("name", String(200), primary_key=True),
+    Column("name", String(300), primary_key=True),  # holds the name of a topic, up to 249
     Column("fence", Integer, nullable=False),
     Column("holder", String(200), nullable=False),  # empty: free
     Column("expires_at", BigInteger, nullable=False),
+    Column("renewed_at", BigInteger),
 )
 
 lanes = Table(
@@ -137,9 +138,12 @@ batches = Table(
     Column("dead_letters_loaded_at", BigInteger),
     Column("committed_at", BigInteger),
     Column("bytes_read", BigInteger),  # of record values
-    Column("timings", Text, nullable=False, server_default="{}"),  # JSON: stage → [wall s, CPU s]
-    Column("retries", Integer, nullable=False, server_default="0"),  # by a person, so far
-    Column("note", Text, nullable=False, server_default=""),  # why it waits for a person
+    # JSON: stage → [wall s, CPU s]
+    Column("timings", Text, nullable=False, default="{}", server_default="{}"),
+    # By a person, so far.
+    Column("retries", Integer, nullable=False, default=0, server_default="0"),
+    # Why it waits for a person.
+    Column("note", Text, nullable=False, default="", server_default=""),
     Index("batches_by_state", "topic", "state", "dead_letters_loaded_at"),
     Index("batches_by_date", "arrival_date"),
 )

@@ -9,9 +9,9 @@ from sqlalchemy import Engine
 
 from assets.pipeline.errors import ClickHouseAway, LeaseLost
 from orchestration.ledger.backoffs import backoffs_now, forget_failures, note_failure
-from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.connection import now_us
 from orchestration.ledger.leases import Lease, held_lease
-from orchestration.ledger.tables import attempts, backoffs
+from orchestration.ledger.tables import backoffs
 
 ERROR = ClickHouseAway("Code: 252. too many parts", 252)
 
@@ -50,17 +50,25 @@ def test_a_replaced_worker_notes_nothing(ledger: Engine) -> None:
     assert backoffs_now(ledger) == known
 
 
-def test_a_ledger_of_an_older_version_is_brought_up_to_date(
-    ledger: Engine, ledger_url: str
-) -> None:
-    """Columns and tables that came later are added, and nothing else is touched."""
+def test_what_a_clock_that_was_ahead_has_noted_is_due(ledger: Engine, lease: Lease) -> None:
+    """It is not waited for until then, and counts on; a host a little ahead is believed."""
+    note_failure(ledger, lease, "wrong", ERROR, lambda n: 1_000_000)
+    noted = note_failure(ledger, lease, "other host", ERROR, lambda n: 1_000_000)
+    year, seconds = 365 * 86_400_000_000, 20_000_000
     with ledger.begin() as connection:
-        for column in ("error_code", "remedy", "next_try_at"):
-            connection.exec_driver_sql(f"ALTER TABLE attempts DROP COLUMN {column}")
-        backoffs.drop(connection)
-    for _ in range(2):
-        again = open_ledger(ledger_url)
-        with again.connect() as connection:
-            assert connection.execute(attempts.select()).all() == []
-        assert backoffs_now(again) == {}
-        again.dispose()
+        for name, ahead in (("wrong", year), ("other host", seconds)):
+            connection.execute(
+                backoffs.update()
+                .where(backoffs.c.name == name)
+                .values(
+                    since=noted.since + ahead,
+                    failed_at=noted.failed_at + ahead,
+                    next_try_at=noted.next_try_at + ahead,
+                )
+            )
+    known = backoffs_now(ledger)
+    assert known["wrong"].next_try_at <= now_us()
+    assert known["other host"].next_try_at == noted.next_try_at + seconds
+    again = note_failure(ledger, lease, "wrong", ERROR, lambda n: 1_000_000)
+    assert again.failures == 2
+    assert again.since <= again.failed_at <= now_us()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, event, insert
 
 from assets.pipeline.batch import (
     TRANSITIONS,
@@ -42,6 +42,7 @@ from orchestration.ledger.batches import (
     register_staged,
     set_dead_letters_loaded,
     set_state,
+    stage_again,
     states,
     unfinished_batches,
     waiting_for_a_person,
@@ -104,6 +105,26 @@ def brought_to(ledger: Engine, lease: Lease, batch: Batch, state: State) -> None
             register_staged(ledger, lease, batch.batch_id, STAGED, None, "1", hold=hold)
         else:
             set_state(ledger, lease, batch.batch_id, step)
+
+
+def test_a_batch_is_read_as_it_was_at_one_moment(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """What another worker writes while it is read shows as a whole or not at all."""
+    batch = planned()
+    with held_lease(ledger, "topic/events", 60) as lease:
+        brought_to(ledger, lease, batch, State.LOADING)
+
+        before = read_batch(ledger, batch.batch_id).staged
+        left = iter(["once, after the first of several SELECTs"])
+
+        def write_meanwhile(_conn: object, _cursor: object, said: str, *_: object) -> None:
+            if said.startswith("SELECT") and next(left, None):
+                stage_again(ledger, lease, batch.batch_id, "its file is gone")
+
+        event.listen(ledger, "after_cursor_execute", write_meanwhile)
+        assert read_batch(ledger, batch.batch_id).staged == before
+        assert read_batch(ledger, batch.batch_id).staged is None
 
 
 @pytest.mark.parametrize("start", State)

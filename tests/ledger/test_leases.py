@@ -77,6 +77,27 @@ def test_an_expired_lease_is_taken_over(ledger: Engine) -> None:
                     check_fence(connection, late)
 
 
+@pytest.mark.parametrize(("ahead", "is_taken"), [(3600, True), (20, False)])
+def test_a_lease_of_a_clock_that_was_ahead_is_taken_over(
+    ledger: Engine, ahead: int, is_taken: bool
+) -> None:
+    """Nobody waits until that time; another host's clock may be ahead by less than a minute."""
+    with held_lease(ledger, "topic/a", 60):
+        pass
+    with ledger.begin() as connection:
+        at = int((time.time() + ahead) * 1_000_000)
+        connection.execute(
+            update(leases).values(holder="elsewhere:1", renewed_at=at, expires_at=at + 60_000_000)
+        )
+    if is_taken:
+        with held_lease(ledger, "topic/a", 60) as lease:
+            assert lease.fence == 2
+            assert expires_at(ledger) < at
+    else:
+        with pytest.raises(LeaseHeld), held_lease(ledger, "topic/a", 60):
+            pass
+
+
 def test_giving_back_a_lost_lease_leaves_the_new_holder_alone(ledger: Engine) -> None:
     """When the late holder ends at last, the lease stays with who has it now."""
     with held_lease(ledger, "topic/a", 60):
