@@ -12,8 +12,9 @@ import dagster as dg
 
 from assets.pipeline.audit import Finding, Trouble, balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind
-from assets.pipeline.circuit import loading_paused
+from assets.pipeline.circuit import DEAD_LETTERS, LOAD, STAGE, failing_batches, loading_paused
 from assets.pipeline.errors import KafkaAway, LaneTrouble
+from assets.pipeline.room import why_no_room
 from assets.pipeline.worker import Worker
 from assets.report import told_failures
 from orchestration.backlog import look
@@ -40,7 +41,8 @@ Audit = Callable[[Worker, Sequence[Batch]], list[Finding]]
 
 def _events_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
     database = worker.settings.clickhouse_database
-    return unbalanced(batches) + reprove(worker.clickhouse, database, batches, [Kind.EVENTS])
+    found = unbalanced(batches) + reprove(worker.clickhouse, database, batches, [Kind.EVENTS])
+    return found + _failing(worker, STAGE, LOAD)
 
 
 def _events_lanes(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
@@ -50,12 +52,24 @@ def _events_lanes(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
     except KafkaAway as error:  # what is loaded can be judged all the same
         main, seen = error, [error]
     troubles = [one for one in seen if one is main or isinstance(one, LaneTrouble)]
-    return untiled(batches) + [Finding(None, Trouble.LANE, str(text)) for text in troubles]
+    found = untiled(batches) + [Finding(None, Trouble.LANE, str(text)) for text in troubles]
+    full = why_no_room(worker.settings, worker.ledger, worker.lake)
+    return [*found, Finding(None, Trouble.ROOM, f"no more is planned: {full}")] if full else found
 
 
 def _dead_letters_balance(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
     database = worker.settings.clickhouse_database
-    return reprove(worker.clickhouse, database, batches, [Kind.DEAD_LETTERS])
+    found = reprove(worker.clickhouse, database, batches, [Kind.DEAD_LETTERS])
+    return found + _failing(worker, DEAD_LETTERS)
+
+
+def _failing(worker: Worker, *stages: str) -> list[Finding]:
+    """Batches of any date that fail at these stages, of which no run is red."""
+    return [
+        Finding(one.batch_id, Trouble.FAILING, one.text)
+        for one in failing_batches(worker.settings, worker.ledger)
+        if one.stage in stages
+    ]
 
 
 _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
@@ -65,7 +79,8 @@ _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
             asset="events",
             description=(
                 "Every offset of every batch is accounted for (ok, rejected, duplicate, tombstone, "
-                "absent), and ClickHouse holds exactly the rows that were staged."
+                "absent, lost), ClickHouse holds exactly the rows that were staged, and no batch "
+                "waits for a person or fails again and again."
             ),
         ),
         _events_balance,
@@ -76,7 +91,8 @@ _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
             asset="events",
             description=(
                 "Ranges of successive batches follow each other, without hole or overlap, and "
-                "every topic can be read on from where the last one ends."
+                "every topic can be read on from where the last one ends, with room for what is "
+                "read."
             ),
         ),
         _events_lanes,
@@ -85,7 +101,10 @@ _AUDITS: tuple[tuple[dg.AssetCheckSpec, Audit], ...] = (
         dg.AssetCheckSpec(
             "balance",
             asset="dead_letters",
-            description="ClickHouse holds exactly the rejected records that were staged.",
+            description=(
+                "ClickHouse holds exactly the rejected records that were staged, and those of no "
+                "batch fail again and again."
+            ),
         ),
         _dead_letters_balance,
     ),
@@ -120,12 +139,14 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
             worker = pipeline.worker(context)
             paused = loading_paused(worker.settings, worker.ledger)
             if paused:  # that it cannot be proved now is no reason to fail the run
+                full = why_no_room(worker.settings, worker.ledger, worker.lake)
+                told = [*map(str, paused), *([f"no more is planned: {full}"] if full else [])]
                 for key in context.selected_asset_check_keys:
                     yield dg.AssetCheckResult(
                         passed=False,
                         check_name=key.name,
                         asset_key=key.asset_key,
-                        description=f"not proved: {'; '.join(map(str, paused))}",
+                        description=f"not proved: {'; '.join(told)}",
                     )
                 return
             batches, scope = _chosen(context, worker)
@@ -167,7 +188,7 @@ def _result(
         asset_key=spec.asset_key,
         severity=dg.AssetCheckSeverity.ERROR,
         description="; ".join(map(str, findings[:3]))
-        or f"nothing wrong; batches: {len(batches):,}",
+        or f"nothing wrong; batches: {len(batches):,}; {balance}",
         metadata={
             "scope": scope,
             "batches": len(batches),

@@ -28,6 +28,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from assets.checks import MICRO_BATCH
+from assets.pipeline.batch import State
 from assets.pipeline.circuit import loading_paused, next_try_at
 from assets.pipeline.errors import TransientError
 from assets.pipeline.lake import Lake
@@ -91,11 +92,10 @@ class Lookout:
 
     def wait(self, backlog: Backlog) -> str | None:
         """Why nothing of the backlog can be done now, though it is not nothing."""
-        at = next_try_at(self._settings, self._ledger, backlog.unfinished)
-        if backlog.unfinished and at is None:
-            return None
-        full = why_no_room(self._settings, self._ledger, self._lake) if backlog.unread else None
-        if backlog.unread and full is None:
+        full = why_no_room(self._settings, self._ledger, self._lake)
+        doable = [b for b in backlog.unfinished if full is None or b.state is not State.PLANNED]
+        at = next_try_at(self._settings, self._ledger, doable)
+        if (doable and at is None) or (backlog.unread and full is None):
             return None
         reasons = [str(full)] if full else []
         reasons += map(str, loading_paused(self._settings, self._ledger))

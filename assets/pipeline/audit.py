@@ -46,6 +46,8 @@ class Trouble(StrEnum):
     HOLE = "hole"
     HELD = "held"
     LANE = "lane"
+    FAILING = "failing"  # not loaded yet, and tried again by itself for as long as it takes
+    ROOM = "room"  # no more is planned
 
 
 @dataclass(frozen=True)

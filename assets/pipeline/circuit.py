@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine
@@ -42,6 +43,7 @@ from orchestration.ledger.backoffs import (
     note_failure,
     table_name,
 )
+from orchestration.ledger.batches import unfinished_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.leases import Lease
 from orchestration.settings import Settings
@@ -261,18 +263,37 @@ def _pauses(settings: Settings, known: Mapping[str, Backoff]) -> list[LoadingPau
 
 def trouble_now(settings: Settings, ledger: Engine) -> list[str]:
     """What fails now and is tried again by itself, in words: tables, batches, and lack of room."""
-    known = backoffs_now(ledger)
-    found = [str(paused) for paused in _pauses(settings, known)]
-    for name, backoff in sorted(known.items()):
-        kind, batch_id, stage = name.split("/", 2)
-        if kind == "batch":
-            found.append(
-                f"batch {batch_id} fails at {stage} since {_clock(backoff.since)}, "
-                f"{backoff.failures:,} times so far: {backoff.error_text}. "
-                f"Next try at {_clock(backoff.next_try_at)}"
-            )
+    found = [str(paused) for paused in _pauses(settings, backoffs_now(ledger))]
+    found += [f"batch {one.batch_id} {one.text}" for one in failing_batches(settings, ledger)]
     full = why_no_room(settings, ledger, Lake(settings.lake))
     return [*found, f"no more is planned: {full}"] if full else found
+
+
+@dataclass(frozen=True)
+class FailingBatch:
+    """A batch that fails at a stage and is tried again by itself; `text` says what to do."""
+
+    batch_id: str
+    stage: str
+    text: str
+
+
+def failing_batches(settings: Settings, ledger: Engine) -> list[FailingBatch]:
+    """Those of the batches that a worker can carry on, due or not."""
+    known = backoffs_now(ledger)
+    if not any(name.startswith("batch/") for name in known):
+        return []
+    found = []
+    for batch in unfinished_batches(ledger, *settings.topics):
+        stage, _ = STAGE_OF[batch.state]
+        if backoff := known.get(batch_name(batch.batch_id, stage)):
+            text = (
+                f"fails at {stage} since {_clock(backoff.since)}, {backoff.failures:,} times so "
+                f"far: {backoff.error_text}. Next try at {_clock(backoff.next_try_at)}: mend the "
+                "cause (docs/batch-failed.md), then `tidemark batch` tries at once"
+            )
+            found.append(FailingBatch(batch.batch_id, stage, text))
+    return found
 
 
 def next_try_at(settings: Settings, ledger: Engine, batches: Sequence[Batch]) -> int | None:

@@ -35,7 +35,7 @@ def why_no_room(settings: Settings, ledger: Engine, lake: Lake) -> NoRoom | None
     if budget and (waiting := bytes_to_load(ledger, *settings.topics)) >= budget:
         return NoRoom(
             f"{waiting:,} bytes of staged files wait to be loaded, TIDEMARK_STAGED_MAX_BYTES is "
-            f"{budget:,}",
+            f"{budget:,}: get them loaded, or raise it where the disk allows",
             loading_helps=True,
         )
     if lake.is_local and (free := _free_bytes(Path(lake.full_path("")))) < floor:

@@ -137,14 +137,19 @@ def _has_room(worker: Worker, lease: Lease, topic: Topic) -> bool:
     full = why_no_room(worker.settings, worker.ledger, worker.lake)
     if full is None:
         return True
+    told = f"nothing more of {topic.name} is planned"
+    circuit = worker.circuit(lease, LOAD, Kind.EVENTS)
     try:
-        worker.circuit(lease, LOAD, Kind.EVENTS).check()
+        circuit.check()
     except LoadingPaused as paused:
-        raise StagingPaused(f"nothing more of {topic.name} is planned: {full}. {paused}") from None
+        raise StagingPaused(f"{told}: {full}. {paused}") from None
     if full.loading_helps:
-        worker.say(f"nothing more of {topic.name} is planned before this is loaded: {full}")
-        return False
-    raise StagingPaused(f"nothing more of {topic.name} is planned: {full}")
+        to_load = [b for b in worker.unfinished() if b.state in (State.STAGED, State.LOADING)]
+        if circuit.due(to_load):
+            worker.say(f"{told} before this is loaded: {full}")
+            return False
+        told += ", and none of what is staged is due (`tidemark status` says what it waits for)"
+    raise StagingPaused(f"{told}: {full}")
 
 
 def stage_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> Batch:

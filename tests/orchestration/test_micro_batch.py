@@ -20,11 +20,14 @@ from dagster._core.execution.execute_in_process_result import ExecuteInProcessRe
 from assets.pipeline import commit
 from assets.pipeline import topic as kafka_topic
 from assets.pipeline.batch import Kind, State
+from assets.pipeline.circuit import LOAD
+from assets.pipeline.errors import ClickHouseAway
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch
 from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
+from orchestration.ledger.backoffs import batch_name, note_failure
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.tables import backoffs, lanes
 from orchestration.settings import Settings
@@ -348,6 +351,63 @@ def test_kafka_away_keeps_nobody_from_loading(
     assert isinstance(skipped, dg.SkipReason)
     assert "Kafka did not answer" in (skipped.skip_message or "")
     away.ledger.dispose()
+
+
+def test_what_waits_by_itself_turns_the_checks_red(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """A batch that fails alone, and the lack of room that it causes, are found by the checks.
+
+    No run is started for what it cannot do; with the batch loaded all is well again.
+    """
+    stack = new_stack(staged_max_bytes=1).make_topic()
+    sent = stack.send_numbers(range(10))
+    [batch] = stage_batches(stack.worker())
+    with stack.worker().lease() as lease:
+        error = ClickHouseAway("Code: 241. too much for it", 241)
+        hour = 3_600_000_000
+        note_failure(
+            stack.ledger, lease, batch_name(batch.batch_id, LOAD), error, lambda failures: hour
+        )
+    sent += stack.send_numbers(range(10, 20))
+    assert stack.plan() is not None
+    sent += stack.send_numbers(range(20, 30))
+    lookout = Lookout(stack.settings)
+    skipped = decide(instance, lookout)
+    assert isinstance(skipped, dg.SkipReason)
+    assert "wait to be loaded, TIDEMARK_STAGED_MAX_BYTES is 1" in (skipped.skip_message or "")
+
+    result = _run(stack, instance)
+    assert result.success
+    told = {
+        (each.asset_key.to_user_string(), each.check_name): str(each.description)
+        for each in result.get_asset_check_evaluations()
+        if not each.passed
+    }
+    assert told.keys() == {("events", "balance"), ("events", "lanes")}
+    assert f"batch {batch.batch_id} failing: fails at load since" in told["events", "balance"]
+    assert "Code: 241. too much for it" in told["events", "balance"]
+    assert "docs/batch-failed.md" in told["events", "balance"]
+    assert "room: no more is planned" in told["events", "lanes"]
+    errors = [
+        entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= ERROR
+    ]
+    assert any("none of what is staged is due" in message for message in errors)
+    assert len(stack.batches()) == 2
+
+    with stack.ledger.begin() as connection:
+        connection.execute(backoffs.update().values(next_try_at=0))
+    for _ in range(3):  # the budget lets one batch in at a time
+        assert isinstance(decide(instance, lookout), dg.RunRequest)
+        result = _run(stack, instance)
+    assert set(_checks(result).values()) == {True}
+    _assert_whole(stack, sent)
+
+    low = Stack(stack.settings.model_copy(update={"lake_min_free_bytes": 1 << 60}))
+    sent = stack.send_numbers(range(30, 40))
+    result = _run(low, instance)
+    assert result.success
+    assert _checks(result)["events", "lanes"] is False
 
 
 def test_what_needs_a_person_is_not_tried_again(
