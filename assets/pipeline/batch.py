@@ -130,6 +130,15 @@ class Balance:
         """Offsets accounted for: end − start, when the balance closes."""
         return self.delivered + self.absent + self.lost
 
+    def __str__(self) -> str:
+        """The equation, which closes for whoever adds it up."""
+        redriven = f" (of these {self.redriven:,} redriven)" if self.redriven else ""
+        return (
+            f"{self.offsets:,} offsets = {self.ok:,} ok + {self.rejected:,} rejected{redriven} + "
+            f"{self.duplicate:,} duplicate + {self.tombstone:,} tombstone + "
+            f"{self.absent:,} absent + {self.lost:,} lost"
+        )
+
 
 @dataclass(frozen=True)
 class Fingerprint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from assets.pipeline.errors import ClickHouseAway, ClickHouseRefused
 
 TABLES_SQL = Path(__file__).with_name("tables.sql")
 
+_VIEW = re.compile(r"CREATE OR REPLACE VIEW \S+\.(\w+)")
 _CODE = re.compile(r"(?:Code:|error code) (\d+)")
 
 
@@ -34,10 +36,24 @@ def connect(address: str, user: str, password: str) -> Client:
 
 
 def make_tables(client: Client, database: str) -> None:
-    """Make the database and the tables that are missing."""
+    """Make the database and the tables that are missing, and views that are not as they should be.
+
+    The comment of a view names the statement that made it: so only one that changed is replaced.
+    """
     for statement in table_statements(database):
         with named_errors("making tables"):
-            client.command(statement)
+            view = _VIEW.match(statement)
+            if view is None:
+                client.command(statement)
+                continue
+            comment = f"tidemark {blake2b(statement.encode(), digest_size=8).hexdigest()}"
+            made_of = client.query(
+                "SELECT comment FROM system.tables "
+                "WHERE database = {database:String} AND name = {name:String}",
+                parameters={"database": database, "name": view[1]},
+            ).result_rows
+            if made_of != [(comment,)]:
+                client.command(f"{statement} COMMENT '{comment}'")
 
 
 def table_statements(database: str) -> list[str]:

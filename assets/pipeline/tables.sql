@@ -200,9 +200,14 @@ TTL toDateTime(seen_at) + INTERVAL 90 DAY;
 
 -- How each topic stands, a row a topic: batches and failures from the mirrors, lag and completeness
 -- as of `seen_at`, the end of the last micro-batch. `tidemark status` looks at Kafka and the ledger.
+-- It is made anew when its text here is another one than it was made of.
 
-CREATE VIEW IF NOT EXISTS {database}.pipeline_status AS
-SELECT *, dateDiff('second', seen_at, now64(6)) AS seconds_since_seen
+CREATE OR REPLACE VIEW {database}.pipeline_status AS
+SELECT
+    *,
+    dateDiff('second', seen_at, now64(6)) AS seconds_since_seen,
+    dateDiff('second', oldest_not_loaded_at, seen_at) AS oldest_not_loaded_seconds,
+    dateDiff('second', seen_at, unread_expires_at) AS unread_expires_seconds
 FROM
 (
     SELECT

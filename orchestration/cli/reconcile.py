@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import uuid
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,11 +13,10 @@ import click
 from assets.pipeline.audit import Finding, balance_of
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.repair import Repairs, mirror_again, repair
-from assets.pipeline.worker import Worker
 from orchestration import reconcile as reconciling
 from orchestration.cli import EXIT_NOT_BALANCED
+from orchestration.cli.batch import worker_of
 from orchestration.cli.text import labelled
-from orchestration.ledger.connection import open_ledger
 from orchestration.reconcile import Chosen, Reconciliation, remedy
 from orchestration.settings import Settings
 
@@ -49,12 +47,7 @@ def reconcile(
     if (day is not None) + bool(batch_ids) + all_ > 1:
         raise click.UsageError("give one of --date, --batch and --all")
     settings = Settings()
-    worker = Worker(
-        settings,
-        open_ledger(settings.ledger),
-        f"cli-{uuid.uuid4()}",
-        lambda line: click.echo(line, err=True),
-    )
+    worker = worker_of(settings, lambda line: click.echo(line, err=True))
     if day is not None:
         chosen = reconciling.of_date(worker, day.date())
     elif batch_ids:
@@ -144,18 +137,12 @@ def _batch_of(finding: Finding, chosen: Chosen) -> Batch | None:
 
 def text(found: Reconciliation, database: str, repairs: Repairs | None = None) -> str:
     """The same for a person."""
-    counts = balance_of(found.proved)
     how = "by sums and row by row" if found.by_rows else "by sums"
     waiting = len(found.chosen.batches) - len(found.proved)
     lines = [
         *labelled("scope", found.chosen.scope),
         f"proved    {len(found.proved):,} batches {how}",
-        *labelled(
-            "balance",
-            f"{counts.offsets:,} offsets = {counts.ok:,} ok + {counts.rejected:,} rejected + "
-            f"{counts.duplicate:,} duplicate + {counts.tombstone:,} tombstone + "
-            f"{counts.absent:,} absent",
-        ),
+        *labelled("balance", str(balance_of(found.proved))),
         *(
             f"staged    {_rows(found.proved, kind):,} rows for {database}.{kind}"
             for kind in (Kind.EVENTS, Kind.DEAD_LETTERS)

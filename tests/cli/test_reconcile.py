@@ -14,14 +14,15 @@ from sqlalchemy import update
 
 from assets.pipeline import repair as repair_module
 from assets.pipeline.audit import Trouble
-from assets.pipeline.batch import Batch, Kind, State
-from assets.pipeline.errors import LeaseHeld, StagedFileDamaged
+from assets.pipeline.batch import Balance, Batch, Kind, State
+from assets.pipeline.errors import ClickHouseAway, LeaseHeld, StagedFileDamaged
 from assets.pipeline.lake import Lake
 from assets.pipeline.load import insert
 from assets.pipeline.staging import stage_batches
 from orchestration import reconcile as reconcile_module
 from orchestration.cli import tidemark
 from orchestration.ledger.audits import HOLDS, audits_of, due_for_audit
+from orchestration.ledger.backoffs import note_failure, table_name
 from orchestration.ledger.tables import batches
 from tests.records import delete_before, value_of
 from tests.stack import ROOT, Stack
@@ -71,8 +72,18 @@ def test_what_holds_is_proved_over_all_topics(new_stack: NewStack) -> None:
     told = run(stack)
     assert told.exit_code == 0
     assert "every balance closes" in told.stdout
+    assert f"balance {Balance(ok=3, rejected=3)}" in " ".join(told.stdout.split())
     assert "waiting   1 batches are not loaded" in told.stdout
     assert max(map(len, told.stdout.splitlines())) <= 100
+
+
+def test_the_equation_that_is_printed_closes() -> None:
+    """Whoever adds up what stands right of the sign gets what stands left of it."""
+    balance = Balance(ok=1, rejected=20, duplicate=300, tombstone=4_000, absent=50_000)
+    printed = str(balance + Balance(lost=600_000, redriven=15))
+    offsets, addends = re.sub(r"\(.*?\)|,", "", printed).split(" offsets = ")
+    assert int(offsets) == sum(int(addend.split()[0]) for addend in addends.split(" + "))
+    assert "20 rejected (of these 15 redriven)" in printed
 
 
 @pytest.mark.parametrize(
@@ -211,6 +222,20 @@ def test_a_lost_mirror_is_copied_again(new_stack: NewStack) -> None:
         rows = stack.rows("SELECT batch_id, state FROM {database}.batches")
         assert rows == [(batch.batch_id, "committed")]
     assert stack.rows("SELECT count() > 0 FROM {database}.batch_attempts") == [(1,)]
+
+
+def test_a_repair_waits_for_nothing(new_stack: NewStack) -> None:
+    """Like every command, it tries a table at once that micro-batches still wait for."""
+    stack = new_stack(load_attempts=1).make_topic()
+    sent = stack.send_numbers(range(3))
+    stack.run()
+    sql(stack, "TRUNCATE TABLE {database}.events")
+    table = table_name(stack.settings.topic, Kind.EVENTS)
+    with stack.worker().lease() as lease:
+        error = ClickHouseAway("Code: 252. too many parts", 252)
+        note_failure(stack.ledger, lease, table, error, lambda failures: 3_600_000_000)
+    assert document(stack, "--repair")["holds"]
+    assert stack.account().places == dict.fromkeys(sent, 1)
 
 
 def test_lost_dead_letters_are_loaded_again(new_stack: NewStack) -> None:

@@ -168,6 +168,10 @@ def test_the_view_tells_sql_how_each_topic_stands(new_stack: NewStack) -> None:
     assert oldest == earliest == complete == all_complete < seen
     assert oldest + timedelta(days=1) < expires < seen + timedelta(days=1)
     assert held_by == f"partition 0 of {main} at offset 0"
+    spans = "topic, oldest_not_loaded_seconds, unread_expires_seconds"
+    waited, left = {row[0]: row[1:] for row in view(stack, spans)}[main]
+    assert abs(waited - (seen - oldest).total_seconds()) <= 1
+    assert abs(left - (expires - seen).total_seconds()) <= 1
     *counts, oldest, expires, earliest, complete, held_by, all_complete, seen = rows[historical]
     assert (counts, oldest, expires, complete, held_by) == ([0, 0, False, 0], None, None, seen, "")
 

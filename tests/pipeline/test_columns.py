@@ -74,6 +74,27 @@ def test_loaded_tables_remember_tokens_and_split_by_arrival_date(new_stack: NewS
         assert "non_replicated_deduplication_window = 10000" in statement
 
 
+def test_a_view_is_made_anew_when_it_is_defined_otherwise(new_stack: NewStack) -> None:
+    """An older definition does not stay; the one of now is left alone."""
+    stack = new_stack(kafka_bootstrap_servers="127.0.0.1:1")
+    view = f"{stack.database}.pipeline_status"
+
+    def id_of_view() -> object:
+        return stack.rows(
+            "SELECT uuid FROM system.tables "
+            "WHERE database = {of:String} AND name = 'pipeline_status'",
+            of=stack.database,
+        )
+
+    make_tables(stack.client, stack.database)
+    made = id_of_view()
+    make_tables(stack.client, stack.database)
+    assert id_of_view() == made
+    stack.client.command(f"CREATE OR REPLACE VIEW {view} AS SELECT 1 AS older")
+    make_tables(stack.client, stack.database)
+    assert stack.rows(f"SELECT topic, all_complete_before FROM {view}") == []
+
+
 def test_every_statement_names_the_database() -> None:
     """No table is made outside of the database of the settings."""
     for statement in table_statements("elsewhere"):
