@@ -222,6 +222,8 @@ FROM
         sumIf(duplicate, notEmpty(ranges)) AS rows_duplicate,
         sumIf(tombstone, notEmpty(ranges)) AS rows_tombstone,
         sumIf(absent, notEmpty(ranges)) AS rows_absent,
+        sumIf(lost, notEmpty(ranges)) AS rows_lost,
+        sumIf(redriven, notEmpty(ranges)) AS rows_redriven, -- of the rejected
         max(loaded_at) AS last_loaded_at,
         minOrNullIf(arrival_date, state NOT IN ('loaded', 'committed', 'superseded')) AS oldest_date_not_loaded
     FROM {database}.batches FINAL

@@ -155,6 +155,13 @@ def test_the_view_tells_sql_how_each_topic_stands(new_stack: NewStack) -> None:
         f"INSERT INTO {stack.database}.batches (batch_id, topic, arrival_date, state) "
         f"VALUES ('redrive', '{historical}', '2020-02-02', 'superseded')"
     )
+    stack.client.command(  # and one of which a loss was accepted
+        f"INSERT INTO {stack.database}.batches (batch_id, topic, arrival_date, state, ranges, lost)"
+        f" VALUES ('lost', '{historical}', '2020-02-02', 'committed', [(0, 1, 4)], 3)"
+    )
+    verdicts = ("ok", "rejected", "duplicate", "tombstone", "absent", "lost")
+    accounted = " + ".join(f"rows_{verdict}" for verdict in verdicts)
+    assert {row[0] for row in view(stack, f"offsets - ({accounted})")} == {0}
     told = {row[0]: row[1:] for row in view(stack, "topic, oldest_date_not_loaded, last_failed_at")}
     assert [told[main][0], told[historical][0]] == [torn.arrival_date, None]
     assert [told[main][1] is None, told[historical][1]] == [False, None]
