@@ -49,7 +49,7 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
             # What is wrong with a lane or a batch must not keep the others from being loaded: the
             # checks `lanes` and `balance` are red for it.
             held: list[BatchError] = []
-            staged = stage_batches(worker, held)
+            staged = stage_batches(worker, held, loads_early=True)
             for trouble in held:
                 context.log.error(str(trouble))
             for batch in staged:

@@ -26,7 +26,6 @@ from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror, mirror_whole
 from assets.pipeline.prove import rows_of_others
 from assets.pipeline.read import check_readable
-from assets.pipeline.staging import old_batches
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
@@ -149,7 +148,7 @@ def _commit_group(worker: Worker, newest: Batch) -> None:
 
 
 def _load_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> None:
-    ledger, settings = worker.ledger, worker.settings
+    ledger = worker.ledger
     clock = StageClock()
     stagings = tries_at(ledger, batch.batch_id, STAGE)
     with attempt(ledger, batch.batch_id, LOAD, worker.run_id) as number:
@@ -160,16 +159,7 @@ def _load_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> N
         failpoint("before-insert")
         try:
             with circuit.one(batch):
-                inserted = load(
-                    worker.clickhouse,
-                    settings.clickhouse_database,
-                    worker.lake,
-                    batch,
-                    Kind.EVENTS,
-                    worker.run_id,
-                    clock,
-                    may_insert=lambda: _may_insert(worker, lease, batch),
-                )
+                inserted = _load_events(worker, lease, batch, clock)
         except StagedFileDamaged as error:
             _stage_again_if_possible(worker, lease, batch, error)
             raise
@@ -182,8 +172,40 @@ def _load_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> N
             raise
         failpoint("after-insert")
         ledger_batches.set_state(ledger, lease, batch.batch_id, State.LOADED)
+    _tell_loaded(worker, batch, clock, inserted)
+
+
+def load_early(worker: Worker, lease: Lease, batch: Batch) -> None:
+    """Load a batch that was just staged; what goes wrong is nobody's fault yet, and is raised."""
+    mirror(worker.clickhouse, worker.settings.clickhouse_database, [batch], [])
+    clock = StageClock()
+    stagings = tries_at(worker.ledger, batch.batch_id, STAGE)
+    with attempt(worker.ledger, batch.batch_id, LOAD, worker.run_id):
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.LOADING)
+        delete_leftovers(worker.ledger, worker.lake, batch, stagings)
+        failpoint("before-insert")
+        inserted = _load_events(worker, lease, batch, clock)
+        failpoint("after-insert")
+        ledger_batches.set_state(worker.ledger, lease, batch.batch_id, State.LOADED)
+    _tell_loaded(worker, batch, clock, inserted)
+
+
+def _load_events(worker: Worker, lease: Lease, batch: Batch, clock: StageClock) -> bool:
+    return load(
+        worker.clickhouse,
+        worker.settings.clickhouse_database,
+        worker.lake,
+        batch,
+        Kind.EVENTS,
+        worker.run_id,
+        clock,
+        may_insert=lambda: _may_insert(worker, lease, batch),
+    )
+
+
+def _tell_loaded(worker: Worker, batch: Batch, clock: StageClock, inserted: bool) -> None:
     failpoint("after-loaded")
-    ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
+    ledger_batches.add_timings(worker.ledger, batch.batch_id, clock.timings())
     assert batch.staged is not None
     rows = batch.staged.balance.ok
     worker.say(
@@ -225,7 +247,7 @@ def _stage_again_if_possible(
     """The proof came first, so nothing is in ClickHouse; the records may still be in Kafka."""
     try:
         if batch.is_redrive:
-            for old in old_batches(worker, batch):
+            for old in worker.old_batches(batch):
                 check_letters(worker.lake, old)
         else:
             check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)

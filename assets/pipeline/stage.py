@@ -4,9 +4,10 @@
                               ├─ rejected ─▶ dead_letters/….parquet         ├▶ duplicates/….parquet
                               └─ tombstone, absent: counted                 └▶ keys/….arrow
 
-Memory holds one row group, whatever the size of the batch. Records read again give the same rows
-(in the order in which Kafka's partitions happened to answer), so staging again after a crash before
-registration is harmless; once registered, the file is the truth.
+Memory holds two row groups, whatever the size of the batch: one is written while the next is made.
+Records read again give the same rows (in the order in which Kafka's partitions happened to answer),
+so staging again after a crash before registration is harmless; once registered, the file is the
+truth.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def stage(
     asked before the files appear, and raises when another worker has taken over. Raises BatchError
     when the records and the ranges do not balance.
     """
-    with staged_files(batch, attempt, lake, may_publish) as files:
+    with staged_files(batch, attempt, lake, clock, may_publish) as files:
         writer = _BatchWriter(batch, files, seen, clock, keep_rejected)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
@@ -113,8 +114,7 @@ class _BatchWriter:
         value_bytes = pc.sum(pc.binary_length(chunk.records.column("value"))).as_py() or 0
         self._bytes_read += value_bytes
         if judged.rejections and self._keep_rejected:
-            with self._clock.stage("stage"):
-                self._write_dead_letters(chunk, judged)
+            self._write_dead_letters(chunk, judged)
         if len(judged.rows):
             places = chunk.records.select(["partition", "offset", "appended_at"])
             if len(judged.rows) < len(places):
@@ -187,7 +187,7 @@ class _BatchWriter:
             self._fingerprints[Kind.EVENTS].add(
                 places.column("partition").to_numpy(), places.column("offset").to_numpy()
             )
-            self._files.write(Kind.EVENTS, events)
+        self._files.write(Kind.EVENTS, events)
 
     def _write_duplicates(
         self,

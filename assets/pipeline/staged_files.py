@@ -1,11 +1,13 @@
 """The Parquet files of a batch while they are written: at most one of each kind.
 
-All of them appear in the lake when the with-block ends well, none when it does not.
+A thread writes one table while the next is made; a second one waits until the first is written.
+All files appear in the lake when the with-block ends well, none when it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Batch, Kind, Staged, StagedFile
+from assets.pipeline.clock import StageClock
 from assets.pipeline.lake import HashingWriter, Lake, lake_path
 
 # Columns with few values; dictionaries of the others cost more than they save.
@@ -54,20 +57,38 @@ class _Open:
 class StagedFiles:
     """Takes tables, each of which becomes a row group of the file of its kind."""
 
-    def __init__(self, batch: Batch, attempt: int, lake: Lake, stack: ExitStack) -> None:
+    def __init__(
+        self, batch: Batch, attempt: int, lake: Lake, clock: StageClock, stack: ExitStack
+    ) -> None:
         self._batch = batch
         self._attempt = attempt
         self._lake = lake
+        self._clock = clock
         self._stack = stack
+        self._thread = stack.enter_context(ThreadPoolExecutor(1, "parquet"))
+        self._under_way: Future[None] | None = None
         self._open: dict[Kind, _Open] = {}
 
     def write(self, kind: Kind, table: pa.Table) -> None:
-        """Add a row group; the first one of a kind opens its file."""
-        if kind not in self._open:
-            self._open[kind] = self._new_file(kind, table.schema)
-        file = self._open[kind]
-        file.parquet.write_table(table, row_group_size=max(len(table), 1))
-        file.rows += len(table)
+        """Add a row group, soon; the first one of a kind opens its file.
+
+        Raises what went wrong with the one before it.
+        """
+        self._await_written()
+        self._under_way = self._thread.submit(self._write, kind, table)
+
+    def _write(self, kind: Kind, table: pa.Table) -> None:
+        with self._clock.stage("stage"):
+            if kind not in self._open:
+                self._open[kind] = self._new_file(kind, table.schema)
+            file = self._open[kind]
+            file.parquet.write_table(table, row_group_size=max(len(table), 1))
+            file.rows += len(table)
+
+    def _await_written(self) -> None:
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
     def _new_file(self, kind: Kind, schema: pa.Schema) -> _Open:
         path = staged_path(kind, self._batch, self._attempt)
@@ -83,8 +104,11 @@ class StagedFiles:
 
     def finish(self) -> None:
         """Write the footers; nothing may be added any more."""
-        for file in self._open.values():
-            file.parquet.close()
+        try:
+            self._await_written()
+        finally:
+            for file in self._open.values():
+                file.parquet.close()
 
     def registered(self) -> tuple[StagedFile, ...]:
         """What the ledger is to know of the finished files."""
@@ -116,14 +140,14 @@ def staged_places(lake: Lake, staged: Staged, kind: Kind) -> list[tuple[int, int
 
 @contextmanager
 def staged_files(
-    batch: Batch, attempt: int, lake: Lake, may_publish: Callable[[], None]
+    batch: Batch, attempt: int, lake: Lake, clock: StageClock, may_publish: Callable[[], None]
 ) -> Iterator[StagedFiles]:
     """The files of an attempt at a batch.
 
     `may_publish` raises when this worker must not publish any more.
     """
     with ExitStack() as stack:
-        files = StagedFiles(batch, attempt, lake, stack)
+        files = StagedFiles(batch, attempt, lake, clock, stack)
         try:
             yield files
         finally:

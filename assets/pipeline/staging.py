@@ -1,6 +1,7 @@
 """Staging batches: those that were planned before, then new ones up to the watermark.
 
     planned ─▶ read, judged, written (stage.py) ─▶ registered: staged, or held, or a gap
+                        the one before it is loaded meanwhile (early_loads.py) ◀─┘
 
 Invariant: files count from the moment the ledger names them; a worker that has lost its lease
 registers nothing.
@@ -16,6 +17,7 @@ from sqlalchemy import Connection
 from assets.pipeline.batch import Batch, KeyFile, Kind, Staged, State
 from assets.pipeline.circuit import LOAD, STAGE, Circuit
 from assets.pipeline.clock import StageClock
+from assets.pipeline.early_loads import EarlyLoads
 from assets.pipeline.errors import (
     BatchError,
     Gap,
@@ -57,17 +59,20 @@ _HISTORICAL_LIMIT_S = 60.0
 _INDEX_KEPT_EVERY = 32
 
 
-def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[Batch]:
+def stage_batches(
+    worker: Worker, held: list[BatchError] | None = None, *, loads_early: bool = False
+) -> list[Batch]:
     """Stage what was planned before, then plan and stage up to the watermarks seen now.
 
     A batch that cannot be staged holds up no other; the first such error is raised at the end.
     What is wrong with lanes or single batches goes into `held` instead, for a caller who loads
     before it tells; so does that Kafka is away. While more is staged than the disk is to hold, no
-    more is planned.
+    more is planned. With `loads_early`, while one batch is staged those before it are loaded, as
+    far as nothing is in the way of that; load_batches has to follow in any case.
     """
     staged: list[Batch] = []
     aside = PutAside(held)
-    with worker.lease() as lease:
+    with worker.lease() as lease, EarlyLoads(worker, lease, loads_early) as early:
         end = time.monotonic() + _STAGING_LIMIT_S
         for topic in worker.topics.values():
             if not worker.stages(topic.name):
@@ -76,7 +81,7 @@ def stage_batches(worker: Worker, held: list[BatchError] | None = None) -> list[
             until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
             try:
                 with aside.errors():
-                    _stage_topic(worker, lease, topic, until, aside, staged)
+                    _stage_topic(worker, lease, topic, until, aside, staged, early)
             except KafkaAway as error:
                 if topic.name == worker.settings.topic:
                     aside.keep(error)
@@ -101,7 +106,13 @@ def stage_these(worker: Worker, lease: Lease, batches: list[Batch], aside: PutAs
 
 
 def _stage_topic(
-    worker: Worker, lease: Lease, topic: Topic, until: float, aside: PutAside, staged: list[Batch]
+    worker: Worker,
+    lease: Lease,
+    topic: Topic,
+    until: float,
+    aside: PutAside,
+    staged: list[Batch],
+    early: EarlyLoads,
 ) -> None:
     """Stage one topic's batches; plan no more after `until`, but one batch in any case."""
     watermark = see_watermark(worker, topic)
@@ -112,6 +123,7 @@ def _stage_topic(
             return
         circuit.check()
         worker.say(f"batch {batch.batch_id}: taken up again after its plan")
+        early.take(staged)
         with aside.errors():
             staged.append(stage_one(worker, lease, circuit, batch))
     if watermark is None:
@@ -123,6 +135,7 @@ def _stage_topic(
         planned = plan_next(worker, lease, topic, watermark)
         if planned is None:
             return
+        early.take(staged)
         with aside.errors():
             staged.append(stage_one(worker, lease, circuit, planned))
         if len(staged) % _INDEX_KEPT_EVERY == 0:
@@ -260,7 +273,7 @@ def _staged_letters(
         return stage_letters(
             batch,
             letters,
-            old_batches(worker, batch),
+            worker.old_batches(batch),
             worker.lake,
             seen,
             clock,
@@ -273,9 +286,3 @@ def _staged_letters(
             f"`tidemark retry {batch.batch_id}`, or end it with "
             f"`tidemark redrive --give-up {batch.batch_id}`"
         ) from error
-
-
-def old_batches(worker: Worker, batch: Batch) -> list[Batch]:
-    """The batches whose dead letters a redrive carries."""
-    ids = ledger_redrives.old_batches_of(worker.ledger, [batch.batch_id])
-    return [ledger_batches.read_batch(worker.ledger, batch_id) for batch_id in ids]

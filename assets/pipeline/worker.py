@@ -39,6 +39,7 @@ from assets.pipeline.errors import (
 from assets.pipeline.lake import Lake
 from assets.pipeline.topic import Topic, topics_of
 from orchestration.ledger import batches as ledger_batches
+from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import note_killed
 from orchestration.ledger.leases import Lease, held_lease
 from orchestration.settings import Settings
@@ -77,6 +78,11 @@ class Worker:
         urgency = self.settings.topics_by_urgency
         batches = ledger_batches.unfinished_batches(self.ledger, *urgency)
         return sorted(batches, key=lambda batch: urgency.index(batch.topic))
+
+    def old_batches(self, redrive: Batch) -> list[Batch]:
+        """The batches whose dead letters a redrive carries."""
+        ids = ledger_redrives.old_batches_of(self.ledger, [redrive.batch_id])
+        return [ledger_batches.read_batch(self.ledger, batch_id) for batch_id in ids]
 
     @cached_property
     def lake(self) -> Lake:

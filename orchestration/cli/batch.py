@@ -39,7 +39,7 @@ def batch(batch_id: str | None, as_json: bool) -> None:
         return
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
     held: list[BatchError] = []
-    staged = stage_batches(worker, held)
+    staged = stage_batches(worker, held, loads_early=True)
     load_batches(worker, held)
     done = load_dead_letters(worker, held)
     tell_standing(worker)

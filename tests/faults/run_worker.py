@@ -34,7 +34,7 @@ def main() -> int:
     worker = Worker(settings, open_ledger(settings.ledger), f"run-{uuid4().hex[:8]}")
     held: list[BatchError] = []
     try:
-        stage_batches(worker, held)
+        stage_batches(worker, held, loads_early=True)
         load_batches(worker, held)
         load_dead_letters(worker, held)
     except TransientError as error:

@@ -1,17 +1,22 @@
 """Workers that stop at every failpoint until a test lets them go on, in one process.
 
     test ──step──▶ worker's thread runs to its next failpoint ──▶ test looks, kills, starts another
+                   or the thread in which it loads early
 
-A worker that is killed here leaves what SIGKILL leaves: from then on its ledger refuses it, so its
-lease stays taken and its attempt without an end. Kafka is a list; ledger, lake and ClickHouse are
-real.
+Of all these threads one runs at a time; which of a worker's own goes on is drawn by its run id, so
+that the same steps give the same. A worker that is killed here leaves what SIGKILL leaves: from
+then on its ledger refuses it, so its lease stays taken and its attempt without an end. Kafka is a
+list; ledger, lake and ClickHouse are real.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import random
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +26,7 @@ from clickhouse_connect.driver.client import Client
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
+from assets.pipeline import early_loads
 from assets.pipeline import load as load_module
 from assets.pipeline.batch import Range
 from assets.pipeline.errors import BatchError, Gap, TransientError
@@ -35,6 +41,7 @@ from tests.staging import APPENDED_AT, Record, chunks_of
 
 STEP_SECONDS = 120.0
 ENDED = "ended"
+_AWAITS_LOADS = "awaits-loads"
 
 
 class Killed(BaseException):
@@ -93,7 +100,10 @@ class Log(Topic):
 
 @dataclass(eq=False)
 class Stepped:
-    """One worker in a thread of its own. It waits at its start and at every failpoint."""
+    """One worker in a thread of its own. It waits at its start and at every failpoint.
+
+    `at` is where the thread stands that ran last, `points` where each of its threads stands.
+    """
 
     settings: Settings
     log: Log
@@ -103,14 +113,19 @@ class Stepped:
     error: BaseException | None = None
     loses_next_answer: str = ""  # "before" the insert, or "after" it
     _dead: bool = False
-    _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _standing: dict[threading.Thread, tuple[str, threading.Semaphore]] = field(default_factory=dict)
     _stops: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
     def start(self) -> Stepped:
         """Begin; nothing is done yet."""
-        self._thread = threading.Thread(target=self._run, name=self.run_id, daemon=True)
-        self._thread.start()
+        self._random = random.Random(self.run_id)
+        self._thread = self.new_thread(self._run, self.at)
         return self
+
+    @property
+    def points(self) -> list[str]:
+        """The points at which its threads stand."""
+        return [point for point, _ in self._standing.values()]
 
     @property
     def ended(self) -> bool:
@@ -119,7 +134,7 @@ class Stepped:
 
     def step(self) -> str:
         """Let it go on to its next failpoint, or its end; gives where it stands then."""
-        self._go.release()
+        self._release(self._next())
         self.at = self._stops.get(timeout=STEP_SECONDS)
         if self.ended:
             self._thread.join(STEP_SECONDS)
@@ -136,20 +151,62 @@ class Stepped:
         """End it where it stands; nothing that it does from now on is kept."""
         self._dead = True
         self.finish()
+        for thread in list(self._standing):
+            self._release(thread)
+            thread.join(STEP_SECONDS)
 
     def reached(self, point: str) -> None:
         """Wait at a failpoint."""
         if not self._dead:
+            go = self._stand(threading.current_thread(), point)
             self._stops.put(point)
-            self._go.acquire()
+            go.acquire()
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raise Killed once it was killed."""
         if self._dead:
             raise Killed
 
+    def new_thread(self, run: Callable[[], None], point: str) -> threading.Thread:
+        """A thread of this worker, which stands at its beginning."""
+
+        def stands_first() -> None:
+            go.acquire()
+            _WORKERS[threading.get_ident()] = self
+            try:
+                run()
+            finally:
+                del _WORKERS[threading.get_ident()]
+
+        thread = threading.Thread(target=stands_first, name=self.run_id, daemon=True)
+        go = self._stand(thread, point)
+        thread.start()
+        return thread
+
+    def thread_ended(self) -> None:
+        """The calling thread, not the worker's first, comes to its end: another one goes on."""
+        self._stops.put("early-loads-done")
+
+    def _stand(self, thread: threading.Thread, point: str) -> threading.Semaphore:
+        go = threading.Semaphore(0)
+        self._standing[thread] = point, go
+        return go
+
+    def _release(self, thread: threading.Thread) -> None:
+        _, go = self._standing.pop(thread)
+        go.release()
+
+    def _next(self) -> threading.Thread:
+        others = [thread for thread in self._standing if thread is not self._thread]
+        if others and self._standing[self._thread][0] == _AWAITS_LOADS:
+            return others[0]
+        return self._random.choice([self._thread, *others])
+
     def _run(self) -> None:
-        self._go.acquire()
         try:
-            if not self._dead:
-                self._work()
+            self.check_alive()
+            self._work()
         except Killed:
             pass
         except BaseException as error:
@@ -169,11 +226,43 @@ class Stepped:
         worker = Worker(self.settings, ledger, self.run_id, say=lambda _: None)
         vars(worker).update(topics={self.log.name: self.log}, clickhouse=self.clickhouse)
         try:
-            stage_batches(worker, [])
+            stage_batches(worker, [], loads_early=True)
             load_batches(worker)
             load_dead_letters(worker)
         finally:
             ledger.dispose()
+
+
+class SteppedThread:
+    """What early loads run in: a ThreadPoolExecutor of one, as far as they use it."""
+
+    def __init__(self, *_: object) -> None:
+        worker = _here()
+        assert worker is not None
+        self._worker = worker
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Callable[..., None], *arguments: object) -> None:
+        """Put it in line."""
+        self._jobs.append(lambda: job(*arguments))
+        if self._thread is None:
+            self._thread = self._worker.new_thread(self._run, "early-load")
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        """Return when the job that runs is done."""
+        assert cancel_futures
+        self._jobs.clear()
+        while self._thread is not None:
+            self._worker.reached(_AWAITS_LOADS)
+
+    def _run(self) -> None:
+        with contextlib.suppress(Killed):
+            while self._jobs:
+                self._worker.check_alive()
+                self._jobs.popleft()()
+        self._thread = None
+        self._worker.thread_ended()
 
 
 def step_through_failpoints(patch: pytest.MonkeyPatch) -> None:
@@ -195,7 +284,7 @@ def step_through_failpoints(patch: pytest.MonkeyPatch) -> None:
         if loses:
             raise TransientError("the connection was cut")
 
-    patch.setattr(Stepped, "_run", _known_by_its_thread(Stepped._run))
+    patch.setattr(early_loads, "ThreadPoolExecutor", SteppedThread)
     patch.setattr(load_module, "insert", send)
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith(("assets.", "orchestration.")):
@@ -214,17 +303,6 @@ _LOGS: dict[str, Log] = {}
 
 def _here() -> Stepped | None:
     return _WORKERS.get(threading.get_ident())
-
-
-def _known_by_its_thread(run: Callable[[Stepped], None]) -> Callable[[Stepped], None]:
-    def known(self: Stepped) -> None:
-        _WORKERS[threading.get_ident()] = self
-        try:
-            run(self)
-        finally:
-            del _WORKERS[threading.get_ident()]
-
-    return known
 
 
 def _read(_client: object, topic: str, ranges: Sequence[Range], *_: object) -> Iterator[Chunk]:

@@ -62,8 +62,9 @@ def test_workers_killed_at_one_point_after_the_other_get_through(
         scene.send_more(20)
         before = cut_off(scene)
         scene.kill_at(point)
-        died = STAGE_OF_POINT.get(point)
-        assert cut_off(scene) - before == Counter([died] if died else []), point
+        died = Counter([STAGE_OF_POINT[point]] if point in STAGE_OF_POINT else [])
+        # While one batch is staged another one is loaded: that attempt may die with it.
+        assert died <= cut_off(scene) - before <= Counter(stage=1, load=1), point
     assert scene.work() == 0
     scene.prove()
     ended = [each.outcome for each in attempts(scene) if each.ended_at is not None]

@@ -235,7 +235,7 @@ class Pipeline:
         Not while an insert is on its way: that one has asked for the lease already, and only its
         token is left to stop it.
         """
-        if any(worker.at == "before-send" for worker in self.workers):
+        if any("before-send" in worker.points for worker in self.workers):
             return
         for table in ("events", "dead_letters"):
             name = f"{self.stack.database}.{table}"
