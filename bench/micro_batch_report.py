@@ -112,15 +112,22 @@ def _stages(runs: Sequence[Run]) -> Table:
 
 def _backlog(mine: Sequence[Run], waited: Run) -> Table:
     made = table(
-        "Memory, when more waits", "waiting", "batches", "worker, MB", "ClickHouse, MB", "CPU"
+        "When more waits",
+        "waiting",
+        "batches",
+        "worker, MB",
+        "ClickHouse, MB",
+        "CPU",
+        "events a second",
     )
-    cost = _FIGURES["cpu"][2]
+    cost, pace = _FIGURES["cpu"][2], _FIGURES["events_per_s"][2]
     made.add_row(
         f"{mine[0].carried.records:,}",
         f"{mine[0].carried.batches:,}",
         spread(run.carried.peak_bytes / _MEGABYTE for run in mine).show(0),
         spread(run.server_peak_bytes / _MEGABYTE for run in mine).show(0),
         spread(map(cost, mine)).show(),
+        spread(map(pace, mine)).show(0),
     )
     made.add_row(
         f"{waited.carried.records:,}",
@@ -128,5 +135,6 @@ def _backlog(mine: Sequence[Run], waited: Run) -> Table:
         f"{waited.carried.peak_bytes / _MEGABYTE:,.0f}",
         f"{waited.server_peak_bytes / _MEGABYTE:,.0f}",
         f"{cost(waited):,.1f}",
+        f"{pace(waited):,.0f}",
     )
     return made
