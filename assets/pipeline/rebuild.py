@@ -358,11 +358,24 @@ def _form(worker: Worker, table: str) -> str:
 def _replace(worker: Worker, topics: Lease, table: str, source: str, day: date) -> None:
     database = worker.settings.clickhouse_database
     assert_held(worker.ledger, topics)
+    if _is_empty(worker, source, day):  # ClickHouse takes no partition's place with nothing
+        _drop_partition(worker, table, day)
+        return
     with named_errors(f"replacing {day} of {table}"):
         worker.clickhouse.command(
             f"ALTER TABLE {database}.{table} REPLACE PARTITION '{day.isoformat()}' "
             f"FROM {database}.{source}"
         )
+
+
+def _is_empty(worker: Worker, table: str, day: date) -> bool:
+    database = worker.settings.clickhouse_database
+    with named_errors(f"looking at {day} of {table}"):
+        rows = worker.clickhouse.query(
+            f"SELECT count() FROM {database}.{table} WHERE arrival_date = {{day:Date}}",
+            parameters={"day": day},
+        ).result_rows
+    return int(rows[0][0]) == 0
 
 
 def _drop_partition(worker: Worker, table: str, day: date) -> None:
