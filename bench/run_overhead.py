@@ -1,0 +1,230 @@
+"""What Dagster costs a micro-batch: a run that has nothing to do, from the tick to its success.
+
+    Kafka, ClickHouse: up, empty ─┐
+    for each arm, in turn: code server, webserver, daemon ─▶ a tick every 5 s, each starts a run
+                                  ─▶ CPU of the three with all their children, times of the runs
+
+The arms are the launchers (Tidemark's, Dagster's default) on each storage (SQLite, PostgreSQL).
+What the processes use when idle, and what the ticks cost, is in the figures; the benchmark's own
+looks, Kafka, ClickHouse and PostgreSQL are not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import dagster as dg
+from rich.console import Console
+
+from bench.children import REPOSITORY, Deadline
+from bench.errors import BenchFailed, run_command
+from bench.figures import describe, machine, spread, table, write_json
+from bench.parts import bench_settings, local_clickhouse, local_kafka, temporary_home
+from bench.postgresql import Postgresql, local_postgresql
+from bench.usage import require_proc, resident_bytes_of, usage_of
+from local_stack.processes import Foreground
+from local_stack.stack import START_LIMIT_S, make_ready
+from orchestration.instance import dagster_home, write_instance
+from orchestration.services import dagster_services
+from orchestration.settings import Settings
+
+_LOOK_EVERY_S = 0.2
+_CADENCE_S = 5
+_WARM_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one stretch of runs: seconds of each run, CPU seconds a run of each process."""
+
+    runs: int
+    until_success_s: list[float]
+    until_started_s: list[float]
+    cpu_s: dict[str, float]
+    resident_bytes: int
+    postgresql_cpu_s: float | None
+
+    @property
+    def cpu_a_run_s(self) -> float:
+        """Of the three processes and their children."""
+        return sum(self.cpu_s.values())
+
+
+@click.command()
+@click.option("--runs", default=12, show_default=True, type=click.IntRange(min=1))
+@click.option("--repeat", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--storage",
+    "storages",
+    multiple=True,
+    type=click.Choice(["sqlite", "postgresql"]),
+    help="Dagster's storage; both unless said. PostgreSQL needs the package dagster-postgres.",
+)
+@click.option("--limit", default=1800.0, show_default=True, help="Seconds until it is given up.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
+)
+def main(
+    runs: int, repeat: int, storages: tuple[str, ...], limit: float, json_file: Path | None
+) -> None:
+    """Measure a micro-batch that has nothing to do, by launcher and storage."""
+    require_proc()
+    wanted = storages or ("sqlite", "postgresql")
+    if "postgresql" in wanted and find_spec("dagster_postgres") is None:
+        if storages:
+            raise BenchFailed("Dagster's storage on PostgreSQL needs: pip install dagster-postgres")
+        wanted = ("sqlite",)
+    facts = machine()
+    console = Console()
+    console.print(describe(facts), highlight=False)
+    if wanted == ("sqlite",):
+        console.print("without PostgreSQL, or without dagster-postgres", highlight=False)
+    deadline = Deadline(limit)
+    found: dict[tuple[str, bool], list[Measured]] = defaultdict(list)
+    with temporary_home() as home, _postgresql(wanted) as server, local_kafka(home) as kafka:
+        bootstrap = kafka.settings.bootstrap_servers
+        with local_clickhouse(home / "clickhouse", bootstrap) as clickhouse:
+            address = clickhouse.settings.clickhouse_address
+            for turn in range(repeat):
+                for storage in wanted:
+                    for forked in (True, False):
+                        name = f"{storage}_{'forked' if forked else 'default'}_{turn}"
+                        settings = bench_settings(
+                            home / name,
+                            kafka_bootstrap_servers=bootstrap,
+                            clickhouse_url=address,
+                            cadence=f"{_CADENCE_S}s",
+                            fork_runs=forked,
+                        )
+                        path = write_instance(settings.home)
+                        if storage == "postgresql" and server is not None:
+                            url = server.new_database(name)
+                            section = f'storage: {{postgres: {{postgres_url: "{url}"}}}}\n'
+                            path.write_text(path.read_text() + section)
+                        make_ready(settings)
+                        pid = server.pid if storage == "postgresql" and server else None
+                        measured = _measure(settings, runs, deadline, pid)
+                        found[storage, forked].append(measured)
+                        console.print(
+                            f"{name}: {measured.cpu_a_run_s:.2f} CPU s a run", highlight=False
+                        )
+    _show(console, found)
+    write_json(
+        json_file,
+        {
+            "machine": facts,
+            "arms": [
+                {"storage": storage, "forked": forked, "measured": [asdict(m) for m in measured]}
+                for (storage, forked), measured in found.items()
+            ],
+        },
+    )
+
+
+@contextmanager
+def _postgresql(wanted: tuple[str, ...]) -> Iterator[Postgresql | None]:
+    if "postgresql" not in wanted:
+        yield None
+        return
+    with local_postgresql() as server:
+        yield server
+
+
+def _measure(settings: Settings, runs: int, deadline: Deadline, server: int | None) -> Measured:
+    """Start Dagster, let it warm up, and count so many runs from the end of one."""
+    with Foreground(settings.home, "a benchmark") as foreground:
+        services = [
+            replace(service, env={**settings.environment(), **service.env})
+            for service in dagster_services(settings, "bench.empty_batches", REPOSITORY)
+        ]
+        pids = {service.name: foreground.launch(service).pid for service in services}
+        for service in services:
+            foreground.wait_ready(service, min(START_LIMIT_S, deadline.left_s()))
+        with dg.DagsterInstance.from_config(str(dagster_home(settings.home))) as instance:
+            first = _await_runs(instance, _WARM_RUNS, deadline)
+            before = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
+            server_before = usage_of(server).cpu_s if server else 0.0
+            last = _await_runs(instance, first + runs, deadline)
+            after = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
+            server_cpu_s = usage_of(server).cpu_s - server_before if server else None
+            resident = sum(resident_bytes_of(pid) for pid in pids.values())
+            count = last - first
+            ticks = _ticks(instance)
+            records = instance.get_run_records(limit=count)
+    times = [
+        (record.start_time - ticks[run], record.end_time - ticks[run])
+        for record in records
+        if (run := record.dagster_run.run_id) in ticks and record.start_time and record.end_time
+    ]
+    return Measured(
+        runs=count,
+        until_started_s=[started for started, _ in times],
+        until_success_s=[ended for _, ended in times],
+        cpu_s={name: (after[name] - before[name]) / count for name in pids},
+        resident_bytes=resident,
+        postgresql_cpu_s=None if server_cpu_s is None else server_cpu_s / count,
+    )
+
+
+def _await_runs(instance: dg.DagsterInstance, count: int, deadline: Deadline) -> int:
+    """Wait until so many runs have succeeded; gives how many have."""
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+    succeeded = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])
+    while (found := instance.get_runs_count(succeeded)) < count:
+        deadline.left_s()
+        if instance.get_runs_count(failed):
+            raise BenchFailed("a run failed: there is no honest figure")
+        time.sleep(_LOOK_EVERY_S)
+    return found
+
+
+def _ticks(instance: dg.DagsterInstance) -> dict[str, float]:
+    """When the tick was that asked for a run, by run."""
+    return {
+        run_id: tick.timestamp
+        for state in instance.all_instigator_state()
+        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)
+        for run_id in tick.run_ids
+    }
+
+
+def _show(console: Console, found: dict[tuple[str, bool], list[Measured]]) -> None:
+    made = table(
+        "A micro-batch that has nothing to do",
+        "storage, launcher",
+        "CPU s a run",
+        "of a core at 5 s",
+        "daemon",
+        "code server",
+        "webserver",
+        "PostgreSQL",
+        "tick to start, s",
+        "tick to success, s",
+    )
+    for (storage, forked), measured in found.items():
+        whole = spread(m.cpu_a_run_s for m in measured)
+        server = [m.postgresql_cpu_s for m in measured if m.postgresql_cpu_s is not None]
+        made.add_row(
+            f"{storage}, {'forked' if forked else 'default'}",
+            whole.show(2),
+            f"{whole.median / _CADENCE_S:.0%}",
+            *(
+                spread(m.cpu_s[name] for m in measured).show(2)
+                for name in ("dagster-daemon", "dagster-code", "dagster-webserver")
+            ),
+            spread(server).show(2) if server else "",
+            spread(s for m in measured for s in m.until_started_s).show(2),
+            spread(s for m in measured for s in m.until_success_s).show(2),
+        )
+    console.print(made)
+
+
+if __name__ == "__main__":
+    run_command(main, "bench.run_overhead")
