@@ -81,6 +81,7 @@ class Forker:
         """Import what a run needs, and stamp the files it came from."""
         _import_all(self.order)
         self.stamps = {path: _stamp(path) for path in {*_imported(), *self.order.watched}}
+        sys.stdout.flush()  # or every worker would say again what the code said when imported
         gc.collect()
         gc.freeze()  # a collection in a worker would else write to, and so copy, every page
 

@@ -108,8 +108,9 @@ class WarmProcess:
         while READY not in said.split():
             if not select.select([pipe], [], [], max(end - time.monotonic(), 0.0))[0]:
                 if self._process.poll() is not None:
-                    break  # its worker holds the pipe and is slow
+                    return _Answer.STARTED  # who holds the pipe still is a worker, and slow
                 self._process.kill()  # what it has not forked by now it will not
+                self._process.wait()
                 end = time.monotonic() + _ANSWER_LIMIT_S
             elif part := os.read(pipe, 4096):
                 said += part.decode()
