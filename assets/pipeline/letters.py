@@ -24,13 +24,16 @@ from assets.pipeline.columns import RAW
 from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import StagedFileDamaged
 from assets.pipeline.lake import Lake
-from assets.pipeline.read import CHUNK_RECORDS, Chunk
+from assets.pipeline.read import Chunk
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import staged_places
 from assets.pipeline.validate import Judged, judge
 from orchestration.ledger.redrives import Letter, Outcome, Place
 
 _COLUMNS = ["reason", "key", "value", "value_length", "_appended_at", "_partition", "_offset"]
+
+LETTERS_AT_ONCE = 1_000
+"""Letters of a chunk: their values are kept whole where that may help."""
 
 Outcomes = dict[Place, tuple[Outcome, str]]
 """What became of each letter, and for which reason it was rejected once more."""
@@ -52,7 +55,7 @@ def read_letters(lake: Lake, batch: Batch) -> Iterator[pa.RecordBatch]:
     file = check_letters(lake, batch)
     try:
         with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
-            yield from pq.ParquetFile(source).iter_batches(CHUNK_RECORDS, columns=_COLUMNS)
+            yield from pq.ParquetFile(source).iter_batches(LETTERS_AT_ONCE, columns=_COLUMNS)
     except (FileNotFoundError, pa.ArrowException) as error:
         raise StagedFileDamaged(f"{file.path} in the lake {lake.uri}: {error}") from error
 

@@ -57,6 +57,7 @@ _CSV_TYPES = pv.ConvertOptions(
     null_values=["null"],
     strings_can_be_null=True,
     quoted_strings_can_be_null=False,
+    check_utf8=False,
 )
 
 _TRIED_ALONE = 4

@@ -30,10 +30,10 @@ from assets.pipeline.columns import RAW
 from assets.pipeline.errors import Gap, KafkaAway, KafkaRefused, TopicMissing, TopicReplaced
 from assets.pipeline.topic import QUIET, Topic
 
-CHUNK_RECORDS = 1_000
+CHUNK_RECORDS = 4_000
 CHUNK_BYTES = 16 << 20
-"""Records of a chunk, or bytes of their values, with which it is full: small chunks stay in the
-processor's cache, and large records out of memory."""
+"""Records of a chunk, or bytes of their values, with which it is full: each chunk costs some
+hundred calls, and large records are to stay out of memory."""
 
 _AT_ONCE = 50
 """Records asked for at once: by no more than these a chunk can be over its bytes."""

@@ -29,6 +29,7 @@ from assets.pipeline.errors import (
     is_given_up,
 )
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.garbage import searched_rarely
 from assets.pipeline.hold import reason_to_hold
 from assets.pipeline.key_upkeep import keep_index, open_index, without_batch
 from assets.pipeline.lanes import (
@@ -171,7 +172,7 @@ def stage_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> B
     clock = StageClock()
     with attempt(ledger, batch.batch_id, STAGE, worker.run_id) as number:
         try:
-            with circuit.one(batch):
+            with circuit.one(batch), searched_rarely():
                 staged = _stage_and_register(worker, lease, batch, number, clock)
         except (Gap, TopicReplaced) as error:
             if batch.state is State.PLANNED:
