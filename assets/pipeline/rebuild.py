@@ -357,6 +357,10 @@ def _form(worker: Worker, table: str) -> str:
 
 def _replace(worker: Worker, topics: Lease, table: str, source: str, day: date) -> None:
     database = worker.settings.clickhouse_database
+    if not _rows_by_batch(worker, source, day):  # which ClickHouse refuses to take the place
+        assert_held(worker.ledger, topics)
+        _drop_partition(worker, table, day)
+        return
     assert_held(worker.ledger, topics)
     if _is_empty(worker, source, day):  # ClickHouse takes no partition's place with nothing
         _drop_partition(worker, table, day)

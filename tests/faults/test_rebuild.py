@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 
 import dagster as dg
 import pytest
@@ -200,6 +200,16 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
     assert scene.tidemark("backfill", "list", "--json") == 0
     back(stack.worker(), day)
     assert preview(stack.worker(), day).strangers == {"strange": 1}
+
+    # A date of which there is nothing is rebuilt to nothing.
+    none = day - timedelta(days=1)
+    assert rebuild(stack.worker(), none).rows == 0
+    stack.client.command(
+        f"INSERT INTO {stack.database}.events (uuid, arrival_date, _batch_id) "
+        f"VALUES (generateUUIDv4(), '{none}', 'strange')"
+    )
+    assert rebuild(stack.worker(), none, drop_strangers=True).rows == 0
+    assert preview(stack.worker(), none).strangers == {}
 
 
 def test_a_date_is_rebuilt_from_dagster(
