@@ -8,13 +8,15 @@ from datetime import date
 
 import dagster as dg
 
-from assets.kafka_events import GROUP
 from assets.pipeline.rebuild import rebuild
 from assets.report import told_failures
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
+
+GROUP = "backfill"
+"""Not that of the micro-batch: Materialize all, there, is to rebuild nothing."""
 
 
 def rebuilt_events(settings: Settings) -> dg.AssetsDefinition:

@@ -55,7 +55,7 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
         "rebuilt_events": (
             ["events", "staged_events"],
             ["clickhouse"],
-            "ingest",
+            "backfill",
             ["rebuild_events"],
             True,
             True,
