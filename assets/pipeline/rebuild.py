@@ -357,12 +357,9 @@ def _form(worker: Worker, table: str) -> str:
 
 def _replace(worker: Worker, topics: Lease, table: str, source: str, day: date) -> None:
     database = worker.settings.clickhouse_database
-    if not _rows_by_batch(worker, source, day):  # which ClickHouse refuses to take the place
-        assert_held(worker.ledger, topics)
-        _drop_partition(worker, table, day)
-        return
+    is_empty = _is_empty(worker, source, day)
     assert_held(worker.ledger, topics)
-    if _is_empty(worker, source, day):  # ClickHouse takes no partition's place with nothing
+    if is_empty:  # ClickHouse takes no partition's place with nothing
         _drop_partition(worker, table, day)
         return
     with named_errors(f"replacing {day} of {table}"):
