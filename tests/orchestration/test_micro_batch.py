@@ -145,7 +145,6 @@ def test_a_batch_is_told_of_with_its_lineage(
         ("events", "lanes"): True,
         ("events", "older_batches"): True,
         ("dead_letters", "balance"): True,
-        ("housekeeping", "parts"): True,
     }
     assert stack.account().places == dict.fromkeys(sent[:-1], 1)  # the last is a tombstone
 
