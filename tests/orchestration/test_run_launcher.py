@@ -15,13 +15,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from local_stack.ports import free_port
 from local_stack.processes import Service, log_path, start, stop_all, wait_ready
 from orchestration.instance import dagster_home, write_instance
 from orchestration.lost_runs import worker_of
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
 from orchestration.webserver import ask
+from tests.conftest import unused_port
 
 START_LIMIT_S = 180.0
 PATIENCE_S = 120.0
@@ -169,7 +169,7 @@ def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dagster]:
     code = home / "code"
     code.mkdir()
     (code / "code_of_a_test.py").write_text(CODE)
-    settings = Settings(home=home, dagster_port=free_port(3000))
+    settings = Settings(home=home, dagster_port=unused_port())
     path = write_instance(home)
     # Asked more often, for the test's sake.
     text = path.read_text()
