@@ -3,7 +3,7 @@
     filling    staged files ─▶ events_shadow, each proved          live batches go on meanwhile
     keeping    what came in since, too; all proved; events ─▶ events_previous
     swapping   events_shadow ─▶ events, proved                     both under the topics' lease
-    swapped    the shadow is emptied; events_previous stays until the next rebuild of that date
+    swapped    the shadow is emptied; events_previous stays for TIDEMARK_KEEP_REPLACED_DAYS
     returning  what came in since ─▶ events_previous ─▶ events     `back`
 
 Partitions move by REPLACE PARTITION, which is atomic and the same when it is done twice. What is
@@ -91,11 +91,13 @@ def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebui
     Raises LeaseHeld while another worker is at it; StagedFileDamaged when the lake has not all of
     the date; ProofFailed when the shadow cannot be proved. `events` is as it was then.
     """
-    with _own_lease(worker, day) as own:
+    with rebuild_lease(worker, day) as own:
+        _make_anew(worker, day)
         found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
         if found is not None and found.state is RebuildState.RETURNING:
-            raise BatchError(f"{day} is being returned: `tidemark backfill back {day}` ends it")
-        _make_tables(worker)
+            if _rows_by_batch(worker, PREVIOUS, day):
+                raise BatchError(f"{day} is being returned: `tidemark backfill back {day}` ends it")
+            found = None  # there is nothing to return any more
         if found is None or found.state not in OPEN:
             _drop_partition(worker, SHADOW, day)
             found = ledger_rebuilds.begin(
@@ -115,8 +117,10 @@ def back(worker: Worker, day: date) -> Rebuild:
 
     Batches that were loaded since are in it, too. Raises BatchError when nothing is kept.
     """
-    with _own_lease(worker, day) as own:
-        found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
+    with rebuild_lease(worker, day) as own:
+        found = ledger_rebuilds.last_rebuild(
+            worker.ledger, worker.settings.topic, day, but=RebuildState.CANCELLED
+        )
         if found is None or found.state not in (RebuildState.SWAPPED, RebuildState.RETURNING):
             stands = "was never rebuilt" if found is None else f"is {found.state}"
             raise BatchError(f"{day} {stands}: only what was swapped can be brought back")
@@ -129,12 +133,15 @@ def back(worker: Worker, day: date) -> Rebuild:
 
 def cancel(worker: Worker, day: date) -> Rebuild:
     """Give up a rebuild that is not swapped in yet."""
-    with _own_lease(worker, day) as own:
+    with rebuild_lease(worker, day) as own:
         found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
-        if found is None or found.state is not RebuildState.FILLING:
+        if found is None or found.state not in (RebuildState.FILLING, RebuildState.KEEPING):
             stands = "is not being rebuilt" if found is None else f"is {found.state}"
             raise BatchError(f"{day} {stands}: there is nothing to cancel")
-        found = _move(worker, (own,), found, RebuildState.CANCELLED)
+        # From `keeping` on, what an earlier rebuild had replaced may be overwritten.
+        is_keeping = found.state is RebuildState.KEEPING
+        to = RebuildState.RETURNED if is_keeping else RebuildState.CANCELLED
+        found = _move(worker, (own,), found, to)
         _make_tables(worker)
         _drop_partition(worker, SHADOW, day)
         return found
@@ -154,11 +161,11 @@ def _swap(
             _refuse_strangers(worker, day, batches)
         if found.state is RebuildState.FILLING:
             found = _move(worker, leases, found, RebuildState.KEEPING)
-        _replace(worker, topics, PREVIOUS, "events", day)
+        _replace(worker, topics, PREVIOUS, "events", day, may_be_empty=True)
         failpoint("rebuild-kept")
         found = _move(worker, leases, found, RebuildState.SWAPPING)
     failpoint("rebuild-swapping")
-    _replace(worker, topics, "events", SHADOW, day)
+    _replace(worker, topics, "events", SHADOW, day, may_be_empty=not batches)
     failpoint("rebuild-replaced")
     _differences(worker, "events", batches)
     found = _move(
@@ -177,7 +184,16 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
     # What was kept of a batch, whole or not, is brought back as it was.
     batches = _loaded(worker, day)
     kept = _found(worker, PREVIOUS, batches)
+    known = {*(batch.batch_id for batch in batches), *_rows_by_batch(worker, PREVIOUS, day)}
+    if strangers := _rows_by_batch(worker, "events", day).keys() - known:
+        raise BatchError(
+            f"{day} holds rows of batches that are not loaded, by this ledger, and were not kept: "
+            f"{', '.join(sorted(strangers)[:3])}; they would be gone. See `tidemark status`"
+        )
     _fill(worker, found, PREVIOUS, [batch for batch in batches if batch.batch_id not in kept])
+    there = _found(worker, PREVIOUS, batches)
+    if any(there.get(batch_id) != prints for batch_id, prints in kept.items()):
+        raise ProofFailed(f"{PREVIOUS} does not hold of {day} what was kept: it was changed")
     _replace(worker, leases[1], "events", PREVIOUS, day)
     failpoint("rebuild-returned")
     return _move(worker, leases, found, RebuildState.RETURNED)
@@ -333,16 +349,47 @@ def _rows_by_batch(worker: Worker, table: str, day: date) -> dict[str, int]:
 
 
 def _make_tables(worker: Worker) -> None:
-    """Shadow and previous, in the form that `events` has now. Another form is no use any more."""
-    client, database = worker.clickhouse, worker.settings.clickhouse_database
-    form = _form(worker, "events")
+    """Shadow and previous, where they are missing."""
+    database = worker.settings.clickhouse_database
     for table in (SHADOW, PREVIOUS):
-        known = _form(worker, table)
         with named_errors(f"making {table}"):
-            if known not in ("", form):
-                worker.say(f"{table} has not the form of events any more and is made anew")
-                client.command(f"DROP TABLE {database}.{table} SYNC")
-            client.command(f"CREATE TABLE IF NOT EXISTS {database}.{table} AS {database}.events")
+            worker.clickhouse.command(
+                f"CREATE TABLE IF NOT EXISTS {database}.{table} AS {database}.events"
+            )
+
+
+def _make_anew(worker: Worker, day: date) -> None:
+    """The same, in the form that `events` has now: partitions move only between equal tables.
+
+    Raises BatchError where that would take what another date still needs.
+    """
+    database, form = worker.settings.clickhouse_database, _form(worker, "events")
+    others = [
+        rebuild.arrival_date
+        for rebuild in ledger_rebuilds.all_rebuilds(worker.ledger, worker.settings.topic)
+        if rebuild.state in OPEN and rebuild.arrival_date != day
+    ]
+    for table in (SHADOW, PREVIOUS):
+        if _form(worker, table) in ("", form):
+            continue
+        if table == SHADOW and others:
+            raise BatchError(
+                f"{table} has not the form of events any more, and {others[0]} is being rebuilt in "
+                f"it: `tidemark backfill cancel {others[0]}` first"
+            )
+        with named_errors(f"making {table} anew"):
+            if table == PREVIOUS and _count(worker, table):
+                raise BatchError(
+                    f"{database}.{table} keeps replaced dates in a form that events has not any "
+                    f"more: `DROP TABLE {database}.{table}` lets go of them, then rebuild again"
+                )
+            worker.clickhouse.command(f"DROP TABLE {database}.{table} SYNC")
+    _make_tables(worker)
+
+
+def _count(worker: Worker, table: str) -> int:
+    database = worker.settings.clickhouse_database
+    return int(str(worker.clickhouse.command(f"SELECT count() FROM {database}.{table}")))
 
 
 def _form(worker: Worker, table: str) -> str:
@@ -355,9 +402,19 @@ def _form(worker: Worker, table: str) -> str:
     return str(rows[0][0]) if rows else ""
 
 
-def _replace(worker: Worker, topics: Lease, table: str, source: str, day: date) -> None:
+def _replace(
+    worker: Worker,
+    topics: Lease,
+    table: str,
+    source: str,
+    day: date,
+    *,
+    may_be_empty: bool = False,
+) -> None:
     database = worker.settings.clickhouse_database
     is_empty = _is_empty(worker, source, day)
+    if is_empty and not may_be_empty:
+        raise ProofFailed(f"{source} has nothing of {day} any more: {table} stays as it is")
     assert_held(worker.ledger, topics)
     if is_empty:  # ClickHouse takes no partition's place with nothing
         _drop_partition(worker, table, day)
@@ -388,7 +445,7 @@ def _drop_partition(worker: Worker, table: str, day: date) -> None:
 
 
 @contextmanager
-def _own_lease(worker: Worker, day: date) -> Iterator[Lease]:
+def rebuild_lease(worker: Worker, day: date) -> Iterator[Lease]:
     """One rebuild of a date at a time; the live batches go on beside it."""
     name = f"rebuild/{day}/{worker.settings.topic}"
     with held_lease(worker.ledger, name, worker.settings.lease_seconds) as lease:

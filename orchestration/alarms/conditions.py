@@ -67,7 +67,11 @@ def look(
     except KafkaAway as error:
         text = f"{error}. Nothing is read until it is back; the capture API answers 503 or spools"
         return Seen(wrong | {"kafka": text}, OF_KAFKA)
-    return Seen(wrong | dict(of_standing(settings, ledger, standing)))
+    in_trouble = [topic.topic for topic in standing.topics if topic.trouble is not None]
+    return Seen(
+        wrong | dict(of_standing(settings, ledger, standing)),
+        tuple(f"{kind}{name}" for name in in_trouble for kind in OF_KAFKA if kind != "lanes/"),
+    )
 
 
 def _of_ledger(settings: Settings, ledger: Engine) -> Iterator[tuple[str, str]]:
@@ -130,16 +134,22 @@ def of_standing(
 
 
 def _of_topic(settings: Settings, topic: TopicStanding, tick_s: float) -> Iterator[tuple[str, str]]:
-    name, oldest = topic.topic, topic.oldest
+    name = topic.topic
     allowed = (settings.alarm_oldest_seconds + tick_s) * 1e6
-    if settings.alarm_oldest_seconds and oldest is not None and oldest.oldest_at is not None:
-        waited = topic.seen_at - oldest.oldest_at
-        # The day on which it arrived says too little about a batch that somebody else is told of.
-        if waited > allowed and not oldest.is_bound:
+    # Of a record that Kafka has forgotten only the day is known: its batch is told of instead.
+    known = {
+        lane.oldest_at: lane.partition
+        for lane in topic.lanes
+        if lane.oldest_at is not None and not lane.is_bound
+    }
+    if settings.alarm_oldest_seconds and known:
+        oldest_at = min(known)
+        waited = topic.seen_at - oldest_at
+        if waited > allowed:
             yield (
                 f"oldest/{name}",
                 f"the oldest record of topic {name} that is not loaded has waited "
-                f"{_span(waited)} (partition {oldest.partition}): `tidemark status` says what it "
+                f"{_span(waited)} (partition {known[oldest_at]}): `tidemark status` says what it "
                 "waits for",
             )
     if settings.alarm_lag_records and topic.not_loaded > settings.alarm_lag_records:

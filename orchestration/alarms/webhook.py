@@ -14,6 +14,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
 
@@ -25,6 +26,16 @@ _TOLD_OF_AN_ANSWER = 200  # bytes
 
 class WebhookFailed(Exception):
     """The webhook did not take it."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would be followed without the body: it is no 2xx, and counts as such."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow none."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 def body(alarms: Sequence[Alarm]) -> dict[str, object]:
@@ -61,10 +72,12 @@ def post(url: str, headers: Mapping[str, str], content: Mapping[str, object]) ->
         method="POST",
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+        with _OPENER.open(request, timeout=_TIMEOUT_S):
             return
     except urllib.error.HTTPError as error:
-        said = error.read(_TOLD_OF_AN_ANSWER).decode(errors="replace").strip()
+        said = ""
+        with suppress(OSError, HTTPException):
+            said = error.read(_TOLD_OF_AN_ANSWER).decode(errors="replace").strip()
         raise WebhookFailed(f"the webhook answered {error.code}: {said or error.reason}") from None
     except (OSError, HTTPException, ValueError) as error:
         why = getattr(error, "reason", None) or error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date
 
 from assets.pipeline.clickhouse import named_errors
-from assets.pipeline.rebuild import PREVIOUS, SHADOW
+from assets.pipeline.errors import LeaseHeld
+from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import now_us
-from orchestration.ledger.rebuilds import OPEN, all_rebuilds
+from orchestration.ledger.rebuilds import OPEN, last_rebuild
 
 _DATES = """
 SELECT DISTINCT arrival_date FROM {database:Identifier}.{table:Identifier} ORDER BY arrival_date
@@ -21,21 +23,19 @@ def let_go_of_replaced(worker: Worker, keep_days: int) -> list[date]:
 
     What a rebuild that is under way has filled or kept stays, whatever its age.
     """
-    newest = {
-        rebuild.arrival_date: rebuild
-        for rebuild in reversed(all_rebuilds(worker.ledger, worker.settings.topic))
-    }
     gone = []
+    topic = worker.settings.topic
     for table in (PREVIOUS, SHADOW):
         for day in _dates(worker, table):
-            rebuild = newest.get(day)
-            if rebuild is None:
-                continue  # of a Tidemark with another ledger
-            is_kept = table == PREVIOUS and rebuild.moved_at > now_us() - keep_days * _DAY_US
-            if rebuild.state in OPEN or is_kept:
-                continue
-            _drop(worker, table, day)
-            gone.append(day)
+            with suppress(LeaseHeld), rebuild_lease(worker, day):
+                rebuild = last_rebuild(worker.ledger, topic, day)
+                if rebuild is None:
+                    continue  # of a Tidemark with another ledger
+                is_kept = table == PREVIOUS and rebuild.moved_at > now_us() - keep_days * _DAY_US
+                if rebuild.state in OPEN or is_kept:
+                    continue
+                _drop(worker, table, day)
+                gone.append(day)
     return gone
 
 

@@ -1,7 +1,7 @@
 """Rebuilds: a date's partition of `events` made anew from the lake, and how far that has come.
 
     filling ─▶ keeping ─▶ swapping ─▶ swapped ─▶ returning ─▶ returned
-       └─▶ cancelled
+       └─▶ cancelled └─▶ returned (cancelled: nothing was replaced)
 
 Each step is a compare-and-swap under the rebuild's lease and, from `keeping` on, the topics' lease
 as well. A crash leaves the state before; what was filled by then is found by proof, not from here.
@@ -102,12 +102,18 @@ def move(
     return _rebuild(found)
 
 
-def last_rebuild(ledger: Engine, topic: str, arrival_date: date) -> Rebuild | None:
-    """The newest rebuild of a date, however it stands."""
+def last_rebuild(
+    ledger: Engine, topic: str, arrival_date: date, but: RebuildState | None = None
+) -> Rebuild | None:
+    """The newest rebuild of a date, however it stands `but` so."""
     with reading(ledger) as connection:
         row = connection.execute(
             select(rebuilds)
-            .where(rebuilds.c.topic == topic, rebuilds.c.arrival_date == arrival_date)
+            .where(
+                rebuilds.c.topic == topic,
+                rebuilds.c.arrival_date == arrival_date,
+                rebuilds.c.state != (but or ""),
+            )
             .order_by(rebuilds.c.rebuild_id.desc())
             .limit(1)
         ).one_or_none()

@@ -201,6 +201,21 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
     back(stack.worker(), day)
     assert preview(stack.worker(), day).strangers == {"strange": 1}
 
+    # Cancelled when a copy was kept aside: that is not what an earlier rebuild has replaced.
+    drop = ("--drop-strangers",)
+    code = scene.tidemark("backfill", "rebuild", str(day), *drop, failpoint="rebuild-kept")
+    assert code == -signal.SIGKILL
+    assert cancel(stack.worker(), day).state is RebuildState.RETURNED
+    with pytest.raises(BatchError, match="is returned"):
+        back(stack.worker(), day)
+    rebuild(stack.worker(), day, drop_strangers=True)
+
+    # What was replaced is not let go of because the table has another form now.
+    stack.client.command(f"ALTER TABLE {stack.database}.events ADD INDEX more ip TYPE minmax")
+    with pytest.raises(BatchError, match="lets go of them"):
+        rebuild(stack.worker(), day)
+    stack.client.command(f"ALTER TABLE {stack.database}.events DROP INDEX more")
+
     # A date of which there is nothing is rebuilt to nothing.
     none = day - timedelta(days=1)
     assert rebuild(stack.worker(), none).rows == 0

@@ -28,6 +28,7 @@ from orchestration.definitions import definitions
 from orchestration.ledger.alarms import note_alarms
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.connection import now_us, open_ledger
+from orchestration.ledger.tables import lanes
 from orchestration.settings import Cadence, Settings
 from orchestration.standing import Completeness, LaneStanding, Standing, TopicStanding
 from tests.records import Sent, value_of
@@ -53,6 +54,7 @@ class Webhook:
                 outer.posts.append(json.loads(content))
                 outer.headers.append(dict(self.headers))
                 self.send_response(outer.status)
+                self.send_header("Location", outer.url)
                 self.end_headers()
                 self.wfile.write(b"no such channel")
 
@@ -122,6 +124,8 @@ def test_what_the_webhook_does_not_take_is_told_later(
     said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1
     assert "TIDEMARK_LAKE_MIN_FREE_BYTES" in said[0]
+    webhook.status = 302
+    assert "not told: the webhook answered 302" in watch.tell(instance)
     webhook.status, webhook.posts = 200, []
     watch.tell(instance)
     watch.tell(instance)
@@ -143,6 +147,11 @@ def test_kafka_away_is_an_alarm_and_no_end_of_another(
     Watch(away, 0).tell(instance)
     assert webhook.told()[1:] == [("kafka", "raised")]
     assert "capture API" in webhook.posts[-1]["text"]
+    stack.run()
+    with stack.ledger.begin() as connection:  # as if Kafka had lost what was read
+        connection.execute(lanes.update().values(planned_end=1_000))
+    Watch(stack.settings, 0).tell(instance)
+    assert webhook.told()[2:] == [("kafka", "over"), (f"lanes/{stack.settings.topic}", "raised")]
 
 
 def _topic(**lane: Any) -> TopicStanding:
@@ -169,6 +178,16 @@ def _kept(hours: int, age: int) -> TopicStanding:
         (_topic(not_loaded=9, oldest_at=-30 * HOUR_US), {"lag/events", "oldest/events"}),
         (_topic(not_loaded=4, oldest_at=-1), set()),
         (_topic(not_loaded=4, oldest_at=-30 * HOUR_US, is_bound=True), set()),
+        (
+            replace(
+                _topic(),
+                lanes=(
+                    *_topic(oldest_at=-40 * HOUR_US, is_bound=True).lanes,
+                    *_topic(oldest_at=-30 * HOUR_US).lanes,
+                ),
+            ),
+            {"oldest/events"},
+        ),
         (_topic(lost=1), {"lost/events"}),
         (_topic(unread_from=0, unread_at=-30 * HOUR_US), {"no_batch/events"}),
         (_topic(planned_end=9, unread_from=0, unread_at=-30 * HOUR_US), set()),
