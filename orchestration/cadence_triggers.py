@@ -132,14 +132,11 @@ Trigger = dg.ScheduleDefinition | dg.SensorDefinition
 
 def cadence_triggers(settings: Settings, job: UnresolvedAssetJobDefinition) -> list[Trigger]:
     """A trigger for each cadence, running unless somebody stops it."""
-    own = {
-        "overflow": (settings.overflow_topic, settings.cadence_overflow),
-        "historical": (settings.historical_topic, settings.cadence_historical),
-    }
-    apart = {name: topic for name, (topic, cadence) in own.items() if cadence}
-    rest = [topic for topic in settings.topics_by_urgency if topic not in apart.values()]
+    apart = settings.own_cadences
+    rest = [topic for topic in settings.topics_by_urgency if topic not in apart]
     triggers = [_trigger(settings, job, MICRO_BATCH, rest)]
-    for name, topic in apart.items():
+    for topic in apart:
+        name = topic.removeprefix(f"{settings.topic}_")
         triggers.append(_trigger(settings, job, f"{MICRO_BATCH}_{name}", [topic]))
     return triggers
 

@@ -598,13 +598,18 @@ class Settings(BaseSettings):
         """Every topic that the capture API writes and micro-batches read."""
         return self.topic, self.historical_topic, self.overflow_topic
 
-    def cadence_of(self, topic: str) -> Cadence:
-        """How often micro-batches take a topic."""
-        own = {
+    @cached_property
+    def own_cadences(self) -> dict[str, str]:
+        """The topics that do not go with the main one, and their cadences."""
+        said = {
             self.overflow_topic: self.cadence_overflow,
             self.historical_topic: self.cadence_historical,
         }
-        return Cadence(own.get(topic) or self.cadence)
+        return {topic: cadence for topic, cadence in said.items() if cadence}
+
+    def cadence_of(self, topic: str) -> Cadence:
+        """How often micro-batches take a topic."""
+        return Cadence(self.own_cadences.get(topic, self.cadence))
 
     @cached_property
     def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -33,12 +33,11 @@ from assets.pipeline.loading import load_batches
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints_of
 from assets.pipeline.worker import Worker
 from orchestration.ledger import rebuilds as ledger_rebuilds
-from orchestration.ledger.batches import batches_of_date
+from orchestration.ledger.batches import batches_of_date, in_parts
 from orchestration.ledger.leases import Lease, assert_held, held_lease
 from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState
 
 SHADOW, PREVIOUS = "events_shadow", "events_previous"
-_PROVED_AT_ONCE = 500
 _UNSETTLED = (State.LOADING, State.SUSPECT)
 
 _PATIENCE_S = 900.0
@@ -66,8 +65,6 @@ class Preview:
 def preview(worker: Worker, day: date) -> Preview:
     """Look at a date without changing anything."""
     batches = _loaded(worker, day)
-    found = _rows_by_batch(worker, "events", day)
-    ours = {batch.batch_id for batch in batches}
     damaged = {}
     for batch in batches:
         try:
@@ -78,10 +75,10 @@ def preview(worker: Worker, day: date) -> Preview:
         day,
         len(batches),
         _rows(batches),
-        sum(found.values()),
+        sum(_rows_by_batch(worker, "events", day).values()),
         damaged,
         tuple(batch.batch_id for batch in _unsettled(worker, day)),
-        {batch_id: rows for batch_id, rows in found.items() if batch_id not in ours},
+        _strangers(worker, day, batches),
     )
 
 
@@ -99,7 +96,7 @@ def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebui
                 raise BatchError(f"{day} is being returned: `tidemark backfill back {day}` ends it")
             found = None  # there is nothing to return any more
         if found is None or found.state not in OPEN:
-            _drop_partition(worker, SHADOW, day)
+            drop_partition(worker, SHADOW, day)
             found = ledger_rebuilds.begin(
                 worker.ledger, own, worker.settings.topic, day, worker.run_id
             )
@@ -143,7 +140,7 @@ def cancel(worker: Worker, day: date) -> Rebuild:
         to = RebuildState.RETURNED if is_keeping else RebuildState.CANCELLED
         found = _move(worker, (own,), found, to)
         _make_tables(worker)
-        _drop_partition(worker, SHADOW, day)
+        drop_partition(worker, SHADOW, day)
         return found
 
 
@@ -171,7 +168,7 @@ def _swap(
     found = _move(
         worker, leases, found, RebuildState.SWAPPED, batches=len(batches), rows=_rows(batches)
     )
-    _drop_partition(worker, SHADOW, day)
+    drop_partition(worker, SHADOW, day)
     worker.say(f"{day}: rebuilt, {len(batches):,} batches with {_rows(batches):,} rows swapped in")
     return found
 
@@ -184,8 +181,8 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
     # What was kept of a batch, whole or not, is brought back as it was.
     batches = _loaded(worker, day)
     kept = _found(worker, PREVIOUS, batches)
-    known = {*(batch.batch_id for batch in batches), *_rows_by_batch(worker, PREVIOUS, day)}
-    if strangers := _rows_by_batch(worker, "events", day).keys() - known:
+    strangers = _strangers(worker, day, batches).keys() - _rows_by_batch(worker, PREVIOUS, day)
+    if strangers:
         raise BatchError(
             f"{day} holds rows of batches that are not loaded, by this ledger, and were not kept: "
             f"{', '.join(sorted(strangers)[:3])}; they would be gone. See `tidemark status`"
@@ -273,15 +270,19 @@ def _refuse_unsettled(worker: Worker, day: date) -> None:
 
 
 def _refuse_strangers(worker: Worker, day: date, batches: Sequence[Batch]) -> None:
-    ours = {batch.batch_id for batch in batches}
-    rows = _rows_by_batch(worker, "events", day)
-    strangers = {batch_id: count for batch_id, count in rows.items() if batch_id not in ours}
-    if strangers:
+    if strangers := _strangers(worker, day, batches):
         names = ", ".join(f"{id_ or '(none)'}: {n:,}" for id_, n in list(strangers.items())[:3])
         raise BatchError(
             f"{day} holds {sum(strangers.values()):,} rows of batches that are not loaded, by this "
             f"ledger ({names}): a rebuild would take them away. If it is to, say --drop-strangers"
         )
+
+
+def _strangers(worker: Worker, day: date, batches: Sequence[Batch]) -> dict[str, int]:
+    """Rows of the date in `events` of batches that are none of these, by batch."""
+    ours = {batch.batch_id for batch in batches}
+    found = _rows_by_batch(worker, "events", day)
+    return {batch_id: rows for batch_id, rows in found.items() if batch_id not in ours}
 
 
 def _move(
@@ -327,15 +328,10 @@ def _rows(batches: Sequence[Batch]) -> int:
 def _found(
     worker: Worker, table: str, batches: Sequence[Batch]
 ) -> dict[str, tuple[Fingerprint, ...]]:
-    ids = [batch.batch_id for batch in batches]
+    client, database = worker.clickhouse, worker.settings.clickhouse_database
     found: dict[str, tuple[Fingerprint, ...]] = {}
-    for at in range(0, len(ids), _PROVED_AT_ONCE):
-        found |= read_fingerprints_of(
-            worker.clickhouse,
-            worker.settings.clickhouse_database,
-            table,
-            ids[at : at + _PROVED_AT_ONCE],
-        )
+    for some in in_parts([batch.batch_id for batch in batches]):
+        found |= read_fingerprints_of(client, database, table, some)
     return found
 
 
@@ -412,12 +408,12 @@ def _replace(
     may_be_empty: bool = False,
 ) -> None:
     database = worker.settings.clickhouse_database
-    is_empty = _is_empty(worker, source, day)
+    is_empty = not _rows_by_batch(worker, source, day)
     if is_empty and not may_be_empty:
         raise ProofFailed(f"{source} has nothing of {day} any more: {table} stays as it is")
     assert_held(worker.ledger, topics)
     if is_empty:  # ClickHouse takes no partition's place with nothing
-        _drop_partition(worker, table, day)
+        drop_partition(worker, table, day)
         return
     with named_errors(f"replacing {day} of {table}"):
         worker.clickhouse.command(
@@ -426,17 +422,8 @@ def _replace(
         )
 
 
-def _is_empty(worker: Worker, table: str, day: date) -> bool:
-    database = worker.settings.clickhouse_database
-    with named_errors(f"looking at {day} of {table}"):
-        rows = worker.clickhouse.query(
-            f"SELECT count() FROM {database}.{table} WHERE arrival_date = {{day:Date}}",
-            parameters={"day": day},
-        ).result_rows
-    return int(rows[0][0]) == 0
-
-
-def _drop_partition(worker: Worker, table: str, day: date) -> None:
+def drop_partition(worker: Worker, table: str, day: date) -> None:
+    """Let go of a date of the shadow, or of what was replaced."""
     database = worker.settings.clickhouse_database
     with named_errors(f"emptying {day} of {table}"):
         worker.clickhouse.command(

@@ -24,6 +24,7 @@ from assets.pipeline.errors import KafkaAway
 from assets.pipeline.lake import Lake
 from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic
+from orchestration.cli.text import span_text, utc_text
 from orchestration.ledger.audits import audit_summary
 from orchestration.ledger.backoffs import backoffs_now
 from orchestration.ledger.batches import newest_batches, waiting_for_a_person
@@ -84,7 +85,7 @@ def _of_ledger(settings: Settings, ledger: Engine) -> Iterator[tuple[str, str]]:
             subject = f"the table {what}" if kind == "table" else f"batch {of} at {what}"
             yield (
                 f"failing/{name}",
-                f"{subject} fails since {_clock(backoff.since)}, {backoff.failures:,} times in a "
+                f"{subject} fails since {utc_text(backoff.since)}, {backoff.failures:,} times in a "
                 f"row: {backoff.error_text}. It is tried again by itself; mend the cause, see "
                 "`tidemark status`",
             )
@@ -127,7 +128,7 @@ def of_standing(
             yield (
                 f"no_batch/{topic.topic}",
                 f"records of topic {topic.topic} wait in Kafka and no batch of it was planned "
-                f"since {_clock(quiet_since)}, over {settings.alarm_missed_ticks} ticks of the "
+                f"since {utc_text(quiet_since)}, over {settings.alarm_missed_ticks} ticks of the "
                 f"cadence {cadence.text}: see in Dagster's Automation whether the trigger is "
                 "stopped or why it skips, and whether a run hangs",
             )
@@ -149,8 +150,8 @@ def _of_topic(settings: Settings, topic: TopicStanding, tick_s: float) -> Iterat
             yield (
                 f"oldest/{name}",
                 f"the oldest record of topic {name} that is not loaded has waited "
-                f"{_span(waited)} (partition {known[oldest_at]}): `tidemark status` says what it "
-                "waits for",
+                f"{span_text(waited)} (partition {known[oldest_at]}): `tidemark status` says what "
+                "it waits for",
             )
     if settings.alarm_lag_records and topic.not_loaded > settings.alarm_lag_records:
         yield (
@@ -167,7 +168,7 @@ def _of_topic(settings: Settings, topic: TopicStanding, tick_s: float) -> Iterat
         if left < near:
             yield (
                 f"retention/{name}",
-                f"Kafka forgets unread records of topic {name} in {_span(max(0, left))}: raise "
+                f"Kafka forgets unread records of topic {name} in {span_text(max(0, left))}: raise "
                 "retention.ms or retention.bytes of the topic now, then see `tidemark status` for "
                 "what reading waits for",
             )
@@ -194,15 +195,3 @@ def _of_runs(instance: dg.DagsterInstance) -> Iterator[tuple[str, str]]:
             f"{many} failed, the newest is run {failed[0].run_id[:8]}: its page in Dagster says "
             "why. Nothing is lost: the next tick goes on from where its batches stand",
         )
-
-
-def _span(us: float) -> str:
-    seconds = us / 1e6
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} s"
-
-
-def _clock(at: int) -> str:
-    return f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"

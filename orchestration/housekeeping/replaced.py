@@ -7,7 +7,7 @@ from datetime import date
 
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import LeaseHeld
-from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
+from assets.pipeline.rebuild import PREVIOUS, SHADOW, drop_partition, rebuild_lease
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.rebuilds import OPEN, last_rebuild
@@ -34,7 +34,7 @@ def let_go_of_replaced(worker: Worker, keep_days: int) -> list[date]:
                 is_kept = table == PREVIOUS and rebuild.moved_at > now_us() - keep_days * _DAY_US
                 if rebuild.state in OPEN or is_kept:
                     continue
-                _drop(worker, table, day)
+                drop_partition(worker, table, day)
                 gone.append(day)
     return gone
 
@@ -48,11 +48,3 @@ def _dates(worker: Worker, table: str) -> list[date]:
             _DATES, parameters={"database": database, "table": table}
         ).result_rows
     return [day for (day,) in rows]
-
-
-def _drop(worker: Worker, table: str, day: date) -> None:
-    database = worker.settings.clickhouse_database
-    with named_errors(f"dropping {day} of {table}"):
-        worker.clickhouse.command(
-            f"ALTER TABLE {database}.{table} DROP PARTITION '{day.isoformat()}'"
-        )
