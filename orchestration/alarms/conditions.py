@@ -27,7 +27,7 @@ from assets.pipeline.topic import Topic
 from orchestration.cli.text import span_text, utc_text
 from orchestration.ledger.audits import audit_summary
 from orchestration.ledger.backoffs import backoffs_now
-from orchestration.ledger.batches import newest_batches, waiting_for_a_person
+from orchestration.ledger.batches import newest_batches, unfinished_batches, waiting_for_a_person
 from orchestration.ledger.connection import now_us
 from orchestration.settings import Settings
 from orchestration.standing import Standing, TopicStanding, stand
@@ -79,9 +79,12 @@ def _of_ledger(settings: Settings, ledger: Engine) -> Iterator[tuple[str, str]]:
     for batch in waiting_for_a_person(ledger, *settings.topics):
         yield f"{batch.state.value}/{batch.batch_id}", _waits(batch)
     patience = settings.alarm_failing_seconds * 1e6
+    ours = {batch.batch_id for batch in unfinished_batches(ledger, *settings.topics)}
     for name, backoff in backoffs_now(ledger).items():
-        if now_us() - backoff.since >= patience:
-            kind, of, what = name.split("/", 2)
+        kind, of, what = name.split("/", 2)
+        # Another deployment may share the ledger.
+        is_ours = of == settings.topic if kind == "table" else of in ours
+        if is_ours and now_us() - backoff.since >= patience:
             subject = f"the table {what}" if kind == "table" else f"batch {of} at {what}"
             yield (
                 f"failing/{name}",

@@ -26,9 +26,10 @@ from orchestration.alarms.sensor import Watch
 from orchestration.cli import tidemark
 from orchestration.definitions import definitions
 from orchestration.ledger.alarms import note_alarms
+from orchestration.ledger.backoffs import batch_name, table_name
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.connection import now_us, open_ledger
-from orchestration.ledger.tables import lanes
+from orchestration.ledger.tables import backoffs, lanes
 from orchestration.settings import Cadence, Settings
 from orchestration.standing import Completeness, LaneStanding, Standing, TopicStanding
 from tests.records import Sent, value_of
@@ -152,6 +153,39 @@ def test_kafka_away_is_an_alarm_and_no_end_of_another(
         connection.execute(lanes.update().values(planned_end=1_000))
     Watch(stack.settings, 0).tell(instance)
     assert webhook.told()[2:] == [("kafka", "over"), (f"lanes/{stack.settings.topic}", "raised")]
+
+
+def test_what_fails_for_long_is_an_alarm_of_its_own_deployment(
+    new_stack: NewStack, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    """A table or a batch that is tried again by itself; not those of another with this ledger."""
+    stack = new_stack(alarm_webhook_url=webhook.url, alarm_failing_seconds=60).make_topic()
+    stack.send(value_of(1))
+    (batch,) = stage_batches(stack.worker())
+    long_ago, lately = now_us() - HOUR_US, now_us()
+    table, own = table_name(stack.settings.topic, "events"), batch_name(batch.batch_id, "load")
+    failing = {
+        table: long_ago,
+        own: long_ago,
+        table_name(stack.settings.topic, "dead_letters"): lately,
+        table_name("another", "events"): long_ago,
+        batch_name("0123456789ab", "load"): long_ago,
+    }
+    with stack.ledger.begin() as connection:
+        for name, since in failing.items():
+            connection.execute(
+                backoffs.insert().values(
+                    name=name,
+                    failures=5,
+                    since=since,
+                    failed_at=lately,
+                    next_try_at=lately,
+                    error_text="connection refused",
+                )
+            )
+    Watch(stack.settings, 0).tell(instance)
+    assert webhook.told() == [(f"failing/{name}", "raised") for name in sorted((own, table))]
+    assert "fails since" in webhook.posts[0]["text"]
 
 
 def _topic(**lane: Any) -> TopicStanding:
