@@ -45,6 +45,10 @@ _DICTIONARY_COLUMNS = [
     "flags",
 ]
 
+# Columns of which each row group says the least and the most: what a day is searched by, and what
+# the assets tell. Of all of them it would cost a tenth of the writing.
+_STATISTICS_COLUMNS = ["project_id", "event", "timestamp", "_appended_at", "_partition", "_offset"]
+
 
 @dataclass
 class _Open:
@@ -99,6 +103,7 @@ class StagedFiles:
             compression="zstd",
             compression_level=1,
             use_dictionary=_DICTIONARY_COLUMNS if kind is Kind.EVENTS else False,
+            write_statistics=_STATISTICS_COLUMNS if kind is Kind.EVENTS else True,
         )
         return _Open(path, sink, parquet)
 
