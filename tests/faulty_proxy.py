@@ -35,6 +35,7 @@ class Fault(Enum):
     RESET_BEFORE = auto()  # reset the connection instead of forwarding it
     RESET_DURING = auto()  # forward it, and reset the connection while the server is at it
     RESET_AFTER = auto()  # forward it, and reset the connection instead of answering
+    HOLD = auto()  # forward it when `let_go` says so, whether or not its sender is still there
 
 
 @dataclass
@@ -112,6 +113,7 @@ class FaultyProxy:
         self.exchanges: list[Exchange] = []
         self.port = 0
         self._upstream_port = upstream_port
+        self._let_go = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="faulty-proxy", daemon=True)
@@ -124,6 +126,14 @@ class FaultyProxy:
     def of(self, prefix: str) -> list[Exchange]:
         """The exchanges of the paths that begin so."""
         return [exchange for exchange in self.exchanges if exchange.path.startswith(prefix)]
+
+    def held(self) -> list[Exchange]:
+        """The requests that are held, or were."""
+        return [exchange for exchange in self.exchanges if exchange.fault is Fault.HOLD]
+
+    def let_go(self) -> None:
+        """Forward what is held, and hold nothing more."""
+        self._loop.call_soon_threadsafe(self._let_go.set)
 
     def asked(self) -> set[str]:
         """Every method and path that was asked for, preflights apart."""
@@ -178,6 +188,8 @@ class FaultyProxy:
                     writer.write(_packed(canned, exchange))
                     await writer.drain()
                     continue
+                if exchange.fault is Fault.HOLD:
+                    await self._let_go.wait()
                 if exchange.fault is Fault.DELAY:
                     await asyncio.sleep(DELAY_SECONDS)
                 if upstream is None or upstream[0].at_eof():  # servers end idle connections

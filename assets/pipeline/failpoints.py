@@ -33,9 +33,12 @@ POINTS = (
 
 REBUILD_POINTS = (
     "rebuild-filled",  # the shadow has all, nothing is kept aside yet
+    "rebuild-keeps",  # copied to be kept aside, the lease is ours, nothing is sent
     "rebuild-kept",  # kept aside, the ledger does not know
     "rebuild-swapping",  # the ledger knows, nothing is replaced
+    "rebuild-swaps",  # the copy of the shadow is proved, the lease is ours, nothing is sent
     "rebuild-replaced",  # the shadow is in place, the ledger does not know
+    "rebuild-returns",  # copied to be in place again, the lease is ours, nothing is sent
     "rebuild-returned",  # what was kept is in place again, the ledger does not know
 )
 """Those of a rebuild."""

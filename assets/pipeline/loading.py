@@ -2,7 +2,8 @@
 
     staged ─▶ loading ─▶ inserted and proved (load.py): loaded ─▶ committed ─▶ dead letters, mirror
 
-Invariant: nothing is inserted but after a proof that it is not there, nor without the lease.
+Invariant: nothing is inserted but after a proof that it is not there, nor without the lease, nor
+where a rebuild that was cut short may still take it away (swap.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror, mirror_whole
 from assets.pipeline.prove import rows_of_others
 from assets.pipeline.read import check_readable
+from assets.pipeline.swap import refuse_late_swaps
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
@@ -217,6 +219,7 @@ def _tell_loaded(worker: Worker, batch: Batch, clock: StageClock, inserted: bool
 def _may_insert(worker: Worker, lease: Lease, batch: Batch) -> None:
     if batch.is_redrive:
         _check_not_there(worker, batch)
+    refuse_late_swaps(worker, batch.arrival_date)
     assert_held(worker.ledger, lease)
 
 

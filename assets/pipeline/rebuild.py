@@ -6,14 +6,15 @@
     swapped    the shadow is emptied; events_previous stays for TIDEMARK_KEEP_REPLACED_DAYS
     returning  what came in since ─▶ events_previous ─▶ events     `back`
 
-Partitions move by REPLACE PARTITION, which is atomic and the same when it is done twice. What is
-filled is found by the proof, as in loading, so a rebuild that was killed goes on from where it
-stood. Invariant: nothing takes a partition's place before it is proved to hold every loaded batch
-of that date, under the lease without which nothing is loaded.
+Partitions move by REPLACE PARTITION, which is atomic and the same when it is done twice, and never
+comes later than it may (swap.py). What is filled is found by the proof, as in loading, so a rebuild
+that was killed goes on from where it stood. Invariant: nothing takes a partition's place before it
+is proved to hold every loaded batch of that date, under the lease without which nothing is loaded.
 
 Only what batches have loaded is in the new partition. A swap that would take away anything else is
-refused unless it is asked for. A batch at whose insert somebody may still be is waited for: its
-rows would be gone, and its token would keep them from coming back.
+refused unless it is asked for. A batch of the date at whose insert somebody may still be is settled
+first: its rows would be gone, and its token would keep them from coming back. Whatever else is
+staged, of this date or another, is up to the micro-batches.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import BatchError, LeaseHeld, ProofFailed
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.load import insert, token
-from assets.pipeline.loading import load_batches
+from assets.pipeline.loading import load_these
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints_of
-from assets.pipeline.worker import Worker
+from assets.pipeline.swap import drop_copies, drop_partition, rows_by_batch, take_place
+from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import rebuilds as ledger_rebuilds
 from orchestration.ledger.batches import batches_of_date, in_parts
-from orchestration.ledger.leases import Lease, assert_held, held_lease
+from orchestration.ledger.leases import Lease, held_lease
 from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState
 
 SHADOW, PREVIOUS = "events_shadow", "events_previous"
@@ -42,11 +44,6 @@ _UNSETTLED = (State.LOADING, State.SUSPECT)
 
 _PATIENCE_S = 900.0
 _POLL_S = 1.0
-
-_ROWS_BY_BATCH = """
-SELECT _batch_id, count() FROM {database:Identifier}.{table:Identifier}
-WHERE arrival_date = {day:Date} GROUP BY _batch_id
-"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def preview(worker: Worker, day: date) -> Preview:
         day,
         len(batches),
         _rows(batches),
-        sum(_rows_by_batch(worker, "events", day).values()),
+        sum(rows_by_batch(worker, "events", day).values()),
         damaged,
         tuple(batch.batch_id for batch in _unsettled(worker, day)),
         _strangers(worker, day, batches),
@@ -92,7 +89,7 @@ def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebui
         _make_anew(worker, day)
         found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
         if found is not None and found.state is RebuildState.RETURNING:
-            if _rows_by_batch(worker, PREVIOUS, day):
+            if rows_by_batch(worker, PREVIOUS, day):
                 raise BatchError(f"{day} is being returned: `tidemark backfill back {day}` ends it")
             found = None  # there is nothing to return any more
         if found is None or found.state not in OPEN:
@@ -105,7 +102,7 @@ def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebui
             failpoint("rebuild-filled")
         begun = found
         return _when_free(
-            worker, lambda topics: _swap(worker, (own, topics), begun, drop_strangers)
+            worker, day, lambda topics: _swap(worker, (own, topics), begun, drop_strangers)
         )
 
 
@@ -122,10 +119,10 @@ def back(worker: Worker, day: date) -> Rebuild:
             stands = "was never rebuilt" if found is None else f"is {found.state}"
             raise BatchError(f"{day} {stands}: only what was swapped can be brought back")
         _make_tables(worker)
-        if not _rows_by_batch(worker, PREVIOUS, day):
+        if not rows_by_batch(worker, PREVIOUS, day):
             raise BatchError(f"nothing is kept of {day} from before it was rebuilt")
         swapped = found
-        return _when_free(worker, lambda topics: _return(worker, (own, topics), swapped))
+        return _when_free(worker, day, lambda topics: _return(worker, (own, topics), swapped))
 
 
 def cancel(worker: Worker, day: date) -> Rebuild:
@@ -140,6 +137,7 @@ def cancel(worker: Worker, day: date) -> Rebuild:
         to = RebuildState.RETURNED if is_keeping else RebuildState.CANCELLED
         found = _move(worker, (own,), found, to)
         _make_tables(worker)
+        drop_copies(worker, day)
         drop_partition(worker, SHADOW, day)
         return found
 
@@ -152,17 +150,33 @@ def _swap(
     _refuse_unsettled(worker, day)
     batches = _loaded(worker, day)
     _fill(worker, found, SHADOW, batches)
-    _prove_whole(worker, day, batches)
+    _prove_whole(worker, SHADOW, day, batches)
     if found.state is not RebuildState.SWAPPING:
         if not drop_strangers:
             _refuse_strangers(worker, day, batches)
         if found.state is RebuildState.FILLING:
             found = _move(worker, leases, found, RebuildState.KEEPING)
-        _replace(worker, topics, PREVIOUS, "events", day, may_be_empty=True)
+        take_place(
+            worker, topics, "events", PREVIOUS, day, may_be_empty=True, point="rebuild-keeps"
+        )
         failpoint("rebuild-kept")
         found = _move(worker, leases, found, RebuildState.SWAPPING)
     failpoint("rebuild-swapping")
-    _replace(worker, topics, "events", SHADOW, day, may_be_empty=not batches)
+
+    def prove(copy: str) -> None:
+        _differences(worker, copy, batches)
+        _prove_whole(worker, copy, day, batches)
+
+    take_place(
+        worker,
+        topics,
+        SHADOW,
+        "events",
+        day,
+        may_be_empty=not batches,
+        prove=prove,
+        point="rebuild-swaps",
+    )
     failpoint("rebuild-replaced")
     _differences(worker, "events", batches)
     found = _move(
@@ -181,7 +195,7 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
     # What was kept of a batch, whole or not, is brought back as it was.
     batches = _loaded(worker, day)
     kept = _found(worker, PREVIOUS, batches)
-    strangers = _strangers(worker, day, batches).keys() - _rows_by_batch(worker, PREVIOUS, day)
+    strangers = _strangers(worker, day, batches).keys() - rows_by_batch(worker, PREVIOUS, day)
     if strangers:
         raise BatchError(
             f"{day} holds rows of batches that are not loaded, by this ledger, and were not kept: "
@@ -191,28 +205,36 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
     there = _found(worker, PREVIOUS, batches)
     if any(there.get(batch_id) != prints for batch_id, prints in kept.items()):
         raise ProofFailed(f"{PREVIOUS} does not hold of {day} what was kept: it was changed")
-    _replace(worker, leases[1], "events", PREVIOUS, day)
+    take_place(worker, leases[1], PREVIOUS, "events", day, point="rebuild-returns")
     failpoint("rebuild-returned")
     return _move(worker, leases, found, RebuildState.RETURNED)
 
 
-def _when_free(worker: Worker, do: Callable[[Lease], Rebuild]) -> Rebuild:
+def _when_free(worker: Worker, day: date, do: Callable[[Lease], Rebuild]) -> Rebuild:
     """Do it under the topics' lease, between two micro-batches.
 
-    What was at its insert before is settled by loading. Raises LeaseHeld when a micro-batch is
-    still at work after a long while.
+    Raises LeaseHeld when a micro-batch is still at work after a long while.
     """
     until = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            load_batches(worker, [])
             with worker.lease() as topics:
+                drop_copies(worker, day)
+                _settle(worker, topics, day)
                 return do(topics)
         except LeaseHeld as error:
             if time.monotonic() > until:
                 raise
             worker.say(f"waits for its turn: {error}")
             time.sleep(_POLL_S)
+
+
+def _settle(worker: Worker, topics: Lease, day: date) -> None:
+    """Load what of the date was at its insert, and nobody knows what came of that."""
+    batches = batches_of_date(worker.ledger, day, *worker.settings.topics)
+    aside = PutAside()
+    load_these(worker, topics, [b for b in batches if b.state is State.LOADING], aside)
+    aside.raise_first()
 
 
 def _fill(worker: Worker, found: Rebuild, table: str, batches: Sequence[Batch]) -> None:
@@ -238,12 +260,12 @@ def _fill(worker: Worker, found: Rebuild, table: str, batches: Sequence[Batch]) 
     _differences(worker, table, missing)
 
 
-def _prove_whole(worker: Worker, day: date, batches: Sequence[Batch]) -> None:
-    """Raise ProofFailed unless the shadow holds these batches and nothing else."""
-    found = sum(_rows_by_batch(worker, SHADOW, day).values())
+def _prove_whole(worker: Worker, table: str, day: date, batches: Sequence[Batch]) -> None:
+    """Raise ProofFailed unless the shadow, or a copy of it, holds these batches and no more."""
+    found = sum(rows_by_batch(worker, table, day).values())
     if found != _rows(batches):
         raise ProofFailed(
-            f"{SHADOW} holds {found:,} rows of {day}, staged are {_rows(batches):,}: "
+            f"{table} holds {found:,} rows of {day}, staged are {_rows(batches):,}: "
             f"`tidemark backfill cancel {day}`, then rebuild again"
         )
 
@@ -281,7 +303,7 @@ def _refuse_strangers(worker: Worker, day: date, batches: Sequence[Batch]) -> No
 def _strangers(worker: Worker, day: date, batches: Sequence[Batch]) -> dict[str, int]:
     """Rows of the date in `events` of batches that are none of these, by batch."""
     ours = {batch.batch_id for batch in batches}
-    found = _rows_by_batch(worker, "events", day)
+    found = rows_by_batch(worker, "events", day)
     return {batch_id: rows for batch_id, rows in found.items() if batch_id not in ours}
 
 
@@ -333,15 +355,6 @@ def _found(
     for some in in_parts([batch.batch_id for batch in batches]):
         found |= read_fingerprints_of(client, database, table, some)
     return found
-
-
-def _rows_by_batch(worker: Worker, table: str, day: date) -> dict[str, int]:
-    database = worker.settings.clickhouse_database
-    with named_errors(f"counting {table} of {day}"):
-        rows = worker.clickhouse.query(
-            _ROWS_BY_BATCH, parameters={"database": database, "table": table, "day": day}
-        ).result_rows
-    return {str(batch_id): int(count) for batch_id, count in rows}
 
 
 def _make_tables(worker: Worker) -> None:
@@ -396,39 +409,6 @@ def _form(worker: Worker, table: str) -> str:
             parameters={"database": worker.settings.clickhouse_database, "table": table},
         ).result_rows
     return str(rows[0][0]) if rows else ""
-
-
-def _replace(
-    worker: Worker,
-    topics: Lease,
-    table: str,
-    source: str,
-    day: date,
-    *,
-    may_be_empty: bool = False,
-) -> None:
-    database = worker.settings.clickhouse_database
-    is_empty = not _rows_by_batch(worker, source, day)
-    if is_empty and not may_be_empty:
-        raise ProofFailed(f"{source} has nothing of {day} any more: {table} stays as it is")
-    assert_held(worker.ledger, topics)
-    if is_empty:  # ClickHouse takes no partition's place with nothing
-        drop_partition(worker, table, day)
-        return
-    with named_errors(f"replacing {day} of {table}"):
-        worker.clickhouse.command(
-            f"ALTER TABLE {database}.{table} REPLACE PARTITION '{day.isoformat()}' "
-            f"FROM {database}.{source}"
-        )
-
-
-def drop_partition(worker: Worker, table: str, day: date) -> None:
-    """Let go of a date of the shadow, or of what was replaced."""
-    database = worker.settings.clickhouse_database
-    with named_errors(f"emptying {day} of {table}"):
-        worker.clickhouse.command(
-            f"ALTER TABLE {database}.{table} DROP PARTITION '{day.isoformat()}'"
-        )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from datetime import date
 
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import LeaseHeld
-from assets.pipeline.rebuild import PREVIOUS, SHADOW, drop_partition, rebuild_lease
+from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
+from assets.pipeline.swap import drop_partition
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.rebuilds import OPEN, last_rebuild

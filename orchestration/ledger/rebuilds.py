@@ -42,6 +42,9 @@ OPEN = (
 )
 """States that somebody has to carry on."""
 
+MOVING = (RebuildState.KEEPING, RebuildState.SWAPPING, RebuildState.RETURNING)
+"""States in which a partition may take another's place."""
+
 
 @dataclass(frozen=True)
 class Rebuild:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from datetime import date, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -12,17 +12,26 @@ import pytest
 from assets.pipeline import rebuild as rebuilding
 from assets.pipeline.audit import reprove
 from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.errors import BatchError, StagedFileDamaged
 from assets.pipeline.failpoints import REBUILD_POINTS
 from assets.pipeline.rebuild import back, cancel, preview, rebuild
+from assets.pipeline.staging import stage_batches
 from orchestration.definitions import definitions
+from orchestration.ledger.batches import load_again
 from orchestration.ledger.rebuilds import RebuildState, all_rebuilds, last_rebuild
+from tests.capture_api.conftest import until
 from tests.faults.conftest import Scene
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.records import Sent, value_of
+from tests.stack import Place, Stack
 
 NewScene = Callable[..., Scene]
+NewStack = Callable[..., Stack]
 
 KILLED = "a rebuild is killed"
 PAUSED = "a paused rebuild wakes"
+LATE = "a rebuild's swap arrives late"
 
 
 def day_of(scene: Scene) -> date:
@@ -49,6 +58,13 @@ def harm(scene: Scene) -> Batch:
             f"ALTER TABLE {scene.stack.database}.events {change} SETTINGS mutations_sync = 2"
         )
     return one
+
+
+def copies(scene: Scene) -> list[Sequence[object]]:
+    """What was to take a partition's place and is there still."""
+    return scene.stack.rows(
+        "SELECT name FROM system.tables WHERE database = '{database}' AND name LIKE '%swap%'"
+    )
 
 
 def wrong(scene: Scene) -> set[str]:
@@ -101,19 +117,21 @@ def test_a_rebuild_killed_at_one_point_after_the_other_gets_through(
     scene = loaded_scene(new_scene, **ledger_values)
     day = str(day_of(scene))
     harm(scene)
-    for point in REBUILD_POINTS[:-1]:
+    points = [point for point in REBUILD_POINTS if "return" not in point]
+    for point in points:
         assert scene.tidemark("backfill", "rebuild", day, failpoint=point) == -signal.SIGKILL
         scene.send_more(5)
         assert scene.work_when_free() == 0
     assert scene.tidemark("backfill", "rebuild", day) == 0
     scene.prove()
     (done,) = all_rebuilds(scene.stack.ledger, scene.stack.settings.topic)
-    assert (done.state, done.rows) == (RebuildState.SWAPPED, 120 + 5 * 4)
+    assert (done.state, done.rows) == (RebuildState.SWAPPED, 120 + 5 * len(points))
+    assert copies(scene) == []
 
-    scene.send_more(5)
-    assert scene.work_when_free() == 0
-    point = REBUILD_POINTS[-1]
-    assert scene.tidemark("backfill", "back", day, failpoint=point) == -signal.SIGKILL
+    for point in REBUILD_POINTS[len(points) :]:
+        scene.send_more(5)
+        assert scene.work_when_free() == 0
+        assert scene.tidemark("backfill", "back", day, failpoint=point) == -signal.SIGKILL
     scene.send_more(5)
     assert scene.work_when_free() == 0
     assert scene.tidemark("backfill", "rebuild", day) == 1
@@ -121,6 +139,7 @@ def test_a_rebuild_killed_at_one_point_after_the_other_gets_through(
     assert len(wrong(scene)) == 1
     assert scene.tidemark("backfill", "rebuild", day) == 0
     scene.prove()
+    assert copies(scene) == []
 
 
 @pytest.mark.matrix(PAUSED)
@@ -141,25 +160,116 @@ def test_a_paused_rebuild_takes_nothing_away(new_scene: NewScene, point: str) ->
     scene.prove()
 
 
+@pytest.mark.matrix(LATE, PAUSED)
+@pytest.mark.parametrize("point", ["rebuild-keeps", "rebuild-swaps", "rebuild-returns"])
+def test_a_rebuild_that_was_paused_before_its_command(new_scene: NewScene, point: str) -> None:
+    """It has asked for its lease, and sleeps; what is loaded by then it cannot take away."""
+    scene = loaded_scene(new_scene)
+    day, command = day_of(scene), "rebuild"
+    if point == "rebuild-returns":
+        rebuild(scene.stack.worker(), day)
+        command = "back"
+    paused = scene.start_tidemark("backfill", command, str(day), failpoint=f"{point}:stop")
+    scene.await_stop(paused)
+    scene.let_the_lease_run_out()
+    scene.send_more(10)
+    assert scene.work() == 0
+    scene.prove()
+    assert scene.wake(paused) == 1
+    scene.prove()
+    assert scene.tidemark("backfill", command, str(day)) == 0
+    scene.prove()
+
+
+@pytest.mark.matrix(LATE, KILLED)
+@pytest.mark.parametrize("moved", ["rows", "nothing"])
+def test_a_swap_that_arrives_when_its_worker_is_dead(
+    proxy: FaultyProxy, new_scene: NewScene, moved: str
+) -> None:
+    """The server was to get it, and gets it when a batch was loaded that it would take away."""
+    scene = new_scene(120, batch_max_records=60, clickhouse_url=proxy.url)
+    if moved == "rows":
+        assert scene.work() == 0
+        day = day_of(scene)
+    else:
+        stage_batches(scene.stack.worker())
+        day = day_of(scene)
+        make_tables(scene.stack.client, scene.stack.database)
+        scene.stack.client.command(
+            f"INSERT INTO {scene.stack.database}.events (uuid, arrival_date, _batch_id) "
+            f"VALUES (generateUUIDv4(), '{day}', 'strange')"
+        )
+    swap = f"ALTER TABLE {scene.stack.database}.events ".encode()
+    proxy.plan = lambda exchange: Fault.HOLD if swap in exchange.body else Fault.NONE
+    rebuilder = scene.start_tidemark("backfill", "rebuild", str(day), "--drop-strangers")
+    scene.await_true(proxy.held, "its swap was sent", rebuilder)
+    rebuilder.kill()
+    rebuilder.wait()
+    scene.send_more(10)
+    assert scene.work_when_free() == 0
+    (late,) = proxy.held()
+    proxy.let_go()
+    until(lambda: late.answered is not None, "the swap was answered")
+    assert b"UNKNOWN_TABLE" in late.answer
+    if moved == "rows":
+        scene.prove()
+    else:
+        assert preview(scene.stack.worker(), day).strangers == {"strange": 1}
+    assert scene.tidemark("backfill", "rebuild", str(day), "--drop-strangers") == 0
+    scene.prove()
+
+
 def test_what_is_loaded_while_it_fills_is_in_it(
     new_scene: NewScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also a batch whose worker died after its insert, before the ledger knew."""
     scene = loaded_scene(new_scene)
-    settle = rebuilding.load_batches
+    free = rebuilding._when_free
 
-    def meanwhile(*given: object) -> list[Batch]:
+    def meanwhile(*given: object) -> object:
         monkeypatch.undo()
         scene.send_more(10)
         assert scene.work() == 0
         scene.send_more(10)
         scene.kill_at("after-send")
-        return settle(*given)  # type: ignore[arg-type]
+        return free(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rebuilding, "load_batches", meanwhile)
+    monkeypatch.setattr(rebuilding, "_when_free", meanwhile)
     assert rebuild(scene.stack.worker(), day_of(scene)).rows == 140
     assert scene.work() == 0
     scene.prove()
+
+
+def test_a_rebuild_leaves_what_else_is_staged_to_the_micro_batches(new_stack: NewStack) -> None:
+    """It loads nothing of its own date that is not begun, nor fails by another date's trouble."""
+    stack = new_stack(batch_max_records=10)
+    stack.make_topic(1, **{"message.timestamp.type": "CreateTime", "retention.ms": "-1"})
+    days = [datetime.now(UTC) - timedelta(days=days) for days in (2, 1)]
+    day = days[1].date()
+
+    def send(numbers: range, at: datetime) -> list[Place]:
+        return stack.send(*(Sent(value_of(n), 0, int(at.timestamp() * 1000)) for n in numbers))
+
+    sent = [*send(range(10), days[0]), *send(range(10, 20), days[1])]
+    stack.run()
+    send(range(20, 30), days[1])
+    stack.run()
+    other, *_ = stack.batches()
+    with stack.worker().lease() as lease:  # as after a repair, or an insert in doubt
+        load_again(stack.ledger, lease, other.batch_id, "")
+    assert other.staged is not None
+    for file in other.staged.files:
+        stack.lake_file(file.path).unlink()
+    stack.client.command(
+        f"ALTER TABLE {stack.database}.events DELETE WHERE _batch_id = '{other.batch_id}' "
+        "SETTINGS mutations_sync = 2"
+    )
+    sent += send(range(30, 40), days[1])
+    stage_batches(stack.worker())
+    before = {batch.batch_id: batch.state for batch in stack.batches()}
+    assert sorted(before.values()) == ["committed", "committed", "loading", "staged"]
+    assert rebuild(stack.worker(), day).rows == 20
+    assert {batch.batch_id: batch.state for batch in stack.batches()} == before
 
 
 def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:

@@ -1,0 +1,123 @@
+"""Swap: a date's partition of one table takes the place of that of another, now or never.
+
+    source ─hard links─▶ events_swap_… , proved ─the lease is asked─▶ REPLACE PARTITION ─▶ table
+                              └─ dropped: when it is done, and by whoever comes next
+
+A command may outlive its worker: ClickHouse has it queued or running when the worker is killed, or
+a paused worker sends it when it wakes. By then batches may be loaded that it would take away. So
+partitions move by way of a copy with a name of its own, and before anything is inserted into a date
+whose rebuild is at its swap, the copies of that date are dropped. That waits for a command that is
+running; one that comes later finds no table and is refused.
+
+What a crash leaves: a copy, of which the next rebuild, `back` or `cancel` of the date, or the next
+load into it, lets go. Invariant: nothing of a date is inserted into `events` while a copy is there
+that may take its place, but what holds the lease that the copy's maker has lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from hashlib import blake2b
+from uuid import uuid4
+
+from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.errors import ProofFailed
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.worker import Worker
+from orchestration.ledger.leases import Lease, assert_held
+from orchestration.ledger.rebuilds import MOVING, last_rebuild
+
+_ROWS_BY_BATCH = """
+SELECT _batch_id, count() FROM {database:Identifier}.{table:Identifier}
+WHERE arrival_date = {day:Date} GROUP BY _batch_id
+"""
+_COPIES = """
+SELECT name FROM system.tables
+WHERE database = {database:String} AND startsWith(name, {copies:String})
+"""
+
+
+def take_place(
+    worker: Worker,
+    topics: Lease,
+    source: str,
+    table: str,
+    day: date,
+    *,
+    point: str,
+    may_be_empty: bool = False,
+    prove: Callable[[str], None] = lambda copy: None,
+) -> None:
+    """Let a date of `table` be what it is in `source`, under the topics' lease.
+
+    `prove` is given the copy, which nobody changes any more, and raises unless it may take the
+    place; `point` is the failpoint behind that. Raises ProofFailed when there is nothing, unless
+    that `may_be`; LeaseLost.
+    """
+    database = worker.settings.clickhouse_database
+    drop_copies(worker, day)
+    copy = f"{_copies(worker, day)}{uuid4().hex[:8]}"
+    with named_errors(f"copying {day} of {source}"):
+        worker.clickhouse.command(f"CREATE TABLE {database}.{copy} AS {database}.events")
+        worker.clickhouse.command(
+            f"ALTER TABLE {database}.{copy} ATTACH PARTITION '{day}' FROM {database}.{source}"
+        )
+    prove(copy)
+    is_empty = not rows_by_batch(worker, copy, day)
+    if is_empty and not may_be_empty:
+        raise ProofFailed(f"{source} has nothing of {day} any more: {table} stays as it is")
+    assert_held(worker.ledger, topics)
+    failpoint(point)
+    with named_errors(f"replacing {day} of {table}"):
+        worker.clickhouse.command(
+            # ClickHouse takes no partition's place with nothing.
+            f"ALTER TABLE {database}.{table} MOVE PARTITION '{day}' TO TABLE {database}.{copy}"
+            if is_empty
+            else f"ALTER TABLE {database}.{table} REPLACE PARTITION '{day}' FROM {database}.{copy}"
+        )
+    drop_copies(worker, day)
+
+
+def refuse_late_swaps(worker: Worker, day: date) -> None:
+    """To be asked before anything is inserted into a date of `events`, under the topics' lease."""
+    rebuild = last_rebuild(worker.ledger, worker.settings.topic, day)
+    if rebuild is not None and rebuild.state in MOVING:
+        drop_copies(worker, day)
+
+
+def drop_copies(worker: Worker, day: date) -> None:
+    """Drop what was to take a date's place; returns when no command is at it any more.
+
+    The caller has the topics' lease, or that of the date's rebuild.
+    """
+    database = worker.settings.clickhouse_database
+    with named_errors(f"dropping copies of {day}"):
+        found = worker.clickhouse.query(
+            _COPIES, parameters={"database": database, "copies": _copies(worker, day)}
+        ).result_rows
+        for (copy,) in found:
+            worker.clickhouse.command(f"DROP TABLE IF EXISTS {database}.{copy} SYNC")
+
+
+def _copies(worker: Worker, day: date) -> str:
+    """How the names begin of a date's copies. Topics of others may have the same database."""
+    topic = blake2b(worker.settings.topic.encode(), digest_size=4).hexdigest()
+    return f"events_swap_{topic}_{day:%Y%m%d}_"
+
+
+def rows_by_batch(worker: Worker, table: str, day: date) -> dict[str, int]:
+    """How many rows of a date each batch has in a table."""
+    database = worker.settings.clickhouse_database
+    with named_errors(f"counting {table} of {day}"):
+        rows = worker.clickhouse.query(
+            _ROWS_BY_BATCH, parameters={"database": database, "table": table, "day": day}
+        ).result_rows
+    return {str(batch_id): int(count) for batch_id, count in rows}
+
+
+def drop_partition(worker: Worker, table: str, day: date) -> None:
+    """Let go of a date of the shadow, or of what was replaced."""
+    database = worker.settings.clickhouse_database
+    with named_errors(f"emptying {day} of {table}"):
+        worker.clickhouse.command(f"ALTER TABLE {database}.{table} DROP PARTITION '{day}'")
