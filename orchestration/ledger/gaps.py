@@ -14,6 +14,7 @@ import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
@@ -31,6 +32,9 @@ from orchestration.ledger.tables import (
     rejections,
     staged_files,
 )
+
+_AGAIN: dict[str, Any] = {"note": "", "retries": batches.c.retries + 1}
+"""Given back by a person: ClickHouse may remember the token under which its rows were before."""
 
 KAFKA = "kafka"
 """Kafka has no longer what was planned. Every other cause is the kind of a staged file."""
@@ -121,7 +125,7 @@ def accept_lost_offsets(
     spans, records = ", ".join(map(str, lost)), sum(map(len, lost))
     with ledger.begin() as connection:
         _decide(connection, gap, Decision.ACCEPTED, why, lost=spans, records=records, note=note)
-        move(connection, lease, batch.batch_id, State.PLANNED, only_from=State.GAP, note="")
+        move(connection, lease, batch.batch_id, State.PLANNED, only_from=State.GAP, **_AGAIN)
         for partition, skip_to in skips.items():
             connection.execute(
                 update(ranges)
@@ -147,7 +151,7 @@ def accept_lost_file(
     of_batch = ranges.c.batch_id == gap.batch_id
     with ledger.begin() as connection:
         _decide(connection, gap, Decision.ACCEPTED, why, note=note)
-        move(connection, lease, gap.batch_id, State.LOADING, only_from=State.GAP, note="")
+        move(connection, lease, gap.batch_id, State.LOADING, only_from=State.GAP, **_AGAIN)
         connection.execute(
             update(ranges)
             .where(of_batch)

@@ -181,6 +181,26 @@ def test_a_staged_file_is_lost_for_good(new_scene: NewScene, kind: Kind) -> None
         assert sorted(stack.account().events) == sorted(resent)
 
 
+@pytest.mark.matrix("staged file lost for good")
+def test_what_is_loaded_again_after_an_accepted_loss(new_scene: NewScene) -> None:
+    """ClickHouse has lost the rows, and remembers their insert: they come back all the same."""
+    scene = new_scene()
+    stack, topic = scene.stack, scene.stack.settings.topic
+    scene.kill_at("after-commit")
+    staged_file(stack, Kind.DEAD_LETTERS).unlink()
+    assert scene.work() == STOPPED
+    stack.client.command(
+        f"ALTER TABLE {stack.database}.events DELETE WHERE 1 SETTINGS mutations_sync = 2"
+    )
+    (gap,) = all_gaps(stack.ledger, topic)
+    accept_gap(stack.worker(), gap.gap_id, "the disk is gone")
+    assert scene.work() == 0
+    (batch,) = stack.batches()
+    assert batch.state is State.COMMITTED
+    assert batch.staged is not None
+    assert len(stack.account().events) == batch.staged.balance.ok
+
+
 def test_an_error_without_a_name_stops_no_other_batch(
     new_scene: NewScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
