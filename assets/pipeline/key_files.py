@@ -250,7 +250,7 @@ def _write(
         with filesystem.open_output_stream(path) as sink:
             return _write_to(sink, names, segments)
     Path(local).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{local}.{uuid4().hex}.tmp")
+    temporary = Path(f"{local}.{uuid4().hex}.partial")
     try:
         with temporary.open("wb") as file:
             rows = _write_to(file, names, segments)

@@ -1,7 +1,9 @@
 """The duplicate index over time: opened for a batch, kept few, and made anew when it is lost.
 
 The ledger says which files make up the index. They hold nothing that the staged files do not, so
-an unreadable one costs a reading of its arrival date's staged events, and no duplicate.
+an unreadable one costs a reading of its arrival date's staged events, and no duplicate. A file that
+is written here is announced in the ledger first: should it never be swapped in, because its writer
+was killed, or was second, or its batch was not registered, `keep_index` deletes it in its time.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from orchestration.ledger.batches import staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.keys import (
     KeySwap,
+    announce_key_file,
     forget_key_files,
     live_key_files,
     replace_key_files,
@@ -63,9 +66,7 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
         found = files_to_merge([(file.path, file.rows) for file in files.values()])
         if found:
             merged = [files[path] for path in found]
-            into = _copied(lake, merged, "merged")
-            if not replace_key_files(ledger, merged, [into]):
-                lake.delete(into.path)  # another worker has merged them
+            replace_key_files(ledger, merged, [_copied(ledger, lake, merged, "merged")])
     retired = retired_key_files(ledger, now_us() - KEPT_FOR_READERS_US)
     for path in retired:
         lake.delete(path)
@@ -91,7 +92,8 @@ def without_batch(ledger: Engine, lake: Lake, batch: Batch, say: Callable[[str],
         before = [file for file in live_key_files(ledger, day, day) if _has_keys(lake, file, batch)]
     if not before:
         return KeySwap()
-    after = _copied(lake, before, f"without-{batch.batch_id}", lambda one: one != batch.batch_id)
+    name = f"without-{batch.batch_id}"
+    after = _copied(ledger, lake, before, name, lambda one: one != batch.batch_id)
     return KeySwap(tuple(before), (after,) if after.rows else ())
 
 
@@ -101,11 +103,16 @@ def _has_keys(lake: Lake, file: KeyFile, batch: Batch) -> bool:
 
 
 def _copied(
-    lake: Lake, files: Sequence[KeyFile], name: str, keep: Callable[[str], bool] = lambda one: True
+    ledger: Engine,
+    lake: Lake,
+    files: Sequence[KeyFile],
+    name: str,
+    keep: Callable[[str], bool] = lambda one: True,
 ) -> KeyFile:
     """One file with the keys of several of a date, of the batches to keep."""
     day = files[0].arrival_date
     target = lake_path("keys", day, f"{name}-{now_us()}.arrow")
+    announce_key_file(ledger, target, day)
     paths = [lake.full_path(file.path) for file in files]
     rows = merge_key_files(lake.filesystem, paths, lake.full_path(target), keep)
     return KeyFile(target, day, rows)
@@ -157,10 +164,12 @@ def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None])
             table.column("_offset").to_numpy(),
         )
         path = lake_path("keys", day, f"{batch.batch_id}-anew-{now}.arrow")
+        announce_key_file(ledger, path, day)
         rows = write_key_file(lake.filesystem, lake.full_path(path), keys.added())
         written.append(KeyFile(path, day, rows))
     if unread and (readable := [file for file in before if _is_readable(lake, file)]):
-        written.append(_copied(lake, readable, "kept", lambda batch_id: batch_id in unread))
+        kept = _copied(ledger, lake, readable, "kept", lambda batch_id: batch_id in unread)
+        written.append(kept)
     replace_key_files(ledger, before, written)
 
 

@@ -1,4 +1,11 @@
-"""Which files make up the duplicate index (see assets/pipeline/duplicates.py)."""
+"""Which files make up the duplicate index (see assets/pipeline/duplicates.py).
+
+    announced ─▶ written ─▶ live ─▶ retired ─▶ deleted in the lake ─▶ forgotten
+        └───────────┴── never swapped in ────────▲
+
+A file that is to take the place of others is announced before it is written, as one that is retired
+already: whatever becomes of its writer, it is deleted in its time, unless it is swapped in.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +50,18 @@ def add_key_file(connection: Connection, file: KeyFile) -> None:
     )
 
 
+def announce_key_file(ledger: Engine, path: str, arrival_date: date) -> None:
+    """Name a file that is about to be written, to be swapped in for others."""
+    with ledger.begin() as connection:
+        connection.execute(
+            insert(key_files).values(
+                path=path, arrival_date=arrival_date, rows=0, retired_at=now_us()
+            )
+        )
+
+
 def replace_key_files(ledger: Engine, before: Sequence[KeyFile], after: Sequence[KeyFile]) -> bool:
-    """Swap files for others with the same keys; False when another worker was first."""
+    """Swap files for announced ones with the same keys; False when another worker was first."""
     with ledger.begin() as connection:
         if not _swapped(connection, before, after):
             connection.rollback()
@@ -67,13 +84,22 @@ def _swapped(connection: Connection, before: Sequence[KeyFile], after: Sequence[
         )
         .values(retired_at=now_us())
     )
+    done = retired.rowcount == len(before)
     for file in after:
-        add_key_file(connection, file)
-    return retired.rowcount == len(before)
+        revived = connection.execute(
+            update(key_files)
+            .where(key_files.c.path == file.path, key_files.c.retired_at.is_not(None))
+            .values(retired_at=None, rows=file.rows)
+        )
+        done &= revived.rowcount == 1  # else it took so long that its file was deleted
+    return done
 
 
 def retired_key_files(ledger: Engine, before: int) -> list[str]:
-    """Files that were merged into others before that time (µs): nobody opens them any more."""
+    """Files that were replaced, or announced and never used, before that time (µs).
+
+    Nobody opens them any more.
+    """
     with reading(ledger) as connection:
         return list(
             connection.execute(

@@ -47,7 +47,13 @@ from orchestration.ledger.batches import (
     unfinished_batches,
     waiting_for_a_person,
 )
-from orchestration.ledger.keys import live_key_files, replace_key_files
+from orchestration.ledger.keys import (
+    announce_key_file,
+    forget_key_files,
+    live_key_files,
+    replace_key_files,
+    retired_key_files,
+)
 from orchestration.ledger.leases import Lease, held_lease
 from orchestration.ledger.tables import lanes
 from tests.capture_api.conftest import until
@@ -332,10 +338,15 @@ def test_key_files_are_replaced_once(ledger: Engine, planned: Callable[..., Batc
     with held_lease(ledger, "topic/events", 60) as lease:
         register_staged(ledger, lease, batch.batch_id, STAGED, KEYS, "1")
     merged, late = KeyFile("keys/merged.arrow", DAY, 3), KeyFile("keys/late.arrow", DAY, 3)
+    for file in (merged, late):
+        announce_key_file(ledger, file.path, DAY)
     assert replace_key_files(ledger, [KEYS], [merged]) is True
     assert replace_key_files(ledger, [KEYS], [late]) is False
     assert live_key_files(ledger, DAY, DAY) == [merged]
     assert live_key_files(ledger, date(2026, 1, 1), date(2026, 1, 2)) == []
+    forget_key_files(ledger, retired_key_files(ledger, 1 << 62))
+    assert replace_key_files(ledger, [merged], [late]) is False, "it is gone from the lake"
+    assert live_key_files(ledger, DAY, DAY) == [merged]
 
 
 def test_a_lane_opened_by_another_planner_at_the_same_moment(ledger: Engine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -117,3 +119,67 @@ def test_what_a_batch_held_before_it_was_staged_again_is_no_original(
     [newest] = stage_batches(stack.worker())
     assert newest.staged is not None
     assert newest.staged.balance == Balance(duplicate=20)
+
+
+def left_in_the_lake(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Key files that are there, and no part of the index, when their time is over."""
+    monkeypatch.setattr(key_upkeep, "KEPT_FOR_READERS_US", -1)
+    key_upkeep.keep_index(stack.ledger, Lake(stack.settings.lake), [])
+    there = {path.name for path in stack.lake_file("keys").rglob("*") if path.is_file()}
+    return there - {file.path.rpartition("/")[2] for file in files_of(stack)}
+
+
+def test_the_copy_without_the_only_batch_of_a_file_is_not_left(
+    new_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is staged anew: nothing is left of the key file that only it was in."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    (batch,) = stage_batches(stack.worker())
+    stack.lake_file(f"events/arrival_date={batch.arrival_date}/{batch.batch_id}.parquet").unlink()
+    with pytest.raises(StagedFileDamaged):
+        load_batches(stack.worker())
+    stage_batches(stack.worker())
+    assert left_in_the_lake(stack, monkeypatch) == set()
+    assert sum(file.rows for file in files_of(stack)) == 10
+
+
+@pytest.mark.parametrize("end", ["killed", "second"])
+@pytest.mark.parametrize("what", ["merged", "anew", "without"])
+def test_a_key_file_that_is_never_swapped_in_is_not_left(
+    new_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch, what: str, end: str
+) -> None:
+    """Its writer died, or another had changed the index: it goes in its time, the others stay."""
+    stack = new_stack(batch_max_records=5).make_topic()
+    stack.send_numbers(range(10))
+    first, _ = stage_batches(stack.worker())
+    lake, day = Lake(stack.settings.lake), first.arrival_date
+    before = files_of(stack)
+
+    def write() -> None:
+        if what == "merged":
+            key_upkeep.keep_index(stack.ledger, lake, [day])
+        elif what == "anew":
+            key_upkeep.make_anew(stack.ledger, lake, day, print)
+        else:
+            swap = key_upkeep.without_batch(stack.ledger, lake, first, print)
+            key_upkeep.replace_key_files(stack.ledger, swap.before, swap.after)
+
+    with monkeypatch.context() as patched:
+        swaps = key_upkeep.replace_key_files
+        patched.setattr(key_upkeep, "files_to_merge", lambda files: [path for path, _ in files])
+
+        def swap_late(*given: Any) -> bool:
+            if end == "killed":
+                raise KeyboardInterrupt
+            patched.setattr(key_upkeep, "replace_key_files", swaps)
+            key_upkeep.keep_index(stack.ledger, lake, [day])
+            return swaps(*given)
+
+        patched.setattr(key_upkeep, "replace_key_files", swap_late)
+        with suppress(KeyboardInterrupt):
+            write()
+    assert (files_of(stack) == before) == (end == "killed")
+    assert sum(file.rows for file in files_of(stack)) == 10
+    assert left_in_the_lake(stack, monkeypatch) == set()
+    assert sum(file.rows for file in files_of(stack)) == 10
