@@ -209,7 +209,7 @@ class Circuit:
         longest = self._settings.batch_backoff_max_seconds
         failed = self._note(self._name(batch), error, _doubling(_BATCH_FIRST_S, longest))
         gives_up = error.remedy is Remedy.UNKNOWN
-        if not (gives_up and failed.failures >= self._settings.unknown_error_tries):
+        if not (gives_up and failed.unknown >= self._settings.unknown_error_tries):
             error.next_try_at = failed.next_try_at
         self._in_a_row += 1
         self._last = error

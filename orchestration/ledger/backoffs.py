@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine, delete, insert, select, update
 
+from assets.pipeline.codes import Remedy
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.connection import is_of_a_wrong_clock, now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
@@ -22,7 +23,10 @@ _ERROR_TEXT_CHARACTERS = 2_000
 
 @dataclass(frozen=True)
 class Backoff:
-    """What fails, so often in a row, since when, and when it is tried again. Times are µs."""
+    """What fails, so often in a row, since when, and when it is tried again. Times are µs.
+
+    `unknown` of the failures were errors that nobody knows.
+    """
 
     name: str
     failures: int
@@ -31,6 +35,7 @@ class Backoff:
     next_try_at: int
     error_code: int | None
     error_text: str
+    unknown: int = 0
 
 
 def table_name(topic: str, table: str) -> str:
@@ -72,6 +77,7 @@ def note_failure(
     with ledger.begin() as connection:
         check_fence(connection, lease)
         known = connection.execute(select(backoffs).where(backoffs.c.name == name)).one_or_none()
+        unknown = 0 if known is None else known.unknown
         failures = max(1 if known is None else known.failures + 1, at_least)
         found = Backoff(
             name=name,
@@ -81,6 +87,7 @@ def note_failure(
             next_try_at=now + delay_us(failures),
             error_code=error.code,
             error_text=str(error)[:_ERROR_TEXT_CHARACTERS],
+            unknown=unknown + (error.remedy is Remedy.UNKNOWN),
         )
         if known is None:
             connection.execute(insert(backoffs).values(**vars(found)))

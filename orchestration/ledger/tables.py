@@ -297,6 +297,7 @@ backoffs = Table(
     Column("next_try_at", BigInteger, nullable=False),
     Column("error_code", Integer),
     Column("error_text", Text, nullable=False),
+    Column("unknown", Integer, nullable=False, server_default="0"),  # of them, of unknown errors
 )
 
 alarms = Table(

@@ -165,6 +165,23 @@ def test_what_is_refused_waits_for_a_person(
     staged.prove()
 
 
+@pytest.mark.matrix("an error that nobody knows")
+def test_what_was_waited_for_does_not_count_as_unknown(staged: Scene, proxy: FaultyProxy) -> None:
+    """However often the table took nothing, an unknown error is tried again as often as ever."""
+    batch = staged.stack.batches()[0]
+    for code, tries in ((252, 3), (98_765, 2)):
+        assert states(staged)[0] is not State.FAILED
+        answer_inserts(proxy, code, batch.batch_id)
+        for _ in range(tries):
+            assert states(staged)[0] in (State.STAGED, State.LOADING)
+            assert load(staged, insists=True) != []
+    assert states(staged)[0] is State.FAILED
+    proxy.answers = lambda exchange: None
+    retry_batch(staged.stack.worker(), batch.batch_id)
+    assert staged.work() == 0
+    staged.prove()
+
+
 @pytest.mark.matrix("too many parts")
 @pytest.mark.parametrize("code", [252, 999, 60])
 def test_a_table_that_takes_nothing_is_probed_once_an_interval(
