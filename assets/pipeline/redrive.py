@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from assets.pipeline.batch import LOADED, Batch, State
 from assets.pipeline.duplicates import SeenKeys, key_columns
-from assets.pipeline.errors import BatchError, StagedFileDamaged, TransientError
+from assets.pipeline.errors import BatchError, LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.key_upkeep import keep_index, open_index
 from assets.pipeline.letters import as_chunk, judge_letters, places_in, read_letters
@@ -204,7 +204,7 @@ class _Choice:
                         yield batch, chosen, as_chunk(letters, rows)
                     if self._left == 0:
                         return
-            except StagedFileDamaged as error:
+            except (StagedFileDamaged, LakeTrouble) as error:
                 self.damaged.append(str(error))
                 self._worker.say(f"dead letters of batch {batch.batch_id} are left out: {error}")
 

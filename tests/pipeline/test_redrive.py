@@ -41,7 +41,7 @@ from orchestration.ledger.redrives import Outcome
 from orchestration.ledger.tables import redrive_counts, redrive_letters, redrives
 from orchestration.settings import Settings
 from tests.records import Sent, delete_before, too_large, uuid_of, value_of, value_with
-from tests.stack import ROOT, Place, Stack
+from tests.stack import ROOT, Place, Stack, cannot_be_read
 
 NewStack = Callable[..., Stack]
 
@@ -354,6 +354,27 @@ def test_a_redrive_of_letters_accepted_as_lost_can_only_be_given_up(
         assert text in str(told)
         assert text in gap.note
     assert give_up_redrive(stack.worker(), gap.batch_id).state is State.SUPERSEDED
+
+
+def test_letters_that_cannot_be_read_now_are_left_out(
+    waiting: tuple[Stack, str, list[Place]],
+) -> None:
+    """As those of a damaged file; the others are tried, and these when their file can be read."""
+    stack, _, letters = waiting
+    first = stack.batches()[0]
+    assert first.staged is not None
+    file = first.staged.file(Kind.DEAD_LETTERS)
+    assert file is not None
+    path = stack.lake_file(file.path)
+    whole = cannot_be_read(path)
+    for ask in (preview, redrive):
+        done = ask(stack.worker(), Wanted(UNKNOWN))
+        assert [file.path in text for text in done.damaged] == [True]
+        assert done.results == {("unknown_project", Outcome.EVENT, ""): 2}
+    whole.replace(path)
+    assert redrive(stack.worker(), Wanted(UNKNOWN)).letters == 4
+    assert set(letters) <= set(stack.account().events)
+    assert is_sound(stack)
 
 
 @pytest.mark.parametrize("back", [True, False])
