@@ -13,7 +13,7 @@ import dagster as dg
 from assets.pipeline.audit import Finding, Trouble, balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.circuit import DEAD_LETTERS, LOAD, STAGE, failing_batches, loading_paused
-from assets.pipeline.errors import KafkaAway, LaneTrouble
+from assets.pipeline.errors import KafkaAway, KafkaRefusesUs, LaneTrouble
 from assets.pipeline.room import why_no_room
 from assets.pipeline.worker import Worker
 from assets.report import told_failures
@@ -51,7 +51,8 @@ def _events_lanes(worker: Worker, batches: Sequence[Batch]) -> list[Finding]:
         main, seen = backlog.topics[0].trouble, backlog.troubles
     except KafkaAway as error:  # what is loaded can be judged all the same
         main, seen = error, [error]
-    troubles = [one for one in seen if one is main or isinstance(one, LaneTrouble)]
+    told = (LaneTrouble, KafkaRefusesUs)
+    troubles = [one for one in seen if one is main or isinstance(one, told)]
     found = untiled(batches) + [Finding(None, Trouble.LANE, str(text)) for text in troubles]
     full = why_no_room(worker.settings, worker.ledger, worker.lake)
     return [*found, Finding(None, Trouble.ROOM, f"no more is planned: {full}")] if full else found
@@ -136,29 +137,37 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.AssetCheckResult]:
         with told_failures(context):
-            worker = pipeline.worker(context)
-            paused = loading_paused(worker.settings, worker.ledger)
-            if paused:  # that it cannot be proved now is no reason to fail the run
-                full = why_no_room(worker.settings, worker.ledger, worker.lake)
-                told = [*map(str, paused), *([f"no more is planned: {full}"] if full else [])]
-                for key in context.selected_asset_check_keys:
-                    yield dg.AssetCheckResult(
-                        passed=False,
-                        check_name=key.name,
-                        asset_key=key.asset_key,
-                        description=f"not proved: {'; '.join(told)}",
-                    )
-                return
-            batches, scope = _chosen(context, worker)
-            for spec, find in _AUDITS:
-                if spec.key in context.selected_asset_check_keys:
-                    yield _result(spec, find(worker, batches), batches, scope)
-            if _IN_TURN.key in context.selected_asset_check_keys:
-                proved = reconcile(worker, in_turn(worker), name_offsets=False)
-                chosen = proved.chosen
-                yield _result(_IN_TURN, proved.findings, chosen.batches, chosen.scope)
+            yield from _checked(context, pipeline.worker(context))
+            # When all the rest is done: it does not pass by itself, as Kafka away does.
+            for refusal in pipeline.refusals:
+                raise refusal
 
     return audit
+
+
+def _checked(
+    context: dg.AssetCheckExecutionContext, worker: Worker
+) -> Iterator[dg.AssetCheckResult]:
+    paused = loading_paused(worker.settings, worker.ledger)
+    if paused:  # that it cannot be proved now is no reason to fail the run
+        full = why_no_room(worker.settings, worker.ledger, worker.lake)
+        told = [*map(str, paused), *([f"no more is planned: {full}"] if full else [])]
+        for key in context.selected_asset_check_keys:
+            yield dg.AssetCheckResult(
+                passed=False,
+                check_name=key.name,
+                asset_key=key.asset_key,
+                description=f"not proved: {'; '.join(told)}",
+            )
+        return
+    batches, scope = _chosen(context, worker)
+    for spec, find in _AUDITS:
+        if spec.key in context.selected_asset_check_keys:
+            yield _result(spec, find(worker, batches), batches, scope)
+    if _IN_TURN.key in context.selected_asset_check_keys:
+        proved = reconcile(worker, in_turn(worker), name_offsets=False)
+        chosen = proved.chosen
+        yield _result(_IN_TURN, proved.findings, chosen.batches, chosen.scope)
 
 
 def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[list[Batch], str]:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from assets.metadata import Metadata, no_batch_metadata
 from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.codes import Remedy
 from assets.pipeline.errors import BatchError, TransientError
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import batches_of_date, batches_of_run
@@ -132,7 +133,8 @@ def told_failures(
     try:
         yield
     except PASSING as error:
-        raise _failure(context, error, again=True) from error
+        again = not isinstance(error, BatchError) or error.remedy is not Remedy.REPAIR
+        raise _failure(context, error, again=again) from error
     except BatchError as error:
         raise _failure(context, error, again=False) from error
 

@@ -6,7 +6,7 @@ from assets.kafka_events import GROUP, kafka_key, observe
 from assets.metadata import arrow_schema, public_address, staged_metadata
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.columns import EVENTS
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, KafkaRefusesUs
 from assets.pipeline.staging import stage_batches
 from assets.report import Sheet, report, told_failures
 from orchestration.partitions import arrival_dates
@@ -52,6 +52,8 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
             staged = stage_batches(worker, held, loads_early=True)
             for trouble in held:
                 context.log.error(str(trouble))
+                if isinstance(trouble, KafkaRefusesUs):
+                    pipeline.refusals.append(trouble)
             for batch in staged:
                 if batch.state is State.HELD:
                     context.log.error(f"batch {batch.batch_id} is held: {batch.note}")

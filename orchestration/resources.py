@@ -13,6 +13,7 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Batch
+from assets.pipeline.errors import BatchError
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
 from orchestration.lost_runs import worker_tag
@@ -32,6 +33,8 @@ class Pipeline:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.refusals: list[BatchError] = []
+        """Why topics could not be read that a person has to let us at: the run fails in the end."""
         self._worker: Worker | None = None
 
     @cached_property

@@ -87,6 +87,7 @@ KAFKA: dict[int, tuple[str, Remedy]] = {
     -190: ("_UNKNOWN_PARTITION", Remedy.WAIT),
     -188: ("_UNKNOWN_TOPIC", Remedy.WAIT),
     -187: ("_ALL_BROKERS_DOWN", Remedy.WAIT),
+    -186: ("_INVALID_ARG", Remedy.REPAIR),  # the settings make no client
     -185: ("_TIMED_OUT", Remedy.WAIT),
     -181: ("_SSL", Remedy.REPAIR),
     -169: ("_AUTHENTICATION", Remedy.REPAIR),

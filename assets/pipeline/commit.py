@@ -24,16 +24,17 @@ def commit_offsets(
     client: Mapping[str, str], topic: str, ends: Mapping[int, int], batch_id: str
 ) -> str | None:
     """Commit ends by partition, with a batch as a breadcrumb; gives what went wrong, or None."""
-    consumer = Consumer(
-        {
-            **QUIET,
-            **client,
-            "group.id": group_id(topic),
-            "enable.auto.commit": "false",
-            "session.timeout.ms": _WAIT_MS,
-        }
-    )
+    consumer = None
     try:
+        consumer = Consumer(
+            {
+                **QUIET,
+                **client,
+                "group.id": group_id(topic),
+                "enable.auto.commit": "false",
+                "session.timeout.ms": _WAIT_MS,
+            }
+        )
         committed = consumer.commit(
             offsets=[
                 TopicPartition(topic, partition, end, batch_id) for partition, end in ends.items()
@@ -45,4 +46,5 @@ def commit_offsets(
     except KafkaException as error:
         return str(error.args[0].str())
     finally:
-        consumer.close()
+        if consumer is not None:
+            consumer.close()

@@ -73,6 +73,15 @@ class KafkaAway(TransientError):
         self.code = code
 
 
+class KafkaRefusesUs(KafkaAway):
+    """Kafka does not let us in, or not at this topic, or the settings make no client of it.
+
+    It is met like Kafka away, what is staged is loaded meanwhile; but a person has to mend it.
+    """
+
+    remedy = Remedy.REPAIR
+
+
 class KafkaRefused(BatchError):
     """Kafka answered with an error that does not pass by itself, or that nobody knows."""
 

@@ -28,7 +28,7 @@ from assets.pipeline.batch import Range
 from assets.pipeline.codes import Remedy, kafka_remedy
 from assets.pipeline.columns import RAW
 from assets.pipeline.errors import Gap, KafkaAway, KafkaRefused, TopicMissing, TopicReplaced
-from assets.pipeline.topic import QUIET, Topic
+from assets.pipeline.topic import QUIET, Topic, kafka_away
 
 CHUNK_RECORDS = 4_000
 CHUNK_BYTES = 16 << 20
@@ -117,22 +117,23 @@ def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) 
     Raises KafkaAway when Kafka falls silent or away, Gap when a record was taken by
     retention while reading.
     """
-    consumer = Consumer(
-        {
-            **QUIET,
-            **client,
-            "group.id": f"tidemark-reader-{topic}",  # required, never joined or committed to
-            "enable.auto.commit": "false",
-            "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": "true",
-            "queued.max.messages.kbytes": _QUEUED_KBYTES,
-            "fetch.queue.backoff.ms": "5",
-            "fetch.wait.max.ms": "50",
-        }
-    )
     open_ends = {range_.partition: range_.end for range_ in ranges if len(range_)}
+    consumer = None
     try:
+        consumer = Consumer(
+            {
+                **QUIET,
+                **client,
+                "group.id": f"tidemark-reader-{topic}",  # required, never joined or committed to
+                "enable.auto.commit": "false",
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": "true",
+                "queued.max.messages.kbytes": _QUEUED_KBYTES,
+                "fetch.queue.backoff.ms": "5",
+                "fetch.wait.max.ms": "50",
+            }
+        )
         consumer.assign(
             [
                 TopicPartition(topic, range_.partition, range_.start)
@@ -166,7 +167,8 @@ def read_ranges(client: Mapping[str, str], topic: str, ranges: Sequence[Range]) 
     except KafkaException as error:
         raise _named(error.args[0]) from error
     finally:
-        consumer.close()
+        if consumer is not None:
+            consumer.close()
 
 
 def _consume(consumer: Consumer) -> list[Message]:
@@ -241,6 +243,7 @@ def _named(error: KafkaError) -> Exception:
     if error.code() == KafkaError._AUTO_OFFSET_RESET:
         return Gap(f"Kafka no longer has a record of the range: {error.str()}")
     code = error.code()
+    told = f"reading Kafka failed: {error.str()}"
     if kafka_remedy(code) in (Remedy.REFUSED, Remedy.UNKNOWN):
-        return KafkaRefused(f"reading Kafka failed: {error.str()}", code)
-    return KafkaAway(f"reading Kafka failed: {error.str()}", code)
+        return KafkaRefused(told, code)
+    return kafka_away(told, code)

@@ -22,6 +22,8 @@ from assets.pipeline.errors import (
     BatchError,
     Gap,
     KafkaAway,
+    KafkaRefusesUs,
+    LaneTrouble,
     LoadingPaused,
     StagedFileDamaged,
     StagingPaused,
@@ -67,9 +69,9 @@ def stage_batches(
 
     A batch that cannot be staged holds up no other; the first such error is raised at the end.
     What is wrong with lanes or single batches goes into `held` instead, for a caller who loads
-    before it tells; so does that Kafka is away. While more is staged than the disk is to hold, no
-    more is planned. With `loads_early`, while one batch is staged those before it are loaded, as
-    far as nothing is in the way of that; load_batches has to follow in any case.
+    before it tells; so does that Kafka is away, or refuses us. While more is staged than the disk
+    is to hold, no more is planned. With `loads_early`, while one batch is staged those before it
+    are loaded, as far as nothing is in the way of that; load_batches has to follow in any case.
     """
     staged: list[Batch] = []
     aside = PutAside(held)
@@ -84,10 +86,15 @@ def stage_batches(
                 with aside.errors():
                     _stage_topic(worker, lease, topic, until, aside, staged, early)
             except KafkaAway as error:
-                if topic.name == worker.settings.topic:
+                is_main = topic.name == worker.settings.topic
+                if isinstance(error, KafkaRefusesUs):
+                    told = f"topic {topic.name} cannot be read: {error}"
+                    aside.keep(error if is_main else LaneTrouble(told))
+                elif is_main:
                     aside.keep(error)
                     break
-                worker.say(f"topic {topic.name} waits for the next run: {error}")
+                else:
+                    worker.say(f"topic {topic.name} waits for the next run: {error}")
             failpoint("between-topics")
         if staged:
             with aside.errors():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from confluent_kafka import (
@@ -22,7 +23,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import ListOffsetsResultInfo, OffsetSpec
 
-from assets.pipeline.errors import KafkaAway, TopicMissing
+from assets.pipeline.codes import Remedy, kafka_remedy
+from assets.pipeline.errors import KafkaAway, KafkaRefusesUs, TopicMissing
 
 _METADATA_TIMEOUT_S = 10.0
 _EPOCH = date(1970, 1, 1)
@@ -53,18 +55,35 @@ class Retention:
     bytes: int | None
 
 
+@dataclass(frozen=True)
+class Connection:
+    """A connection for metadata, made when it is first used: until then no setting is judged."""
+
+    client: Mapping[str, str]
+
+    @cached_property
+    def admin(self) -> AdminClient:
+        """Librdkafka's client."""
+        return AdminClient({**QUIET, **self.client, "socket.timeout.ms": 10_000})
+
+
 class Topic:
     """Metadata of one topic. Every call asks the brokers.
 
-    Kafka away raises KafkaAway; a topic that is not there TopicMissing.
+    Kafka away raises KafkaAway; a topic that is not there TopicMissing; KafkaRefusesUs where a
+    person has to mend the access.
     """
 
     def __init__(
-        self, client: Mapping[str, str], name: str, admin: AdminClient | None = None
+        self, client: Mapping[str, str], name: str, connection: Connection | None = None
     ) -> None:
         self.name = name
         self._servers = client["bootstrap.servers"]
-        self._admin = admin or AdminClient({**QUIET, **client, "socket.timeout.ms": 10_000})
+        self._connection = connection or Connection(client)
+
+    @property
+    def _admin(self) -> AdminClient:
+        return self._connection.admin
 
     def identity(self) -> TopicIdentity:
         """The cluster's id, the topic's id, and how many partitions it has now."""
@@ -199,17 +218,28 @@ class Topic:
         try:
             return ask()
         except KafkaException as error:
-            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            code = error.args[0].code()
+            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise TopicMissing(f"Kafka at {self._servers} has no topic {self.name}") from error
-            raise KafkaAway(
-                f"Kafka did not answer at {self._servers}: {error.args[0].str()}"
-            ) from error
+            told = f"Kafka did not answer at {self._servers}: {error.args[0].str()}"
+            raise kafka_away(told, code) from error
+
+
+def kafka_away(told: str, code: int) -> KafkaAway:
+    """The error for a code that passes by itself, or when a person has mended the access."""
+    if kafka_remedy(code) is Remedy.REPAIR:
+        return KafkaRefusesUs(
+            f"{told}. Mend TIDEMARK_KAFKA_OPTIONS, or what Kafka allows this user: it does not "
+            "pass by itself",
+            code,
+        )
+    return KafkaAway(told, code)
 
 
 def topics_of(client: Mapping[str, str], names: Iterable[str]) -> dict[str, Topic]:
     """Topics by name, in the order given, over one connection."""
-    admin = AdminClient({**QUIET, **client, "socket.timeout.ms": 10_000})
-    return {name: Topic(client, name, admin) for name in names}
+    connection = Connection(client)
+    return {name: Topic(client, name, connection) for name in names}
 
 
 def midnight_ms(day: date) -> int:

@@ -9,7 +9,7 @@ import pytest
 from assets.pipeline import commit, topic
 from assets.pipeline.batch import State
 from assets.pipeline.clickhouse import make_tables
-from assets.pipeline.errors import BatchError, KafkaAway
+from assets.pipeline.errors import BatchError, KafkaAway, KafkaRefusesUs, LaneTrouble
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.worker import Worker
@@ -92,6 +92,31 @@ def test_what_is_staged_is_loaded_while_kafka_is_away(
     load_dead_letters(worker, held)
     assert [type(one) for one in held] == [KafkaAway]
     assert [batch.state for batch in stack.batches()] == [State.COMMITTED]
+    scene.send_more(20)
+    assert scene.work() == 0
+    scene.prove()
+
+
+@pytest.mark.matrix("Kafka refuses us when batches are staged")
+def test_what_is_staged_is_loaded_while_kafka_refuses_us(new_scene: NewScene) -> None:
+    """A certificate that is gone: the command loads and proves what it can, then fails by it."""
+    scene = new_scene(sound=60)
+    scene.kill_at("after-register")
+    lost = {"security.protocol": "ssl", "ssl.ca.location": "/nowhere/ca.pem"}
+    worker = Worker(
+        Settings(**scene.stack.settings.model_dump() | {"kafka_options": lost}),
+        scene.stack.ledger,
+        "run",
+        lambda _: None,
+    )
+    held: list[BatchError] = []
+    stage_batches(worker, held)
+    load_batches(worker, held)
+    load_dead_letters(worker, held)
+    assert [type(one) for one in held] == [KafkaRefusesUs, LaneTrouble, LaneTrouble]
+    assert "ssl.ca.location failed" in str(held[0])
+    assert "Mend TIDEMARK_KAFKA_OPTIONS" in str(held[0])
+    assert [batch.state for batch in scene.stack.batches()] == [State.COMMITTED]
     scene.send_more(20)
     assert scene.work() == 0
     scene.prove()

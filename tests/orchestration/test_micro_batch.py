@@ -362,6 +362,27 @@ def test_kafka_away_keeps_nobody_from_loading(
     away.ledger.dispose()
 
 
+def test_kafka_that_refuses_us_fails_the_run_at_its_end(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """What is staged is loaded and proved first; then the run says what a person has to mend."""
+    stack = new_stack().make_topic()
+    sent = stack.send_numbers(range(10))
+    stage_batches(stack.worker())
+    lost = {"security.protocol": "ssl", "ssl.ca.location": "/nowhere/ca.pem"}
+    refused = Stack(Settings(**stack.settings.model_dump() | {"kafka_options": lost}))
+    assert isinstance(decide(instance, Lookout(refused.settings)), dg.RunRequest)
+    result = _run(refused, instance)
+    _assert_whole(stack, sent)
+    assert [name for name, passed in _checks(result).items() if not passed] == [("events", "lanes")]
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    assert failed.step_key == "audit"
+    told = failed.step_failure_data.user_failure_data
+    assert told is not None
+    assert "ssl.ca.location failed" in (told.description or "")
+    refused.ledger.dispose()
+
+
 def test_what_waits_by_itself_turns_the_checks_red(
     new_stack: Callable[..., Stack], instance: dg.DagsterInstance
 ) -> None:
