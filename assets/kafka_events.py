@@ -1,4 +1,4 @@
-"""`kafka/<topic>`: the topics that the capture API writes, observed by each micro-batch.
+"""`capture_api` and `kafka/<topic>`: what it writes, observed by each micro-batch.
 
 Nothing here makes them: they are the graph's sources. An observation tells where each lane ends,
 up to where it is planned, how long the oldest record of the newest batch had waited, and since when
@@ -28,6 +28,26 @@ def kafka_key(topic: str) -> dg.AssetKey:
     return dg.AssetKey(["kafka", topic])
 
 
+def capture_api(settings: Settings) -> dg.AssetSpec:
+    """Where events come from, as an external asset: the graph's beginning."""
+    address = public_address(settings.capture_address)
+    return dg.AssetSpec(
+        "capture_api",
+        description=(
+            "The HTTP edge that SDKs post events to. It answers 200 only after every record of a "
+            "request is acknowledged by all of Kafka's in-sync replicas. `tidemark explain` shows "
+            "what became of a request."
+        ),
+        group_name=GROUP,
+        kinds={"python"},
+        metadata={
+            "address": dg.MetadataValue.url(address),
+            "metrics": dg.MetadataValue.url(f"{address}/metrics"),
+            "ready": dg.MetadataValue.url(f"{address}/_readiness"),
+        },
+    )
+
+
 def kafka_events(settings: Settings) -> list[dg.AssetSpec]:
     """The topics as external assets."""
     holds = {
@@ -38,6 +58,7 @@ def kafka_events(settings: Settings) -> list[dg.AssetSpec]:
     return [
         dg.AssetSpec(
             kafka_key(topic),
+            deps=["capture_api"],
             description=(
                 f"{what}, as the capture API had them acknowledged by Kafka: one record each, as "
                 "JSON. A micro-batch reads them by offset and leaves them in place; how long they "
@@ -49,7 +70,6 @@ def kafka_events(settings: Settings) -> list[dg.AssetSpec]:
             metadata={
                 "topic": topic,
                 "bootstrap_servers": settings.bootstrap_servers,
-                "capture_api": dg.MetadataValue.url(public_address(settings.capture_address)),
                 "consumer_group": f"{group_id(topic)} (for lag tools; nothing plans from it)",
             },
         )

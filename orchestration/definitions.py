@@ -1,8 +1,8 @@
 """What Dagster loads: the assets of the topics, their job, triggers and checks, and the alarms.
 
-    kafka/events ─────────┬▶ staged_events ─▶ events ─▶ dead_letters
-    kafka/events_overflow ┤         └───────────────────────▲
-    kafka/events_historical
+    capture_api ┬▶ kafka/events ─────────┬▶ staged_events ─▶ events ─▶ dead_letters
+                ├▶ kafka/events_overflow ┤         └───────────────────────▲
+                └▶ kafka/events_historical
 
 Settings are read when this module is loaded: the UI's Reload reads them again.
 """
@@ -15,7 +15,7 @@ from assets.checks import audit_checks
 from assets.dead_letters import dead_letters
 from assets.events import events
 from assets.housekeeping import housekeeping, housekeeping_schedule
-from assets.kafka_events import kafka_events
+from assets.kafka_events import capture_api, kafka_events
 from assets.rebuilt_events import rebuilt_events
 from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
@@ -32,6 +32,7 @@ def definitions(settings: Settings) -> dg.Definitions:
     triggers = cadence_triggers(settings, job)
     return dg.Definitions(
         assets=[
+            capture_api(settings),
             *kafka_events(settings),
             staged_events(settings),
             events(settings),

@@ -38,8 +38,9 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
         )
         for node in graph.asset_nodes
     } == {
+        "capture_api": ([], ["python"], "ingest", [], False, True),
         **{
-            f"kafka/{topic}": ([], ["kafka"], "ingest", [], False, True)
+            f"kafka/{topic}": (["capture_api"], ["kafka"], "ingest", [], False, True)
             for topic in ("events", "events_historical", "events_overflow")
         },
         "staged_events": (
