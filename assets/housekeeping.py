@@ -36,8 +36,8 @@ def housekeeping(settings: Settings) -> dg.AssetsDefinition:
         description=(
             "Once a day: Dagster's runs older than TIDEMARK_KEEP_RUNS_DAYS go, their partitions "
             "stay materialized; what rebuilds have replaced goes after "
-            "TIDEMARK_KEEP_REPLACED_DAYS; ClickHouse's parts are counted. Staged files, batches "
-            "and dead letters are never deleted."
+            "TIDEMARK_KEEP_REPLACED_DAYS; ClickHouse's parts are counted. Staged files that count, "
+            "batches and dead letters are never deleted."
         ),
     )
     def asset(

@@ -10,6 +10,7 @@ import dagster as dg
 
 from assets.pipeline.rebuild import rebuild
 from assets.report import told_failures
+from orchestration.ledger.rebuilds import Rebuild
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import retry_policy
@@ -28,7 +29,7 @@ def rebuilt_events(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=arrival_dates,
         group_name=GROUP,
         kinds={"clickhouse"},
-        pool=f"rebuild_{settings.topic}",
+        pool=pool_of_rebuilds(settings),
         retry_policy=retry_policy(settings),
         description=(
             "A date of the table `events`, made anew from its staged files: filled beside it, "
@@ -42,13 +43,24 @@ def rebuilt_events(settings: Settings) -> dg.AssetsDefinition:
         with told_failures(context):
             worker = pipeline.worker(context)
             done = rebuild(worker, date.fromisoformat(context.partition_key))
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/partition_row_count": done.rows or 0,
-                "batches": done.batches or 0,
-                "seconds": round((done.moved_at - done.begun_at) / 1e6, 3),
-                "bring_back": f"tidemark backfill back {done.arrival_date}",
-            }
-        )
+        return dg.MaterializeResult(metadata=rebuilt_metadata(done))
 
     return asset
+
+
+def pool_of_rebuilds(settings: Settings) -> str:
+    """The pool in which one date at a time is made anew, unless its limit says otherwise."""
+    return f"rebuild_{settings.topic}"
+
+
+def rebuilt_metadata(done: Rebuild) -> dict[str, str | int | float]:
+    """What was swapped in, and how to bring back what was there before."""
+    found: dict[str, str | int | float] = {
+        "dagster/partition_row_count": done.rows or 0,
+        "batches": done.batches or 0,
+        "seconds": round((done.moved_at - done.begun_at) / 1e6, 3),
+        "bring_back": f"tidemark backfill back {done.arrival_date}",
+    }
+    if done.generation:
+        found["generation"] = done.generation
+    return found

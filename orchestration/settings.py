@@ -317,7 +317,9 @@ class Settings(BaseSettings):
         "0: never.",
     )
     keep_replaced_days: int = Field(
-        7, ge=0, description="Days for which a date that was rebuilt can be brought back."
+        7,
+        ge=0,
+        description="Days for which a date that was rebuilt or re-enriched can be brought back.",
     )
     alarm_webhook_url: str = Field(
         "",

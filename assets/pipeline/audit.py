@@ -106,10 +106,10 @@ def unbalanced(batches: Iterable[Batch]) -> list[Finding]:
 
 def untiled(batches: Iterable[Batch]) -> list[Finding]:
     """Where the ranges of batches that were planned one after the other leave a hole or overlap."""
-    lanes: dict[tuple[str, str, int, int], list[tuple[Range, Batch]]] = defaultdict(list)
+    lanes: dict[tuple[str, str, int], list[tuple[Range, Batch]]] = defaultdict(list)
     for batch in batches:
         for range_ in batch.ranges:
-            lane = (batch.cluster_id, batch.topic_id, batch.generation, range_.partition)
+            lane = (batch.cluster_id, batch.topic_id, range_.partition)
             lanes[lane].append((range_, batch))
     findings = []
     for lane_ranges in lanes.values():

@@ -207,8 +207,24 @@ class Staged:
 
 
 @dataclass(frozen=True)
+class Making:
+    """Files of a batch as one making gave them, and what ClickHouse must hold of them.
+
+    `generation` is that of their rows, `code_version` that of the code which made them.
+    """
+
+    files: tuple[StagedFile, ...]
+    fingerprints: Mapping[Kind, tuple[Fingerprint, ...]]
+    generation: int
+    code_version: str
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch as the ledger knows it. Times are µs since 1970.
+
+    `generation` is 0 for files as they were first staged; else which making anew of its arrival
+    date's files gave them.
 
     A redrive is a batch without ranges: it carries `letters`, so many dead letters of batches
     before it, each under its own offset. Its balance has what became of them as `ok` and

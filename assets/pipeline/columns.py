@@ -82,6 +82,9 @@ PROMOTED = {
 DERIVED = ("url_host", "url_path")
 """Text columns that enrichment makes from `current_url`."""
 
+MADE = (*PROMOTED, *DERIVED)
+"""Columns that can be made again from what else stands in a staged row."""
+
 EVENTS = pa.schema(
     [
         pa.field("project_id", pa.uint32(), nullable=False),
@@ -101,7 +104,7 @@ EVENTS = pa.schema(
         pa.field("request_id", pa.string(), nullable=False),
         pa.field("flags", pa.uint32(), nullable=False),
         # What enrichment made.
-        *(pa.field(name, pa.string(), nullable=False) for name in (*PROMOTED, *DERIVED)),
+        *(pa.field(name, pa.string(), nullable=False) for name in MADE),
         # Where it came from.
         pa.field("arrival_date", pa.date32(), nullable=False),
         pa.field("_appended_at", MILLISECONDS, nullable=False),
@@ -109,7 +112,7 @@ EVENTS = pa.schema(
         pa.field("_partition", pa.int32(), nullable=False),
         pa.field("_offset", pa.int64(), nullable=False),
         pa.field("_batch_id", pa.string(), nullable=False),
-        pa.field("_generation", pa.uint32(), nullable=False),
+        pa.field("_generation", pa.uint32(), nullable=False),  # 0: as first staged (remaking.py)
     ]
 )
 

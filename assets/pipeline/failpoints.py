@@ -43,6 +43,15 @@ REBUILD_POINTS = (
 )
 """Those of a rebuild."""
 
+REMAKE_POINTS = (
+    "remade",  # a batch's new file is whole, the ledger does not know
+    "remake-noted",  # the ledger knows, the next one is not begun
+    "remakes-placed",  # old and new files have the names that they will have; the old ones count
+    "remakes-used",  # the new ones count, nothing is tidied up
+    "remakes-returned",  # the old ones count again, nothing is tidied up
+)
+"""Those of a rebuild that makes staged files anew, besides."""
+
 
 def failpoint(name: str) -> None:
     """Die or stop here if the environment says so."""

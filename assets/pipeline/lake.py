@@ -4,6 +4,7 @@
     dead_letters/arrival_date=2026-11-23/<batch_id>.parquet  rejected records
     duplicates/arrival_date=2026-11-23/<batch_id>.parquet    which record each one repeats
     keys/arrival_date=2026-11-23/…                           the index that finds duplicates
+    remade/…, replaced/…   files made anew and not in use yet; files whose place such ones took
 
 A local file is written under a name of its own, synced, and renamed; an object store shows an
 object only when it is complete. Either way a crash leaves no file of the final name, or all of it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
@@ -102,7 +104,7 @@ class Lake:
                     sink.flush()
                     os.fsync(sink.fileno())
                 partial.replace(target)
-                _sync_folder(target.parent)
+                _sync(target.parent)
             failpoint("half-published")
         finally:
             partial.unlink(missing_ok=True)
@@ -127,6 +129,37 @@ class Lake:
             self.filesystem.delete_file(self.full_path(path))
         if self.is_local:
             _delete_abandoned(Path(self.full_path(path)))
+
+    def copy(self, path: str, to: str) -> None:
+        """Let a file stand under another name as well; what stood there before is replaced.
+
+        Raises StagedFileDamaged when it is not there.
+        """
+        with named_errors("writing", to):
+            try:
+                if self.is_local:
+                    self._link(Path(self.full_path(path)), Path(self.full_path(to)))
+                else:
+                    self.filesystem.copy_file(self.full_path(path), self.full_path(to))
+            except FileNotFoundError as error:
+                raise StagedFileDamaged(f"{path} is not in the lake {self.uri}") from error
+
+    def _link(self, path: Path, to: Path) -> None:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = to.with_name(f"{to.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+        partial.unlink(missing_ok=True)
+        try:
+            try:
+                partial.hardlink_to(path)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, partial)
+                _sync(partial)
+            partial.replace(to)
+        finally:
+            partial.unlink(missing_ok=True)  # also where both were one file: then it is still there
+        _sync(to.parent)
 
     def check(self, path: str, size: int, sha256: str) -> None:
         """Raise StagedFileDamaged unless the file is byte for byte what was registered."""
@@ -164,8 +197,9 @@ def _delete_abandoned(target: Path) -> None:
         abandoned.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """A file, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

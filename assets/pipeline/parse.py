@@ -13,6 +13,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -71,6 +72,7 @@ _NULL = msgspec.Raw(b"null")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 Mask = npt.NDArray[np.bool_]
+_Promoted = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,36 @@ def _read_heads(heads: pa.StringArray) -> pa.Table:
     return table
 
 
+def promoted_again(properties: pa.StringArray) -> tuple[pa.Table, Mask]:
+    """The promoted properties of texts that were parsed before; which of them can be today.
+
+    Of those that cannot be, all are null.
+    """
+    shaped = _mask(pc.and_(pc.starts_with(properties, "{"), pc.ends_with(properties, "}")))
+    if shaped.all():
+        columns, read = _read_promoted(properties)
+        return pa.table(columns, names=list(PROMOTED)), read
+    rows = [_promoted_or_none(text.encode()) for text in properties.to_pylist()]
+    return pa.table(_promoted_columns(rows), names=list(PROMOTED)), _are_read(rows)
+
+
 def _read_promoted(properties: pa.StringArray) -> tuple[list[pa.Array], Mask]:
     """The promoted properties of each text, nulls for what is no JSON; and which these are not."""
     rows = _promoted_rows(properties)
-    read = np.array([row is not None for row in rows])
+    return _promoted_columns(rows), _are_read(rows)
+
+
+def _promoted_columns(rows: Sequence[_Promoted | None]) -> list[pa.Array]:
     none = (None,) * len(PROMOTED)
     columns = zip(*(none if row is None else row for row in rows), strict=True)
-    return [pa.array(column, pa.string()) for column in columns], read
+    return [pa.array(column, pa.string()) for column in columns]
 
 
-def _promoted_rows(properties: pa.StringArray) -> list[tuple[str | None, ...] | None]:
+def _are_read(rows: Sequence[_Promoted | None]) -> Mask:
+    return np.array([row is not None for row in rows])
+
+
+def _promoted_rows(properties: pa.StringArray) -> list[_Promoted | None]:
     """The promoted properties of each text, None for what is no JSON: in parts, if one is broken.
 
     Every text begins with a brace and ends with one. No string may hold a line break, and behind
@@ -168,14 +190,14 @@ def _promoted_rows(properties: pa.StringArray) -> list[tuple[str | None, ...] | 
     return [row for part in parts for row in _promoted_rows(part)]
 
 
-def _promoted_or_none(properties: bytes) -> tuple[str | None, ...] | None:
+def _promoted_or_none(properties: bytes) -> _Promoted | None:
     try:
         return _promoted_texts(properties)
     except BROKEN:
         return None
 
 
-def _promoted_texts(properties: bytes) -> tuple[str | None, ...]:
+def _promoted_texts(properties: bytes) -> _Promoted:
     """The promoted properties as text: scalars as the client wrote them, null for the deeper."""
     try:
         return _promoted_of(_promoted_text.decode(properties))

@@ -1,9 +1,11 @@
 """Rebuild: a date's partition of `events` made anew from the lake, proved, and swapped in.
 
-    filling    staged files ─▶ events_shadow, each proved          live batches go on meanwhile
+    filling    staged files, or new ones made of them (remaking.py)
+                            ─▶ events_shadow, each proved          live batches go on meanwhile
     keeping    what came in since, too; all proved; events ─▶ events_previous
     swapping   events_shadow ─▶ events, proved                     both under the topics' lease
-    swapped    the shadow is emptied; events_previous stays for TIDEMARK_KEEP_REPLACED_DAYS
+    swapped    new files count; the shadow is emptied
+               events_previous, and the old files, stay for TIDEMARK_KEEP_REPLACED_DAYS
     returning  what came in since ─▶ events_previous ─▶ events     `back`
 
 Partitions move by REPLACE PARTITION, which is atomic and the same when it is done twice, and never
@@ -25,6 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 
+from sqlalchemy import Connection
+
 from assets.pipeline.batch import LOADED, Batch, Fingerprint, Kind, StagedFile, State
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import BatchError, LeaseHeld, ProofFailed
@@ -32,12 +36,24 @@ from assets.pipeline.failpoints import failpoint
 from assets.pipeline.load import insert, token
 from assets.pipeline.loading import load_these
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints_of
+from assets.pipeline.reenrich import Changes, changes_of
+from assets.pipeline.remaking import (
+    into_use,
+    out_of_use,
+    place,
+    place_back,
+    remake,
+    remakes_of,
+    tell,
+    tidy,
+)
 from assets.pipeline.swap import drop_copies, drop_partition, rows_by_batch, take_place
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import rebuilds as ledger_rebuilds
 from orchestration.ledger.batches import batches_of_date, in_parts
 from orchestration.ledger.leases import Lease, held_lease
-from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState
+from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState, Way
+from orchestration.ledger.remakes import newest_generation
 
 SHADOW, PREVIOUS = "events_shadow", "events_previous"
 _UNSETTLED = (State.LOADING, State.SUSPECT)
@@ -57,15 +73,19 @@ class Preview:
     damaged: dict[str, str]
     unsettled: tuple[str, ...]
     strangers: dict[str, int]
+    changes: Changes | None = None
 
 
-def preview(worker: Worker, day: date) -> Preview:
+def preview(worker: Worker, day: date, way: Way = Way.REBUILD) -> Preview:
     """Look at a date without changing anything."""
     batches = _loaded(worker, day)
     damaged = {}
+    changes = Changes() if way is Way.REENRICH else None
     for batch in batches:
         try:
-            _check(worker, batch)
+            file = _check(worker, batch)
+            if changes is not None:
+                changes_of(worker.lake, file, changes)
         except BatchError as error:
             damaged[batch.batch_id] = str(error)
     return Preview(
@@ -76,17 +96,22 @@ def preview(worker: Worker, day: date) -> Preview:
         damaged,
         tuple(batch.batch_id for batch in _unsettled(worker, day)),
         _strangers(worker, day, batches),
+        changes,
     )
 
 
-def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebuild:
-    """Rebuild a date, or go on with a rebuild of it that was cut short.
+def rebuild(
+    worker: Worker, day: date, way: Way = Way.REBUILD, *, drop_strangers: bool = False
+) -> Rebuild:
+    """Rebuild a date that way, or go on with a rebuild of it that was cut short.
 
+    Where files are to be made anew and all come out the same, nothing is rebuilt: it is cancelled.
     Raises LeaseHeld while another worker is at it; StagedFileDamaged when the lake has not all of
     the date; ProofFailed when the shadow cannot be proved. `events` is as it was then.
     """
     with rebuild_lease(worker, day) as own:
         _make_anew(worker, day)
+        _tidy(worker, own, day)
         found = ledger_rebuilds.last_rebuild(worker.ledger, worker.settings.topic, day)
         if found is not None and found.state is RebuildState.RETURNING:
             if rows_by_batch(worker, PREVIOUS, day):
@@ -94,16 +119,42 @@ def rebuild(worker: Worker, day: date, *, drop_strangers: bool = False) -> Rebui
             found = None  # there is nothing to return any more
         if found is None or found.state not in OPEN:
             drop_partition(worker, SHADOW, day)
-            found = ledger_rebuilds.begin(
-                worker.ledger, own, worker.settings.topic, day, worker.run_id
+            found = _begin(worker, own, day, way)
+        if found.way is not way:
+            raise BatchError(
+                f"a {found.way} of {day} was begun: `tidemark backfill {found.way} {day}` goes on "
+                f"with it, `tidemark backfill cancel {day}` gives it up"
             )
         if found.state is RebuildState.FILLING:
-            _fill(worker, found, SHADOW, _loaded(worker, day))
+            batches = _loaded(worker, day)
+            remakes = remake(worker, own, found, batches)
+            if found.makes_files and not remakes:
+                return _nothing_to_do(worker, own, found, batches)
+            _fill(worker, found, SHADOW, remakes.in_place(batches))
             failpoint("rebuild-filled")
         begun = found
-        return _when_free(
+        done = _when_free(
             worker, day, lambda topics: _swap(worker, (own, topics), begun, drop_strangers)
         )
+        return _told_and_tidied(worker, own, done)
+
+
+def _begin(worker: Worker, own: Lease, day: date, way: Way) -> Rebuild:
+    generation = None
+    if way is not Way.REBUILD:
+        generation = newest_generation(worker.ledger, day, *worker.settings.topics) + 1
+    return ledger_rebuilds.begin(
+        worker.ledger, own, worker.settings.topic, day, worker.run_id, way, generation
+    )
+
+
+def _nothing_to_do(worker: Worker, own: Lease, found: Rebuild, batches: Sequence[Batch]) -> Rebuild:
+    day = found.arrival_date
+    found = _move(worker, (own,), found, RebuildState.CANCELLED)
+    drop_partition(worker, SHADOW, day)
+    _tidy(worker, own, day)
+    worker.say(f"{day}: its {len(batches):,} batches come out the same, nothing is rebuilt")
+    return found
 
 
 def back(worker: Worker, day: date) -> Rebuild:
@@ -122,7 +173,8 @@ def back(worker: Worker, day: date) -> Rebuild:
         if not rows_by_batch(worker, PREVIOUS, day):
             raise BatchError(f"nothing is kept of {day} from before it was rebuilt")
         swapped = found
-        return _when_free(worker, day, lambda topics: _return(worker, (own, topics), swapped))
+        done = _when_free(worker, day, lambda topics: _return(worker, (own, topics), swapped))
+        return _told_and_tidied(worker, own, done)
 
 
 def cancel(worker: Worker, day: date) -> Rebuild:
@@ -139,16 +191,19 @@ def cancel(worker: Worker, day: date) -> Rebuild:
         _make_tables(worker)
         drop_copies(worker, day)
         drop_partition(worker, SHADOW, day)
+        _tidy(worker, own, day)
         return found
 
 
 def _swap(
     worker: Worker, leases: tuple[Lease, Lease], found: Rebuild, drop_strangers: bool
 ) -> Rebuild:
-    _, topics = leases
+    own, topics = leases
     day = found.arrival_date
     _refuse_unsettled(worker, day)
     batches = _loaded(worker, day)
+    remakes = remake(worker, own, found, batches)
+    batches = remakes.in_place(batches)
     _fill(worker, found, SHADOW, batches)
     _prove_whole(worker, SHADOW, day, batches)
     if found.state is not RebuildState.SWAPPING:
@@ -179,9 +234,17 @@ def _swap(
     )
     failpoint("rebuild-replaced")
     _differences(worker, "events", batches)
+    place(worker, own, remakes)
     found = _move(
-        worker, leases, found, RebuildState.SWAPPED, batches=len(batches), rows=_rows(batches)
+        worker,
+        leases,
+        found,
+        RebuildState.SWAPPED,
+        into_use(remakes),
+        batches=len(batches),
+        rows=_rows(batches),
     )
+    failpoint("remakes-used")
     drop_partition(worker, SHADOW, day)
     worker.say(f"{day}: rebuilt, {len(batches):,} batches with {_rows(batches):,} rows swapped in")
     return found
@@ -194,6 +257,8 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
         found = _move(worker, leases, found, RebuildState.RETURNING)
     # What was kept of a batch, whole or not, is brought back as it was.
     batches = _loaded(worker, day)
+    remakes = remakes_of(worker, found).still_used(batches)
+    batches = remakes.as_before(batches)
     kept = _found(worker, PREVIOUS, batches)
     strangers = _strangers(worker, day, batches).keys() - rows_by_batch(worker, PREVIOUS, day)
     if strangers:
@@ -207,7 +272,10 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
         raise ProofFailed(f"{PREVIOUS} does not hold of {day} what was kept: it was changed")
     take_place(worker, leases[1], PREVIOUS, "events", day, point="rebuild-returns")
     failpoint("rebuild-returned")
-    return _move(worker, leases, found, RebuildState.RETURNED)
+    place_back(worker, leases[0], remakes)
+    found = _move(worker, leases, found, RebuildState.RETURNED, out_of_use(remakes))
+    failpoint("remakes-returned")
+    return found
 
 
 def _when_free(worker: Worker, day: date, do: Callable[[Lease], Rebuild]) -> Rebuild:
@@ -312,9 +380,21 @@ def _move(
     leases: tuple[Lease, ...],
     found: Rebuild,
     to: RebuildState,
+    also: Callable[[Connection], None] = lambda connection: None,
     **values: int,
 ) -> Rebuild:
-    return ledger_rebuilds.move(worker.ledger, leases, found, to, **values)
+    return ledger_rebuilds.move(worker.ledger, leases, found, to, also, **values)
+
+
+def _told_and_tidied(worker: Worker, own: Lease, done: Rebuild) -> Rebuild:
+    """What needs no topics' lease: nobody is kept waiting for it."""
+    tell(worker, remakes_of(worker, done))
+    _tidy(worker, own, done.arrival_date)
+    return done
+
+
+def _tidy(worker: Worker, own: Lease, day: date) -> None:
+    tidy(worker, own, day, can_be_returned=bool(rows_by_batch(worker, PREVIOUS, day)))
 
 
 def _loaded(worker: Worker, day: date) -> list[Batch]:

@@ -217,14 +217,8 @@ class _Choice:
             batch = ledger_batches.read_batch(ledger, wanted.batch_id)
             _check_has_letters(batch, self._worker.settings.topics)
             found = [batch] if wanted.date in (None, batch.arrival_date) else []
-        # Where a date was rebuilt, its newest generation is the one that is queried.
-        newest = {batch.arrival_date: 0 for batch in found}
-        for batch in found:
-            newest[batch.arrival_date] = max(newest[batch.arrival_date], batch.generation)
         reasons = set(wanted.reasons)
         for batch in found:
-            if batch.generation < newest[batch.arrival_date]:
-                continue
             known = batch.staged.reasons.keys() if batch.staged else set()
             if not reasons or not known or reasons & known:
                 yield batch
@@ -324,9 +318,9 @@ def _would_become(letters: Sequence[Letter], chunk: Chunk, seen: SeenKeys) -> Re
 def _plan(worker: Worker, lease: Lease, choice: _Choice) -> list[Batch]:
     """Plan redrives of all that is chosen: of one topic and arrival date each, none too large."""
     planned: list[Batch] = []
-    waiting: dict[tuple[str, date, int], tuple[Batch, list[Letter], int]] = {}
+    waiting: dict[tuple[str, date], tuple[Batch, list[Letter], int]] = {}
 
-    def plan(day: tuple[str, date, int]) -> None:
+    def plan(day: tuple[str, date]) -> None:
         old, letters, _ = waiting.pop(day)
         batch = _as_redrive(old, letters, worker.run_id)
         failpoint("before-plan")
@@ -340,7 +334,7 @@ def _plan(worker: Worker, lease: Lease, choice: _Choice) -> list[Batch]:
         planned.append(_now(worker, batch.batch_id))
 
     for batch, letters, chunk in choice.chunks():
-        day = (batch.topic_id, batch.arrival_date, batch.generation)
+        day = (batch.topic_id, batch.arrival_date)
         _, before, size = waiting.get(day, (batch, [], 0))
         size += pc.sum(pc.binary_length(chunk.records.column("value"))).as_py() or 0
         waiting[day] = (batch, [*before, *letters], size)
@@ -357,14 +351,14 @@ def _as_redrive(old: Batch, letters: Sequence[Letter], run_id: str) -> Batch:
         f"{letter.place.partition}:{letter.place.offset}#{letter.number}"
         for letter in sorted(letters, key=lambda letter: letter.place)
     )
-    text = f"redrive/{old.cluster_id}/{old.topic_id}/{old.generation}/{tries}"
+    text = f"redrive/{old.cluster_id}/{old.topic_id}/0/{tries}"
     return Batch(
         batch_id=hashlib.blake2b(text.encode(), digest_size=12).hexdigest(),
         topic=old.topic,
         cluster_id=old.cluster_id,
         topic_id=old.topic_id,
         arrival_date=old.arrival_date,
-        generation=old.generation,
+        generation=0,
         code_version=TRANSFORM_VERSION,
         run_id=run_id,
         planned_at=now_us(),

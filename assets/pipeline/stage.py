@@ -65,7 +65,9 @@ def stage(
     asked before the files appear, and raises when another worker has taken over. Raises BatchError
     when the records and the ranges do not balance.
     """
-    with staged_files(batch, attempt, lake, clock, may_publish) as files:
+    with staged_files(
+        lambda kind: staged_path(kind, batch, attempt), lake, clock, may_publish
+    ) as files:
         writer = _BatchWriter(batch, files, seen, clock, keep_rejected)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):

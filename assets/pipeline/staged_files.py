@@ -62,10 +62,9 @@ class StagedFiles:
     """Takes tables, each of which becomes a row group of the file of its kind."""
 
     def __init__(
-        self, batch: Batch, attempt: int, lake: Lake, clock: StageClock, stack: ExitStack
+        self, path_of: Callable[[Kind], str], lake: Lake, clock: StageClock, stack: ExitStack
     ) -> None:
-        self._batch = batch
-        self._attempt = attempt
+        self._path_of = path_of
         self._lake = lake
         self._clock = clock
         self._stack = stack
@@ -95,7 +94,7 @@ class StagedFiles:
             under_way.result()
 
     def _new_file(self, kind: Kind, schema: pa.Schema) -> _Open:
-        path = staged_path(kind, self._batch, self._attempt)
+        path = self._path_of(kind)
         sink = self._stack.enter_context(self._lake.create(path))
         parquet = pq.ParquetWriter(
             sink,
@@ -145,14 +144,14 @@ def staged_places(lake: Lake, staged: Staged, kind: Kind) -> list[tuple[int, int
 
 @contextmanager
 def staged_files(
-    batch: Batch, attempt: int, lake: Lake, clock: StageClock, may_publish: Callable[[], None]
+    path_of: Callable[[Kind], str], lake: Lake, clock: StageClock, may_publish: Callable[[], None]
 ) -> Iterator[StagedFiles]:
-    """The files of an attempt at a batch.
+    """The files of a batch, each where `path_of` says.
 
     `may_publish` raises when this worker must not publish any more.
     """
     with ExitStack() as stack:
-        files = StagedFiles(batch, attempt, lake, clock, stack)
+        files = StagedFiles(path_of, lake, clock, stack)
         try:
             yield files
         finally:

@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS {database}.events
     _partition       Int32 CODEC(ZSTD(1)),
     _offset          Int64 CODEC(Delta, ZSTD(1)),
     _batch_id        LowCardinality(String),
-    _generation      UInt32 CODEC(ZSTD(1)),
+    _generation      UInt32 CODEC(ZSTD(1)), -- how often the files of its date had been made anew
     _run_id          LowCardinality(String) DEFAULT JSONExtractString(getSetting('log_comment'), 'run_id'),
     _inserted_at     DateTime64(3, 'UTC') DEFAULT now64(3) CODEC(Delta, ZSTD(1)),
 
@@ -117,7 +117,7 @@ CREATE TABLE IF NOT EXISTS {database}.batches
     topic        LowCardinality(String),
     topic_id     LowCardinality(String),
     arrival_date Date,
-    generation   UInt32,
+    generation   UInt32, -- of the rows of its staged file
     state        LowCardinality(String),
     run_id       String,
     code_version LowCardinality(String),

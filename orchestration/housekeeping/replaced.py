@@ -1,4 +1,4 @@
-"""Replaced: partitions that a rebuild has replaced are kept for a while, then let go."""
+"""Replaced: what a rebuild has replaced, partitions and files, is kept for a while, then let go."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from datetime import date
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
+from assets.pipeline.remaking import tidy
 from assets.pipeline.swap import drop_partition
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.rebuilds import OPEN, last_rebuild
+from orchestration.ledger.remakes import dates_with_remakes
 
 _DATES = """
 SELECT DISTINCT arrival_date FROM {database:Identifier}.{table:Identifier} ORDER BY arrival_date
@@ -22,7 +24,8 @@ _DAY_US = 86_400_000_000
 def let_go_of_replaced(worker: Worker, keep_days: int) -> list[date]:
     """Drop what rebuilds replaced longer ago than that, and what none needs; gives the dates.
 
-    What a rebuild that is under way has filled or kept stays, whatever its age.
+    What a rebuild that is under way has filled or kept stays, whatever its age. Files whose place
+    others took go with the partition that was loaded from them.
     """
     gone = []
     topic = worker.settings.topic
@@ -37,6 +40,10 @@ def let_go_of_replaced(worker: Worker, keep_days: int) -> list[date]:
                     continue
                 drop_partition(worker, table, day)
                 gone.append(day)
+    kept = set(_dates(worker, PREVIOUS))
+    for day in dates_with_remakes(worker.ledger, topic):
+        with suppress(LeaseHeld), rebuild_lease(worker, day) as lease:
+            tidy(worker, lease, day, can_be_returned=day in kept)
     return gone
 
 

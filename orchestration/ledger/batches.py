@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -105,9 +105,8 @@ def record_plan(ledger: Engine, lease: Lease, batch: Batch) -> None:
     """Store a planned batch and move its lanes on, all or nothing. Raises PlanConflict."""
     with ledger.begin() as connection:
         check_fence(connection, lease)
-        if batch.generation == 0:  # a rebuild goes over ranges that were planned before
-            for range_ in batch.ranges:
-                _move_lane(connection, batch, range_)
+        for range_ in batch.ranges:
+            _move_lane(connection, batch, range_)
         add_planned(connection, batch)
         connection.execute(
             insert(ranges),
@@ -296,34 +295,53 @@ def register_staged(
             connection.execute(
                 insert(rejections).values(batch_id=batch_id, reason=reason, records=records)
             )
-        for file in staged.files:
-            connection.execute(
-                insert(staged_files).values(
-                    batch_id=batch_id,
-                    kind=file.kind,
-                    path=file.path,
-                    rows=file.rows,
-                    bytes=file.bytes,
-                    sha256=file.sha256,
-                )
-            )
-        for kind, prints in staged.fingerprints.items():
-            for print_ in prints:
-                connection.execute(
-                    insert(fingerprints).values(
-                        batch_id=batch_id,
-                        kind=kind,
-                        partition=print_.partition,
-                        rows=print_.rows,
-                        min_offset=print_.min_offset,
-                        max_offset=print_.max_offset,
-                        offset_sum=str(print_.offset_sum),
-                        offset_square_sum=str(print_.offset_square_sum),
-                    )
-                )
+        write_files(connection, batch_id, staged.files, staged.fingerprints)
         if key_file is not None:
             connection.execute(delete(key_files).where(key_files.c.path == key_file.path))
             add_key_file(connection, key_file)
+
+
+def write_files(
+    connection: Connection,
+    batch_id: str,
+    files: Iterable[StagedFile],
+    prints: Mapping[Kind, Sequence[Fingerprint]],
+    instead_of: Collection[Kind] = (),
+) -> None:
+    """Name files of a batch and what ClickHouse must hold of them, in the caller's transaction.
+
+    Those of the kinds in `instead_of` are named no more.
+    """
+    if instead_of:
+        for table in (staged_files, fingerprints):
+            connection.execute(
+                delete(table).where(table.c.batch_id == batch_id, table.c.kind.in_(instead_of))
+            )
+    for file in files:
+        connection.execute(
+            insert(staged_files).values(
+                batch_id=batch_id,
+                kind=file.kind,
+                path=file.path,
+                rows=file.rows,
+                bytes=file.bytes,
+                sha256=file.sha256,
+            )
+        )
+    for kind, of_kind in prints.items():
+        for print_ in of_kind:
+            connection.execute(
+                insert(fingerprints).values(
+                    batch_id=batch_id,
+                    kind=kind,
+                    partition=print_.partition,
+                    rows=print_.rows,
+                    min_offset=print_.min_offset,
+                    max_offset=print_.max_offset,
+                    offset_sum=str(print_.offset_sum),
+                    offset_square_sum=str(print_.offset_square_sum),
+                )
+            )
 
 
 def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
@@ -493,7 +511,7 @@ def all_batches(ledger: Engine, *topics: str) -> list[Batch]:
 
 
 def batch_at(ledger: Engine, topic_id: str, partition: int, offset: int) -> Batch | None:
-    """The batch that holds that offset, of the newest generation; None when none is planned."""
+    """The batch that holds that offset; None when none is planned."""
     with reading(ledger) as connection:
         found = connection.execute(
             select(batches.c.batch_id)
@@ -504,7 +522,6 @@ def batch_at(ledger: Engine, topic_id: str, partition: int, offset: int) -> Batc
                 ranges.c.start <= offset,
                 ranges.c.end > offset,
             )
-            .order_by(batches.c.generation.desc())
             .limit(1)
         ).scalar_one_or_none()
     return None if found is None else read_batch(ledger, found)

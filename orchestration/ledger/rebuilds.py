@@ -1,4 +1,4 @@
-"""Rebuilds: a date's partition of `events` made anew from the lake, and how far that has come.
+"""Rebuilds: a date's partition of `events` made anew, and how far that has come.
 
     filling ─▶ keeping ─▶ swapping ─▶ swapped ─▶ returning ─▶ returned
        └─▶ cancelled └─▶ returned (cancelled: nothing was replaced)
@@ -9,12 +9,13 @@ as well. A crash leaves the state before; what was filled by then is found by pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.connection import now_us, reading
@@ -22,10 +23,17 @@ from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import rebuilds
 
 
+class Way(StrEnum):
+    """What a rebuild makes the partition of."""
+
+    REBUILD = "rebuild"  # the staged files as they are
+    REENRICH = "re-enrich"  # staged files made anew with today's code, from what they hold
+
+
 class RebuildState(StrEnum):
     """How far a rebuild has come."""
 
-    FILLING = "filling"  # staged files go into the shadow table
+    FILLING = "filling"  # new files are made, if need be; staged files go into the shadow table
     KEEPING = "keeping"  # the partition as it is is being kept aside
     SWAPPING = "swapping"  # it is kept; the shadow takes its place
     SWAPPED = "swapped"
@@ -48,7 +56,10 @@ MOVING = (RebuildState.KEEPING, RebuildState.SWAPPING, RebuildState.RETURNING)
 
 @dataclass(frozen=True)
 class Rebuild:
-    """One rebuild. Times are µs; `run_id` is of whoever began it."""
+    """One rebuild. Times are µs; `run_id` is of whoever began it.
+
+    `generation` is that of the rows of files which it makes anew, if it makes any.
+    """
 
     rebuild_id: int
     topic: str
@@ -59,9 +70,24 @@ class Rebuild:
     moved_at: int
     batches: int | None
     rows: int | None
+    way: Way = Way.REBUILD
+    generation: int | None = None
+
+    @property
+    def makes_files(self) -> bool:
+        """Whether it makes staged files anew."""
+        return self.way is not Way.REBUILD
 
 
-def begin(ledger: Engine, lease: Lease, topic: str, arrival_date: date, run_id: str) -> Rebuild:
+def begin(
+    ledger: Engine,
+    lease: Lease,
+    topic: str,
+    arrival_date: date,
+    run_id: str,
+    way: Way = Way.REBUILD,
+    generation: int | None = None,
+) -> Rebuild:
     """A new rebuild of a date. The caller has seen that none is open."""
     now = now_us()
     with ledger.begin() as connection:
@@ -75,6 +101,8 @@ def begin(ledger: Engine, lease: Lease, topic: str, arrival_date: date, run_id: 
                 run_id=run_id,
                 begun_at=now,
                 moved_at=now,
+                way=way,
+                generation=generation,
             )
             .returning(*rebuilds.c)
         ).one()
@@ -82,9 +110,17 @@ def begin(ledger: Engine, lease: Lease, topic: str, arrival_date: date, run_id: 
 
 
 def move(
-    ledger: Engine, leases: tuple[Lease, ...], rebuild: Rebuild, to: RebuildState, **values: int
+    ledger: Engine,
+    leases: tuple[Lease, ...],
+    rebuild: Rebuild,
+    to: RebuildState,
+    also: Callable[[Connection], None] = lambda connection: None,
+    **values: int,
 ) -> Rebuild:
-    """Take a rebuild on, from the state it was read in. Raises BatchError when it has moved."""
+    """Take a rebuild on, from the state it was read in. Raises BatchError when it has moved.
+
+    `also` writes in the same transaction.
+    """
     with ledger.begin() as connection:
         for lease in leases:
             check_fence(connection, lease)
@@ -97,11 +133,12 @@ def move(
             .values(state=to, moved_at=now_us(), **values)
             .returning(*rebuilds.c)
         ).one_or_none()
-    if found is None:
-        raise BatchError(
-            f"the rebuild of {rebuild.arrival_date} is no longer {rebuild.state}: somebody else "
-            "has taken it on; see `tidemark backfill list`"
-        )
+        if found is None:
+            raise BatchError(
+                f"the rebuild of {rebuild.arrival_date} is no longer {rebuild.state}: somebody "
+                "else has taken it on; see `tidemark backfill list`"
+            )
+        also(connection)
     return _rebuild(found)
 
 
@@ -134,4 +171,4 @@ def all_rebuilds(ledger: Engine, topic: str) -> list[Rebuild]:
 
 def _rebuild(row: Any) -> Rebuild:
     values = dict(row._mapping)
-    return Rebuild(**{**values, "state": RebuildState(values["state"])})
+    return Rebuild(**{**values, "state": RebuildState(values["state"]), "way": Way(values["way"])})

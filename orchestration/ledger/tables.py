@@ -21,6 +21,7 @@
     gaps       what was lost before it was loaded, and what a person has decided of it
     backoffs   what fails now, a table of ClickHouse or one batch, and when it is tried again
     rebuilds   dates whose partition of `events` is made anew from the lake, and how far that is
+    remakes    files of batches that such a rebuild makes anew, and those whose place they take
     alarms     what an operator was told of, or is to be: when it began, and when it was over
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
@@ -326,5 +327,19 @@ rebuilds = Table(
     Column("moved_at", BigInteger, nullable=False),  # into the state it is in
     Column("batches", Integer),  # of the new partition, when it was swapped
     Column("rows", BigInteger),
+    # rebuild | re-enrich
+    Column("way", String(16), nullable=False, default="rebuild", server_default="rebuild"),
+    Column("generation", Integer),  # of the rows of files that it makes anew
     Index("rebuilds_by_date", "topic", "arrival_date"),
+)
+
+remakes = Table(
+    "remakes",
+    metadata,
+    Column("rebuild_id", Integer, ForeignKey("rebuilds.rebuild_id"), primary_key=True),
+    Column("batch_id", String(32), ForeignKey("batches.batch_id"), primary_key=True),
+    # JSON: files, fingerprints, generation, code version (orchestration/ledger/remakes.py)
+    Column("before", Text, nullable=False),
+    Column("after", Text),  # empty: it came out the same
+    Index("remakes_by_batch", "batch_id"),
 )

@@ -96,6 +96,8 @@ ROWS = (
     Row("a rebuild is killed", "the next one goes on from what it finds proved", "once"),
     Row("a paused rebuild wakes", "the fences refuse it; another has done its work", "once"),
     Row("a rebuild's swap arrives late", "what it was to move is dropped: refused", "once"),
+    Row("a re-enrich is killed", "the next one goes on with the files that it has made", "once"),
+    Row("a paused re-enrich wakes", "the fences refuse it; no file that counts is touched", "once"),
     Row("ledger restored from an older backup", "refuses to plan", "told, nothing doubled"),
     Row("ClickHouse restored from an older state", "told; `reconcile --repair` loads it", "once"),
     Row("anything, in any order", "a model says what must come out", "once"),

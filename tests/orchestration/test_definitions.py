@@ -61,6 +61,14 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
             True,
             True,
         ),
+        "reenriched_events": (
+            ["events", "staged_events"],
+            ["clickhouse", "parquet"],
+            "backfill",
+            ["rebuild_events"],
+            True,
+            True,
+        ),
         "dead_letters": (
             ["events", "staged_events"],
             ["clickhouse"],
