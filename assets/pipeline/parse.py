@@ -92,7 +92,7 @@ def parse_values(values: pa.BinaryArray) -> Parsed:
     """Parse record values, none of them null."""
     texts = _as_text(values)
     good = _of_usual_shape(texts)
-    columns, read = _read_together(texts if good.all() else texts.filter(pa.array(good)))
+    columns, read = _read_together(texts, good)
     good[good] = read
     rows = np.flatnonzero(good)
     if len(rows) == len(values):
@@ -120,13 +120,16 @@ def _of_usual_shape(texts: pa.StringArray) -> Mask:
     return _mask(pc.and_(pc.match_substring_regex(texts, _SHAPE), pc.ends_with(texts, "}")))
 
 
-def _read_together(texts: pa.StringArray) -> tuple[pa.Table, Mask]:
-    """The rows of those values of the usual shape whose properties are JSON; which these are."""
-    if not len(texts):
+def _read_together(texts: pa.StringArray, shaped: Mask) -> tuple[pa.Table, Mask]:
+    """The rows of the values of the usual shape whose properties are JSON; which of them these are.
+
+    `shaped` says which of the values have that shape.
+    """
+    if not shaped.any():
         return PARSED.empty_table(), np.ones(0, bool)
-    lines = pc.split_pattern(texts, "\n", max_splits=1).flatten()
-    heads = lines.take(pa.array(np.arange(0, len(lines), 2)))
-    properties = lines.take(pa.array(np.arange(1, len(lines), 2)))
+    lines = pc.split_pattern(texts, _BREAK.decode(), max_splits=1)
+    first = lines.offsets.to_numpy()[:-1][shaped]
+    heads, properties = (lines.values.take(pa.array(at)) for at in (first, first + 1))
     promoted, read = _read_promoted(properties)
     columns = pa.table([*_read_heads(heads).columns, properties, *promoted], schema=PARSED)
     return (columns if read.all() else columns.filter(pa.array(read))), read
@@ -161,9 +164,10 @@ def _read_promoted(properties: pa.StringArray) -> tuple[list[pa.Array], Mask]:
 
 
 def _promoted_columns(rows: Sequence[_Promoted | None]) -> list[pa.Array]:
-    none = (None,) * len(PROMOTED)
-    columns = zip(*(none if row is None else row for row in rows), strict=True)
-    return [pa.array(column, pa.string()) for column in columns]
+    if None in rows:
+        none = (None,) * len(PROMOTED)
+        rows = [row or none for row in rows]
+    return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
 
 
 def _are_read(rows: Sequence[_Promoted | None]) -> Mask:

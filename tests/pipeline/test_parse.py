@@ -64,9 +64,10 @@ def outcomes(values: list[bytes]) -> list[Outcome]:
 def together(value: bytes) -> tuple[Any, ...] | None:
     """A value as it is read together with others; None when it cannot be."""
     texts = parse._as_text(pa.array([value], pa.binary()))
-    if not parse._of_usual_shape(texts).all():
+    shaped = parse._of_usual_shape(texts)
+    if not shaped.all():
         return None
-    table, read = parse._read_together(texts)
+    table, read = parse._read_together(texts, shaped)
     return tuple(column[0].as_py() for column in table.columns) if read.all() else None
 
 
