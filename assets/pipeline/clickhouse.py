@@ -19,6 +19,7 @@ from assets.pipeline.errors import ClickHouseAway, ClickHouseRefused
 TABLES_SQL = Path(__file__).with_name("tables.sql")
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW \S+\.(\w+)")
+_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS \S+\.(\w+)")
 _CODE = re.compile(r"(?:Code:|error code) (\d+)")
 
 
@@ -36,24 +37,30 @@ def connect(address: str, user: str, password: str) -> Client:
 
 
 def make_tables(client: Client, database: str) -> None:
-    """Make the database and the tables that are missing, and views that are not as they should be.
+    """Make the database and what is missing or not as it should be in it.
 
-    The comment of a view names the statement that made it: so only one that changed is replaced.
+    Views are made last, and their comment names all the statements: where every table is and every
+    view has that comment, one look is enough.
     """
-    for statement in table_statements(database):
-        with named_errors("making tables"):
-            view = _VIEW.match(statement)
-            if view is None:
-                client.command(statement)
-                continue
-            comment = f"tidemark {blake2b(statement.encode(), digest_size=8).hexdigest()}"
-            made_of = client.query(
-                "SELECT comment FROM system.tables "
-                "WHERE database = {database:String} AND name = {name:String}",
-                parameters={"database": database, "name": view[1]},
-            ).result_rows
-            if made_of != [(comment,)]:
-                client.command(f"{statement} COMMENT '{comment}'")
+    statements = table_statements(database)
+    comment = f"tidemark {blake2b(';'.join(statements).encode(), digest_size=8).hexdigest()}"
+    with named_errors("making tables"):
+        found = client.query(
+            "SELECT name, comment FROM system.tables WHERE database = {database:String}",
+            parameters={"database": database},
+        ).result_rows
+        made: dict[str, str] = dict(found)  # type: ignore[arg-type]
+        if _all_made(statements, made, comment):
+            return
+        for statement in statements:
+            is_view = _VIEW.match(statement) is not None
+            client.command(f"{statement} COMMENT '{comment}'" if is_view else statement)
+
+
+def _all_made(statements: list[str], made: dict[str, str], comment: str) -> bool:
+    views = [view[1] for statement in statements if (view := _VIEW.match(statement))]
+    tables = [table[1] for statement in statements if (table := _TABLE.match(statement))]
+    return made.keys() >= set(tables) and all(made.get(view) == comment for view in views)
 
 
 def table_statements(database: str) -> list[str]:
