@@ -51,6 +51,7 @@ def bench_settings(home: Path, **own: Any) -> Settings:
         "clickhouse_password": "",
         "lake_uri": "",
         "ledger_url": "",
+        "dagster_storage_url": "",
     }
     ports = {
         name: free_port(getattr(given, name))

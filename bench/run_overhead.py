@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -31,7 +30,7 @@ from bench.postgresql import Postgresql, local_postgresql
 from bench.usage import require_proc, resident_bytes_of, usage_of
 from local_stack.processes import Foreground
 from local_stack.stack import START_LIMIT_S, make_ready
-from orchestration.instance import dagster_home, write_instance
+from orchestration.instance import open_instance
 from orchestration.services import dagster_services
 from orchestration.settings import Settings
 
@@ -65,53 +64,58 @@ class Measured:
     "storages",
     multiple=True,
     type=click.Choice(["sqlite", "postgresql"]),
-    help="Dagster's storage; both unless said. PostgreSQL needs the package dagster-postgres.",
+    help="Dagster's storage; both unless said.",
+)
+@click.option(
+    "--launcher",
+    "launchers",
+    multiple=True,
+    type=click.Choice(["forked", "default"]),
+    help="What starts a run; both unless said.",
 )
 @click.option("--limit", default=1800.0, show_default=True, help="Seconds until it is given up.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
 )
 def main(
-    runs: int, repeat: int, storages: tuple[str, ...], limit: float, json_file: Path | None
+    runs: int,
+    repeat: int,
+    storages: tuple[str, ...],
+    launchers: tuple[str, ...],
+    limit: float,
+    json_file: Path | None,
 ) -> None:
     """Measure a micro-batch that has nothing to do, by launcher and storage."""
     require_proc()
     wanted = storages or ("sqlite", "postgresql")
-    if "postgresql" in wanted and find_spec("dagster_postgres") is None:
-        if storages:
-            raise BenchFailed("Dagster's storage on PostgreSQL needs: pip install dagster-postgres")
-        wanted = ("sqlite",)
     facts = machine()
     console = Console()
     console.print(describe(facts), highlight=False)
-    if wanted == ("sqlite",):
-        console.print("without PostgreSQL, or without dagster-postgres", highlight=False)
     deadline = Deadline(limit)
-    found: dict[tuple[str, bool], list[Measured]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     with temporary_home() as home, _postgresql(wanted) as server, local_kafka(home) as kafka:
         bootstrap = kafka.settings.bootstrap_servers
         with local_clickhouse(home / "clickhouse", bootstrap) as clickhouse:
             address = clickhouse.settings.clickhouse_address
             for turn in range(repeat):
                 for storage in wanted:
-                    for forked in (True, False):
-                        name = f"{storage}_{'forked' if forked else 'default'}_{turn}"
+                    for launcher in launchers or ("forked", "default"):
+                        name = f"{storage}_{launcher}_{turn}"
+                        url = ""
+                        if storage == "postgresql" and server is not None:
+                            url = server.new_database(name)
                         settings = bench_settings(
                             home / name,
                             kafka_bootstrap_servers=bootstrap,
                             clickhouse_url=address,
                             cadence=f"{_CADENCE_S}s",
-                            fork_runs=forked,
+                            fork_runs=launcher == "forked",
+                            dagster_storage_url=url,
                         )
-                        path = write_instance(settings.home)
-                        if storage == "postgresql" and server is not None:
-                            url = server.new_database(name)
-                            section = f'storage: {{postgres: {{postgres_url: "{url}"}}}}\n'
-                            path.write_text(path.read_text() + section)
                         make_ready(settings)
                         pid = server.pid if storage == "postgresql" and server else None
                         measured = _measure(settings, runs, deadline, pid)
-                        found[storage, forked].append(measured)
+                        found[storage, launcher].append(measured)
                         console.print(
                             f"{name}: {measured.cpu_a_run_s:.2f} CPU s a run", highlight=False
                         )
@@ -121,8 +125,12 @@ def main(
         {
             "machine": facts,
             "arms": [
-                {"storage": storage, "forked": forked, "measured": [asdict(m) for m in measured]}
-                for (storage, forked), measured in found.items()
+                {
+                    "storage": storage,
+                    "launcher": launcher,
+                    "measured": [asdict(m) for m in measured],
+                }
+                for (storage, launcher), measured in found.items()
             ],
         },
     )
@@ -147,7 +155,7 @@ def _measure(settings: Settings, runs: int, deadline: Deadline, server: int | No
         pids = {service.name: foreground.launch(service).pid for service in services}
         for service in services:
             foreground.wait_ready(service, min(START_LIMIT_S, deadline.left_s()))
-        with dg.DagsterInstance.from_config(str(dagster_home(settings.home))) as instance:
+        with open_instance(settings) as instance:
             first = _await_runs(instance, _WARM_RUNS, deadline)
             before = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
             server_before = usage_of(server).cpu_s if server else 0.0
@@ -195,7 +203,7 @@ def _ticks(instance: dg.DagsterInstance) -> dict[str, float]:
     }
 
 
-def _show(console: Console, found: dict[tuple[str, bool], list[Measured]]) -> None:
+def _show(console: Console, found: dict[tuple[str, str], list[Measured]]) -> None:
     made = table(
         "A micro-batch that has nothing to do",
         "storage, launcher",
@@ -208,11 +216,11 @@ def _show(console: Console, found: dict[tuple[str, bool], list[Measured]]) -> No
         "tick to start, s",
         "tick to success, s",
     )
-    for (storage, forked), measured in found.items():
+    for (storage, launcher), measured in found.items():
         whole = spread(m.cpu_a_run_s for m in measured)
         server = [m.postgresql_cpu_s for m in measured if m.postgresql_cpu_s is not None]
         made.add_row(
-            f"{storage}, {'forked' if forked else 'default'}",
+            f"{storage}, {launcher}",
             whole.show(2),
             f"{whole.median / _CADENCE_S:.0%}",
             *(

@@ -6,13 +6,37 @@ The file is the operator's from then on: it is written when it is missing, never
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml  # type: ignore[import-untyped]
+
+from local_stack.errors import StackError
+from orchestration.settings import Settings
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 _DAGSTER_YAML = """\
 # Written by tidemark when it was missing. Change it freely: it is not written over.
-# Delete it to have it renewed. Without a storage section everything is SQLite beside this file;
-# for PostgreSQL add
-#   storage: {{postgres: {{postgres_db: {{...}}}}}}
+# Delete it to have it renewed.
+
+# SQLite beside this file, or what TIDEMARK_DAGSTER_STORAGE_URL names (docs/dagster-storage.md).
+storage:
+  custom:
+    module: {storage_module}
+    class: Storage
+    config:
+      base_dir: {{env: DAGSTER_HOME}}
+
+# What runs print, in files beside it. It stands in the daemon's log as well, when a run has ended.
+compute_logs:
+  module: orchestration.run_logs
+  class: RunLogs
+  config:
+    base_dir: {{env: DAGSTER_HOME}}
 
 # Runs are forked from a process that has the code imported already; TIDEMARK_FORK_RUNS=false, or no
 # such section, and each is a new process (docs/run-launcher.md).
@@ -68,6 +92,7 @@ telemetry:
   enabled: false
 """
 
+_STORAGE_MODULE = "orchestration.dagster_storage"
 _TICK_DAYS = 7
 _LEAST_CONCURRENT_RUNS = 2
 
@@ -83,9 +108,47 @@ def write_instance(home: Path) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         text = _DAGSTER_YAML.format(
-            concurrent_runs=max(os.cpu_count() or 1, _LEAST_CONCURRENT_RUNS), tick_days=_TICK_DAYS
+            storage_module=_STORAGE_MODULE,
+            concurrent_runs=max(os.cpu_count() or 1, _LEAST_CONCURRENT_RUNS),
+            tick_days=_TICK_DAYS,
         )
         draft = path.with_suffix(".yaml.new")
         draft.write_text(text)
         draft.replace(path)
     return path
+
+
+def instance_environment(settings: Settings) -> dict[str, str]:
+    """What a process needs in its environment to find the instance."""
+    return {
+        "DAGSTER_HOME": str(dagster_home(settings.home)),
+        "TIDEMARK_HOME": str(settings.home),
+        # Of one moment for all processes: runs must be looked for where they are written.
+        "TIDEMARK_DAGSTER_STORAGE_URL": settings.dagster_storage_url,
+    }
+
+
+@contextmanager
+def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
+    """The instance, for a process that is none of Dagster's and has their environment meanwhile."""
+    from dagster import DagsterInstance  # the command line can do without it, and starts sooner
+
+    before = dict(os.environ)
+    os.environ.update(instance_environment(settings))
+    try:
+        with DagsterInstance.from_config(str(dagster_home(settings.home))) as instance:
+            yield instance
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def require_storage(settings: Settings) -> None:
+    """Raise StackError if the settings name a storage that `dagster.yaml` would pass over."""
+    path = dagster_home(settings.home) / "dagster.yaml"
+    found = (yaml.safe_load(path.read_text()) or {}).get("storage", {})
+    if settings.dagster_storage_url and _STORAGE_MODULE not in str(found):
+        raise StackError(
+            f"TIDEMARK_DAGSTER_STORAGE_URL is set, but {path} is of an earlier version or has a "
+            "storage of its own: delete the file to have it renewed, or unset the variable"
+        )

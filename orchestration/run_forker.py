@@ -36,7 +36,9 @@ from dagster._core.origin import JobPythonOrigin
 from dagster._serdes import deserialize_value
 from dagster._utils import get_run_crash_explanation
 
+from orchestration.dagster_storage.connections import close_connections
 from orchestration.lost_runs import worker_tag
+from orchestration.rehearsal import rehearse
 
 READY = "ready"
 FORKED = "forked"
@@ -74,12 +76,21 @@ class Forker:
 
     control: socket.socket
     order: Order
+    instance: DagsterInstance | None = None  # open and warm, if it may be used over a fork
     stamps: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     workers: dict[int, tuple[int, str]] = field(default_factory=dict)  # pidfd → pid, run
 
     def warm_up(self) -> None:
         """Import what a run needs, and stamp the files it came from."""
         _import_all(self.order)
+        rehearse()
+        instance = DagsterInstance.from_ref(self.order.instance)
+        instance.get_runs(limit=1)
+        instance.all_asset_keys()
+        if close_connections(instance):
+            self.instance = instance
+        else:
+            instance.dispose()
         self.stamps = {path: _stamp(path) for path in {*_imported(), *self.order.watched}}
         sys.stdout.flush()  # or every worker would say again what the code said when imported
         gc.collect()
@@ -120,7 +131,7 @@ class Forker:
     def _fork_worker(self, run_id: str, pipe: int) -> None:
         pid = os.fork()
         if pid == 0:
-            self._leave(lambda: _work(run_id, self.order.instance, pipe))
+            self._leave(lambda: _work(run_id, self._opened(), pipe))
         self.workers[os.pidfd_open(pid)] = (pid, run_id)
         _say(pipe, FORKED)
 
@@ -134,8 +145,11 @@ class Forker:
         # In a process of its own: this one opens no storage, whose clients might start threads.
         helper = os.fork()
         if helper == 0:
-            self._leave(lambda: _fail_run(run_id, self.order.instance, pid, code))
+            self._leave(lambda: _fail_run(run_id, self._opened(), pid, code))
         self.workers[os.pidfd_open(helper)] = (helper, "")
+
+    def _opened(self) -> DagsterInstance:
+        return self.instance or DagsterInstance.from_ref(self.order.instance)
 
     def _leave(self, work: Any) -> NoReturn:
         """In a forked process: let go of what is the forker's, do the work, end."""
@@ -157,13 +171,12 @@ class Forker:
             os._exit(code)
 
 
-def _work(run_id: str, ref: InstanceRef, pipe: int) -> int:
+def _work(run_id: str, opened: DagsterInstance, pipe: int) -> int:
     """A run, from its first event to its last; gives the exit code."""
     from dagster._cli.api import _execute_run_command_body
-    from dagster._cli.utils import get_instance_for_cli
     from dagster._utils.interrupts import capture_interrupts
 
-    with capture_interrupts(), get_instance_for_cli(instance_ref=ref) as instance:
+    with capture_interrupts(), opened as instance:
         # Before anything else is written to the run: tags and status stand in one row.
         instance.add_run_tags(run_id, worker_tag(run_id))
         _say(pipe, READY)
@@ -173,9 +186,9 @@ def _work(run_id: str, ref: InstanceRef, pipe: int) -> int:
         )
 
 
-def _fail_run(run_id: str, ref: InstanceRef, pid: int, code: int) -> int:
+def _fail_run(run_id: str, opened: DagsterInstance, pid: int, code: int) -> int:
     """Mark a run as failed whose worker left it unfinished; Dagster's run retries go on from it."""
-    with DagsterInstance.from_ref(ref) as instance:
+    with opened as instance:
         run = instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:
             told = get_run_crash_explanation(f"The run's process (pid {pid})", code)
@@ -190,9 +203,6 @@ def _import_all(order: Order) -> None:
     from dagster._utils.hosted_user_process import recon_job_from_origin
 
     recon_job_from_origin(order.origin).get_definition()
-    with DagsterInstance.from_ref(order.instance) as instance:
-        instance.get_runs(limit=1)
-        instance.all_asset_keys()
 
 
 def _imported() -> Iterable[str]:

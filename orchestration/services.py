@@ -21,7 +21,12 @@ from pathlib import Path
 
 from local_stack.ports import HOST, Port, free_port
 from local_stack.processes import Service
-from orchestration.instance import dagster_home, write_instance
+from orchestration.instance import (
+    dagster_home,
+    instance_environment,
+    require_storage,
+    write_instance,
+)
 from orchestration.settings import Settings
 from orchestration.webserver import WebserverSilent, ask
 
@@ -50,9 +55,10 @@ def dagster_services(
     """
     home = dagster_home(settings.home)
     write_instance(settings.home)
+    require_storage(settings)
     code_port = free_port(settings.dagster_port + 1)
     workspace = _write_workspace(home, code_port)
-    env = {"DAGSTER_HOME": str(home), "TIDEMARK_HOME": str(settings.home)}
+    env = instance_environment(settings)
     after_code = [sys.executable, "-m", "orchestration.services", str(code_port)]
     return [
         Service(

@@ -221,6 +221,12 @@ class Settings(BaseSettings):
         "",
         description="SQLAlchemy URL of the ledger; empty: SQLite in <home>/ledger.db.",
     )
+    dagster_storage_url: str = Field(
+        "",
+        description="PostgreSQL URL of Dagster's runs and events, which may be the ledger's "
+        "database; empty: SQLite in <home>/dagster.",
+        repr=False,
+    )
 
     cadence: str = Field(
         "1m", description="How often micro-batches run: 30s, 1m, or cron (*/5 * * * *)."
@@ -566,6 +572,22 @@ class Settings(BaseSettings):
             raise ValueError("the ledger needs a file: write sqlite:///FILE")
         absolute = parsed.set(database=str(Path(file).expanduser().absolute()))
         return absolute.render_as_string(hide_password=False)
+
+    @field_validator("dagster_storage_url")
+    @classmethod
+    def _dagster_storage_is_postgresql(cls, url: str) -> str:
+        if not url:
+            return url
+        how = "write postgresql://USER:PASSWORD@HOST/NAME, or nothing for SQLite"
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):
+            raise ValueError(f"not a database URL: {how}") from None
+        if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
+            raise ValueError(f"Dagster's storage is SQLite or PostgreSQL: {how}")
+        # The driver that Dagster speaks to; without its name SQLAlchemy would take another.
+        named = parsed.set(drivername="postgresql+psycopg2")
+        return named.render_as_string(hide_password=False)
 
     def environment(self) -> dict[str, str]:
         """Environment variables under which a child of this process has these same settings.

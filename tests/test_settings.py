@@ -217,3 +217,23 @@ def test_a_topic_beside_the_main_one_has_its_cadence_unless_its_own_is_said(
     ]
     with pytest.raises(ValidationError, match="must be a multiple of 5s"):
         settings(cadence_overflow="7s")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_dagsters_storage_names_the_driver_that_dagster_speaks_to(
+    settings: Callable[..., Settings], scheme: str
+) -> None:
+    """However PostgreSQL is written, the password included."""
+    found = settings(dagster_storage_url=f"{scheme}://me:s%40cret@db:5433/dagster?sslmode=require")
+    url = "postgresql+psycopg2://me:s%40cret@db:5433/dagster?sslmode=require"
+    assert found.dagster_storage_url == url
+    assert "cret" not in repr(found)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:///dagster.db", "mysql://db/dagster"])
+def test_another_storage_for_dagster_is_refused(
+    settings: Callable[..., Settings], url: str
+) -> None:
+    """The refusal says what would be accepted."""
+    with pytest.raises(ValidationError, match=r"write postgresql://USER:PASSWORD@HOST/NAME"):
+        settings(dagster_storage_url=url)

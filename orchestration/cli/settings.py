@@ -9,7 +9,7 @@ import click
 
 from orchestration.settings import Settings
 
-_SECRET = {"clickhouse_password", "ledger_url", "kafka_options"}
+_SECRET = {"clickhouse_password", "ledger_url", "dagster_storage_url", "kafka_options"}
 
 
 @click.command()

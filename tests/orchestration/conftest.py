@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+
+from tests.ledger.conftest import postgresql  # noqa: F401  # a fixture
+
+PATIENCE_S = 120.0
 
 
 @pytest.fixture
@@ -16,3 +22,12 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         yield instance
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for the condition and give what it gave; fail with `what` when it does not come true."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {PATIENCE_S:.0f} s: {what}"
+        time.sleep(0.05)
+    return found

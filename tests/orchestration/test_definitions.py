@@ -16,7 +16,7 @@ import pytest
 from assets.metadata import clickhouse_schema, public_address
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from orchestration.definitions import definitions
-from orchestration.instance import write_instance
+from orchestration.instance import open_instance, write_instance
 from orchestration.partitions import FIRST_ARRIVAL_DATE, arrival_dates, partition_of
 from orchestration.services import dagster_services
 from orchestration.settings import Settings
@@ -194,7 +194,7 @@ def test_today_is_a_partition_and_strange_dates_have_one_near() -> None:
 def test_the_instance_file_is_sound_and_never_written_over(tmp_path: Path) -> None:
     """Dagster takes the file that is written; what the operator changed in it stays."""
     path = write_instance(tmp_path)
-    with dg.DagsterInstance.from_config(str(path.parent)) as instance:
+    with open_instance(Settings(home=tmp_path)) as instance:
         pools = instance.get_concurrency_config().pool_config
         assert pools.default_pool_limit == 1
         assert pools.pool_granularity is not None

@@ -6,25 +6,23 @@ import contextlib
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 
 from local_stack.processes import Service, log_path, start, stop_all, wait_ready
-from orchestration.instance import dagster_home, write_instance
+from orchestration.instance import open_instance, write_instance
 from orchestration.lost_runs import worker_of
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
 from orchestration.webserver import ask
 from tests.conftest import unused_port
+from tests.orchestration.conftest import until
 
 START_LIMIT_S = 180.0
-PATIENCE_S = 120.0
 
 CODE = """
 import os, sys, threading, time
@@ -79,15 +77,6 @@ RELOAD = """
 mutation Reload($location: String!) {
   reloadRepositoryLocation(repositoryLocationName: $location) { __typename } }
 """
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait for the condition and give what it gave; fail with `what` when it does not come true."""
-    end = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {PATIENCE_S:.0f} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 @dataclass(frozen=True)
@@ -162,14 +151,17 @@ class Dagster:
         return log_path(self.settings.home, "dagster-daemon").read_text()[-3000:]
 
 
-@pytest.fixture(scope="module")
-def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dagster]:
-    """The three processes, on SQLite, with their instance's file as Tidemark writes it."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def dagster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dagster]:
+    """The three processes, on either storage, with their instance's file as Tidemark writes it."""
     home = tmp_path_factory.mktemp("launcher")
     code = home / "code"
     code.mkdir()
     (code / "code_of_a_test.py").write_text(CODE)
-    settings = Settings(home=home, dagster_port=unused_port())
+    url = request.getfixturevalue("postgresql")() if request.param == "postgresql" else ""
+    settings = Settings(home=home, dagster_port=unused_port(), dagster_storage_url=url)
     path = write_instance(home)
     # Asked more often, for the test's sake.
     text = path.read_text()
@@ -181,7 +173,7 @@ def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dagster]:
             start(service, home)
         for service in services:
             wait_ready(service, home, START_LIMIT_S)
-        with dg.DagsterInstance.from_config(str(dagster_home(home))) as instance:
+        with open_instance(settings) as instance:
             yield Dagster(settings, code, instance, services[-1])
     finally:
         stop_all(home)
