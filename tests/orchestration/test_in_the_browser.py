@@ -14,12 +14,13 @@ from playwright.sync_api import Browser, Locator, Page
 
 from assets.pipeline.batch import State
 from local_stack.processes import start, stop_all, wait_ready
-from orchestration.instance import dagster_home
+from orchestration.instance import open_instance
 from orchestration.ledger.rebuilds import RebuildState, all_rebuilds
 from orchestration.services import dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
 from tests.conftest import unused_port
-from tests.orchestration.test_run_launcher import START_LIMIT_S, until
+from tests.orchestration.conftest import until
+from tests.orchestration.test_run_launcher import START_LIMIT_S
 from tests.records import Sent, value_of
 from tests.sdks.conftest import browser  # noqa: F401  a fixture
 from tests.stack import Stack
@@ -72,7 +73,7 @@ def deployment(
             start(service, home)
         for service in services:
             wait_ready(service, home, START_LIMIT_S)
-        with dg.DagsterInstance.from_config(str(dagster_home(home))) as instance:
+        with open_instance(settings) as instance:
             days = (today - timedelta(days=2), today - timedelta(days=1))
             deployment = Deployment(stack, instance, days)
             for number, day in enumerate(days):
