@@ -21,6 +21,7 @@ from assets.reenriched_events import reenriched_events
 from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
 from orchestration.cadence_triggers import cadence_triggers
+from orchestration.import_job import import_job
 from orchestration.jobs import micro_batch
 from orchestration.redrive_job import redrive_job
 from orchestration.resources import pipeline_resource
@@ -43,7 +44,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             housekeeping(settings),
         ],
         asset_checks=[audit_checks(settings)],
-        jobs=[job, redrive_job(settings)],
+        jobs=[job, redrive_job(settings), import_job(settings)],
         schedules=[
             *(t for t in triggers if isinstance(t, dg.ScheduleDefinition)),
             housekeeping_schedule(settings),

@@ -69,6 +69,10 @@ WAITING = (State.GAP, State.HELD, State.SUSPECT, State.FAILED)
 """States in which a batch waits for a person."""
 
 
+IMPORT_PREFIX = "import:"
+"""How the topic of an imported file is called; no topic of Kafka may have a colon in its name."""
+
+
 class Kind(StrEnum):
     """The files of a batch in the lake; events and dead letters are loaded into tables too."""
 
@@ -257,6 +261,11 @@ class Batch:
     def is_redrive(self) -> bool:
         """Whether it tries dead letters again, instead of reading offsets of Kafka."""
         return self.letters > 0
+
+    @property
+    def is_import(self) -> bool:
+        """Whether its records stand in a file that was imported, and not in Kafka."""
+        return self.topic.startswith(IMPORT_PREFIX)
 
     @property
     def readable(self) -> tuple[Range, ...]:

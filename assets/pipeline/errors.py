@@ -119,6 +119,10 @@ class TopicReplaced(LaneTrouble):
     """The topic of a batch was deleted, or made anew: its offsets mean other records now."""
 
 
+class ImportTrouble(LaneTrouble):
+    """A file that is imported is not there, cannot be read, or is not the one that was begun."""
+
+
 class StagedFileDamaged(BatchError):
     """A staged file is missing or is not what was registered."""
 

@@ -23,11 +23,13 @@ from assets.pipeline.clock import StageClock
 from assets.pipeline.columns import RAW
 from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import StagedFileDamaged
+from assets.pipeline.exported_lines import judge_lines
 from assets.pipeline.lake import Lake, named_errors
 from assets.pipeline.read import Chunk
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import staged_places
 from assets.pipeline.validate import Judged, judge
+from orchestration.ledger.imports import Import
 from orchestration.ledger.redrives import Letter, Outcome, Place
 
 _COLUMNS = ["reason", "key", "value", "value_length", "_appended_at", "_partition", "_offset"]
@@ -86,8 +88,15 @@ def as_chunk(letters: pa.RecordBatch, rows: Sequence[int]) -> Chunk:
     )
 
 
-def judge_letters(chunk: Chunk, projects: Mapping[Place, int | None]) -> Judged:
-    """Judge records with today's code; those of project 0 get the project of their token."""
+def judge_letters(
+    chunk: Chunk, projects: Mapping[Place, int | None], of: Import | None = None
+) -> Judged:
+    """Judge records with today's code; those of project 0 get the project of their token.
+
+    Lines of an import, `of` which they are, have its project.
+    """
+    if of is not None:
+        return judge_lines(chunk, of)
     known = [projects.get(place) or 0 for place in _places(chunk)]
     return judge(chunk.records.column("value"), np.array(known, np.int64))
 
@@ -101,6 +110,7 @@ def stage_letters(
     clock: StageClock,
     attempt: int = 1,
     may_publish: Callable[[], None] = lambda: None,
+    of: Import | None = None,
 ) -> tuple[Staged, KeyFile | None, Outcomes]:
     """Stage a redrive: what became an event, or a duplicate, as files; and every outcome.
 
@@ -110,7 +120,7 @@ def stage_letters(
     outcomes: Outcomes = {}
 
     def judged(chunk: Chunk) -> Judged:
-        found = judge_letters(chunk, projects)
+        found = judge_letters(chunk, projects, of)
         for row, place in enumerate(_places(chunk)):
             rejection = found.rejections.get(row)
             outcomes[place] = (

@@ -14,10 +14,8 @@ from assets.pipeline.clock import StageClock
 from assets.pipeline.commit import commit_offsets
 from assets.pipeline.errors import (
     BatchError,
-    Gap,
     ProofFailed,
     StagedFileDamaged,
-    TopicReplaced,
     is_given_up,
 )
 from assets.pipeline.failpoints import failpoint
@@ -26,7 +24,7 @@ from assets.pipeline.letters import check_letters
 from assets.pipeline.load import load
 from assets.pipeline.mirror import mirror, mirror_whole
 from assets.pipeline.prove import rows_of_others
-from assets.pipeline.read import check_readable
+from assets.pipeline.sources import GONE, check_source
 from assets.pipeline.swap import refuse_late_swaps
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
@@ -134,7 +132,7 @@ def _mended_by(worker: Worker, done: list[Batch]) -> list[Batch]:
 
 def _commit(worker: Worker, lease: Lease, loaded: list[Batch]) -> None:
     """Commit what is loaded of one topic."""
-    of_kafka = [batch for batch in loaded if not batch.is_redrive]
+    of_kafka = [batch for batch in loaded if not (batch.is_redrive or batch.is_import)]
     if of_kafka:
         _commit_group(worker, of_kafka[-1])
     failpoint("after-commit")
@@ -247,14 +245,14 @@ def _check_not_there(worker: Worker, redrive: Batch) -> None:
 def _stage_again_if_possible(
     worker: Worker, lease: Lease, batch: Batch, damage: StagedFileDamaged
 ) -> None:
-    """The proof came first, so nothing is in ClickHouse; the records may still be in Kafka."""
+    """The proof came first, so nothing is in ClickHouse; the records may still be there."""
     try:
         if batch.is_redrive:
             for old in worker.old_batches(batch):
                 check_letters(worker.lake, old)
         else:
-            check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
-    except (Gap, TopicReplaced, StagedFileDamaged) as gone:
+            check_source(worker, batch)
+    except (*GONE, StagedFileDamaged) as gone:
         # The file may come back, with the mount or the bucket: its registration is kept.
         note = f"{damage}. Nor can it be staged again: {gone}"
         if batch.is_redrive:
@@ -262,7 +260,8 @@ def _stage_again_if_possible(
         else:
             _file_lost(worker, lease, batch, Kind.EVENTS, note)
         return
-    worker.say(f"batch {batch.batch_id}: {damage}; it is staged again by the next run")
+    by = "`tidemark import`, said again" if batch.is_import else "the next run"
+    worker.say(f"batch {batch.batch_id}: {damage}; it is staged again by {by}")
     ledger_batches.stage_again(worker.ledger, lease, batch.batch_id, str(damage))
 
 

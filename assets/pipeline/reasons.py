@@ -21,6 +21,7 @@ class Reason(StrEnum):
     NUMBER_OUT_OF_RANGE = "number_out_of_range"
     TOO_LARGE = "too_large"
     UNKNOWN_PROJECT = "unknown_project"
+    NOT_TAKEN = "not_taken"
 
 
 SENTENCES: dict[Reason, str] = {
@@ -36,6 +37,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.NUMBER_OUT_OF_RANGE: "A project id or flags value does not fit its column.",
     Reason.TOO_LARGE: "The event was larger than a record may be; the edge wrote down what came.",
     Reason.UNKNOWN_PROJECT: "No project had the token, which stands in the key, when it came in.",
+    Reason.NOT_TAKEN: "An imported event that the capture API would have refused.",
 }
 """What each reason means."""
 

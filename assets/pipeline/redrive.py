@@ -31,6 +31,7 @@ from assets.pipeline.loading import finish_these, load_these
 from assets.pipeline.read import Chunk
 from assets.pipeline.reasons import Reason
 from assets.pipeline.record_head import read_head
+from assets.pipeline.sources import import_of
 from assets.pipeline.staging import stage_these
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
@@ -38,6 +39,7 @@ from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.access import read_access
 from orchestration.ledger.connection import now_us
+from orchestration.ledger.imports import Import
 from orchestration.ledger.leases import Lease
 from orchestration.ledger.projects import find_project, list_retired_tokens
 from orchestration.ledger.redrives import Letter, Outcome, Past, Results
@@ -114,7 +116,8 @@ def preview(worker: Worker, wanted: Wanted) -> Redriven:
             days = worker.settings.duplicate_window_days
             stand_in = _as_redrive(batch, letters, "preview")
             seen[day] = open_index(worker.ledger, worker.lake, stand_in, days, worker.say)
-        results += _would_become(letters, chunk, seen[day])
+        of = import_of(worker, batch)
+        results += _would_become(letters, chunk, seen[day], of)
     return Redriven(True, results, choice.left_out, damaged=tuple(choice.damaged))
 
 
@@ -215,7 +218,7 @@ class _Choice:
             found = ledger_batches.batches_with_dead_letters(ledger, wanted.date, *topics)
         else:
             batch = ledger_batches.read_batch(ledger, wanted.batch_id)
-            _check_has_letters(batch, self._worker.settings.topics)
+            _check_has_letters(self._worker, batch)
             found = [batch] if wanted.date in (None, batch.arrival_date) else []
         reasons = set(wanted.reasons)
         for batch in found:
@@ -225,6 +228,7 @@ class _Choice:
 
     def _choose(self, batch: Batch, letters: pa.RecordBatch) -> tuple[list[Letter], list[int]]:
         places = places_in(letters)
+        one = import_of(self._worker, batch)
         past = ledger_redrives.past_of(self._worker.ledger, batch.topic_id, places)
         kept = pc.binary_length(letters.column("value")).to_pylist()
         lengths = letters.column("value_length").to_pylist()
@@ -238,10 +242,15 @@ class _Choice:
             if (batch.topic_id, places[row]) in self._chosen:
                 continue
             token = _token(letters.column("key")[row].as_py())
-            if not self._is_of_project(token, letters.column("value"), row):
+            if one is not None:
+                if self._project not in (None, one.project_id):
+                    continue
+            elif not self._is_of_project(token, letters.column("value"), row):
                 continue
             before = past.get(places[row], Past())
             project_id = self._tokens.get(token) if token is not None else None
+            if one is not None:
+                project_id = one.project_id
             why = self._why_not(reason, before, token, project_id)
             if not why and kept[row] < lengths[row]:
                 why = CUT_OFF
@@ -272,9 +281,11 @@ class _Choice:
         return ""
 
 
-def _check_has_letters(batch: Batch, topics: Sequence[str]) -> None:
+def _check_has_letters(worker: Worker, batch: Batch) -> None:
     """Raise BatchError, with what to do instead, unless dead letters of it can be tried again."""
-    if batch.topic not in topics:
+    one = import_of(worker, batch)
+    topics = worker.settings.topics
+    if batch.topic not in topics and (one is None or one.topic not in topics):
         raise BatchError(
             f"batch {batch.batch_id} is of topic {batch.topic}, which workers with these settings "
             "do not carry: see TIDEMARK_TOPIC"
@@ -296,8 +307,10 @@ def _check_has_letters(batch: Batch, topics: Sequence[str]) -> None:
         )
 
 
-def _would_become(letters: Sequence[Letter], chunk: Chunk, seen: SeenKeys) -> Results:
-    judged = judge_letters(chunk, {letter.place: letter.project_id for letter in letters})
+def _would_become(
+    letters: Sequence[Letter], chunk: Chunk, seen: SeenKeys, of: Import | None
+) -> Results:
+    judged = judge_letters(chunk, {letter.place: letter.project_id for letter in letters}, of)
     results: Results = Counter()
     for row, rejection in judged.rejections.items():
         results[letters[row].reason, Outcome.REJECTED, rejection.reason.value] += 1

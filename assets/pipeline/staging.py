@@ -42,8 +42,14 @@ from assets.pipeline.lanes import (
 )
 from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.letters import Outcomes, stage_letters
-from assets.pipeline.read import check_readable, read_ranges
 from assets.pipeline.room import why_no_room
+from assets.pipeline.sources import (
+    check_source,
+    check_unchanged,
+    chunks_of,
+    import_of,
+    judge_of,
+)
 from assets.pipeline.stage import stage
 from assets.pipeline.topic import Topic
 from assets.pipeline.version import TRANSFORM_VERSION
@@ -252,18 +258,23 @@ def _staged(
     worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
 ) -> tuple[Staged, KeyFile | None]:
     settings = worker.settings
-    check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
+    check_source(worker, batch)
     seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
-    chunks = read_ranges(settings.kafka_client, batch.topic, batch.readable)
+
+    def may_publish() -> None:
+        check_unchanged(worker, batch)
+        assert_held(worker.ledger, lease)
+
     try:
         return stage(
             batch,
-            chunks,
+            chunks_of(worker, batch),
             worker.lake,
             seen,
             clock,
             attempt=number,
-            may_publish=lambda: assert_held(worker.ledger, lease),
+            may_publish=may_publish,
+            judge_chunk=judge_of(worker, batch),
         )
     finally:
         # Else each batch of a backlog starts on top of what the one before it left cached.
@@ -287,6 +298,7 @@ def _staged_letters(
             clock,
             attempt=number,
             may_publish=lambda: assert_held(ledger, lease),
+            of=import_of(worker, batch),
         )
     except StagedFileDamaged as error:
         raise Gap(

@@ -16,13 +16,13 @@ from contextlib import suppress
 
 from assets.pipeline.batch import WAITING, Batch, Kind, State
 from assets.pipeline.circuit import STAGE
-from assets.pipeline.errors import BatchError, Gap, StagedFileDamaged, TopicReplaced
+from assets.pipeline.errors import BatchError, StagedFileDamaged
 from assets.pipeline.key_upkeep import without_batch
 from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
-from assets.pipeline.read import check_readable, lost_below
 from assets.pipeline.resends import ranges_in, resends_of, told
+from assets.pipeline.sources import GONE, check_source, lost_of
 from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
@@ -88,7 +88,7 @@ def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
     ledger = worker.ledger
     with worker.lease() as lease:
         if gap.cause == ledger_gaps.KAFKA:
-            skips = lost_below(worker.topic_of(batch), batch.topic_id, batch.ranges)
+            skips = lost_of(worker, batch)
             lost = ledger_gaps.lost_ranges(batch, skips)
             note = _with_resends(worker, gap, resends_of(worker, batch, lost) if lost else {})
             ledger_gaps.accept_lost_offsets(ledger, lease, gap, batch, skips, why, note)
@@ -151,9 +151,10 @@ def _check_lost(worker: Worker, batch: Batch, kind: Kind) -> None:
         worker.lake.check(file.path, file.bytes, file.sha256)
         raise BatchError(f"{file.path} is whole again, {retry}")
     if kind is Kind.EVENTS:
-        with suppress(Gap, TopicReplaced):
-            check_readable(worker.topic_of(batch), batch.topic_id, batch.readable)
-            raise BatchError(f"Kafka has the records of batch {batch.batch_id}, {retry}")
+        with suppress(*GONE):
+            check_source(worker, batch)
+            where = worker.files[batch.topic].uri if batch.is_import else "Kafka"
+            raise BatchError(f"{where} has the records of batch {batch.batch_id}, {retry}")
     database = worker.settings.clickhouse_database
     if read_fingerprints(worker.clickhouse, database, kind.value, batch.batch_id):
         raise BatchError(f"ClickHouse has rows of {file.path}, {retry}")
@@ -179,7 +180,7 @@ def restage_batch(worker: Worker, batch_id: str) -> Batch:
     with worker.lease() as lease:
         try:
             return stage_one(worker, lease, worker.circuit(lease, STAGE), batch)
-        except (Gap, TopicReplaced) as error:
+        except GONE as error:
             raise BatchError(
                 f"batch {batch_id} cannot be staged again: {error}. It stays held as it was "
                 f"staged; `tidemark release {batch_id}` publishes that"

@@ -16,10 +16,12 @@ state from which the next worker goes on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
@@ -32,6 +34,7 @@ from assets.pipeline.errors import (
     ANSWERED,
     BatchError,
     LaneTrouble,
+    LeaseHeld,
     LedgerBehind,
     LoadingPaused,
     StagingPaused,
@@ -41,8 +44,21 @@ from assets.pipeline.topic import Topic, topics_of
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import note_killed
-from orchestration.ledger.leases import Lease, held_lease
+from orchestration.ledger.leases import (
+    Lease,
+    ask_for_turn,
+    have_same_holder,
+    held_lease,
+    take_turn,
+)
 from orchestration.settings import Settings
+
+if TYPE_CHECKING:
+    from assets.pipeline.import_file import ImportFile
+
+_TURN_PATIENCE_S = 600.0
+_TURN_POLL_S = 0.2
+"""How long a worker waits for an import to come to the end of a batch, and how often it looks."""
 
 
 @dataclass
@@ -50,7 +66,8 @@ class Worker:
     """What the stages need. `say` gets one line for each important step.
 
     With `insists` it tries at once what is being waited for: a person has asked for it. With `only`
-    it stages these topics alone, and loads what is staged of all.
+    it stages these topics alone, and loads what is staged of all. With `gives_way` it is an import,
+    and lets others go first. `files` are those of imports, by topic, as far as it has opened them.
     """
 
     settings: Settings
@@ -59,6 +76,8 @@ class Worker:
     say: Callable[[str], None] = print
     insists: bool = False
     only: frozenset[str] = frozenset()
+    gives_way: bool = False
+    files: dict[str, ImportFile] = field(default_factory=dict)
 
     def stages(self, topic: str) -> bool:
         """Whether it stages batches of a topic."""
@@ -77,7 +96,8 @@ class Worker:
         """What a worker can carry on: the most urgent topic's first, and of each the oldest."""
         urgency = self.settings.topics_by_urgency
         batches = ledger_batches.unfinished_batches(self.ledger, *urgency)
-        return sorted(batches, key=lambda batch: urgency.index(batch.topic))
+        places = {topic: place for place, topic in enumerate(urgency)}
+        return sorted(batches, key=lambda batch: places.get(batch.topic, len(places)))
 
     def old_batches(self, redrive: Batch) -> list[Batch]:
         """The batches whose dead letters a redrive carries."""
@@ -101,13 +121,44 @@ class Worker:
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
-        """The lease on all topics, for the length of a with-block."""
-        name = f"topic/{self.settings.topic}"
-        with held_lease(self.ledger, name, self.settings.lease_seconds) as lease:
+        """The lease on all topics, for the length of a with-block.
+
+        While an import has it, a turn is asked for and waited for: that is over with its batch.
+        """
+        with ExitStack() as stack:
+            lease = self._take_lease(stack)
             killed = note_killed(self.ledger, lease, *self.settings.topics)
             if killed:
                 self.say(f"{killed:,} attempts of workers before this one never ended")
             yield lease
+
+    @property
+    def lease_name(self) -> str:
+        """The name of the lease on all topics."""
+        return f"topic/{self.settings.topic}"
+
+    @property
+    def import_lease_name(self) -> str:
+        """The name of the lease that an import has from its beginning to its end."""
+        return f"import/{self.settings.topic}"
+
+    def _take_lease(self, stack: ExitStack) -> Lease:
+        ledger, name = self.ledger, self.lease_name
+        until = time.monotonic() + _TURN_PATIENCE_S
+        while True:
+            try:
+                lease = stack.enter_context(held_lease(ledger, name, self.settings.lease_seconds))
+            except LeaseHeld:
+                if self.gives_way or not have_same_holder(ledger, name, self.import_lease_name):
+                    raise
+                if time.monotonic() > until:
+                    raise
+                ask_for_turn(ledger, name)
+                time.sleep(_TURN_POLL_S)
+                continue
+            if not self.gives_way:
+                take_turn(ledger, name)
+            return lease
 
     def circuit(self, lease: Lease, stage: str, table: str | None = None) -> Circuit:
         """What is known of failures at a stage."""

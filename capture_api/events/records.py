@@ -99,15 +99,15 @@ def build_records(
         if event.event == PERFORMANCE_EVENT:
             continue
         try:
-            uuid = _uuid(event)
+            uuid = event_uuid(event)
             if uuid is None:
                 if not minted:
                     minted = mint_uuids(received_at, len(events), request.mint_seed)
                 uuid = minted[index]
-            properties = _properties(event)
+            properties = event_properties(event)
             head = _head(event, properties, payload.peculiar)
             flags = common_flags
-            distinct_id = _distinct_id(event, head)
+            distinct_id = event_distinct_id(event, head)
             if len(distinct_id) > DISTINCT_ID_LENGTH:
                 distinct_id = distinct_id[:DISTINCT_ID_LENGTH]
                 flags |= FLAG_DISTINCT_ID_CUT
@@ -139,7 +139,7 @@ def build_records(
                     flags |= FLAG_COOKIELESS
                     person = ip
             key = encode_key(token, person)
-            name = _name(event, request.engage)
+            name = event_name(event, request.engage)
             topic: str = route.topic
             record_key: bytes | None = key
             if rules:
@@ -206,14 +206,14 @@ def _evidence(
 ) -> Record:
     """The record that tells of an event too large for one; the other rules hold for it, too."""
     head = _head(event, _object(event), payload.peculiar)
-    distinct_id = _distinct_id(event, head)[:DISTINCT_ID_LENGTH]
+    distinct_id = event_distinct_id(event, head)[:DISTINCT_ID_LENGTH]
     person = distinct_id
     if head is not None and head.cookieless_mode == TRUE:
         person = request.ip if head.capture_internal is ABSENT else INTERNAL_ADDRESS
     value = evidence_value(
         uuid=uuid,
         project_id=project_id,
-        event=_name(event, request.engage),
+        event=event_name(event, request.engage),
         distinct_id=distinct_id,
         received_at=request.received_at,
         request_id=request.request_id,
@@ -229,7 +229,7 @@ def _too_large(what: str) -> Refused:
     )
 
 
-def _properties(event: Event) -> bytes:
+def event_properties(event: Event) -> bytes:
     """The properties as they are kept, of a size and depth that further steps may work on."""
     properties = _object(event)
     size = len(event.properties) + len(event.set) + len(event.set_once)
@@ -271,7 +271,8 @@ def _head(event: Event, properties: bytes, peculiar: bool) -> PropertiesHead | N
     return head
 
 
-def _name(event: Event, engage: bool) -> str:
+def event_name(event: Event, engage: bool = False) -> str:
+    """The event's name; with `engage`, one that has none is `$identify`."""
     name = event.event
     if name:
         return name
@@ -285,7 +286,8 @@ def _name(event: Event, engage: bool) -> str:
     )
 
 
-def _distinct_id(event: Event, head: PropertiesHead | None) -> str:
+def event_distinct_id(event: Event, head: PropertiesHead | None = None) -> str:
+    """Whom it is of, as text; `head` is what the properties say of it, where that counts."""
     value = event.distinct_id
     if not _given(value):
         value = event.dollar_distinct_id
@@ -321,7 +323,8 @@ def _json_text(value: Raw) -> str:
         raise bad_request("`distinct_id` is neither a string nor a sensible value") from None
 
 
-def _uuid(event: Event) -> str | None:
+def event_uuid(event: Event) -> str | None:
+    """The uuid that the client gave it, in its usual form; None when it gave none."""
     if not event.uuid:
         return None
     uuid = normal_uuid(event.uuid)

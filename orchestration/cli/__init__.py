@@ -55,6 +55,7 @@ _COMMANDS = {
     "alarms": "alarms",
     "gaps": "gaps",
     "redrive": "redrive",
+    "import": "imports",
     "backfill": "backfill",
     "explain": "explain",
     "reconcile": "reconcile",
@@ -63,6 +64,10 @@ _COMMANDS = {
     "settings": "settings",
 }
 """Each command and the module beside this one that holds it."""
+
+
+_ATTRIBUTES = {"import": "import_"}
+"""Where a command cannot be called as its module's attribute is."""
 
 
 class _OnDemand(click.Group):
@@ -75,7 +80,7 @@ class _OnDemand(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"orchestration.cli.{_COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, _ATTRIBUTES.get(cmd_name, cmd_name))
         return command
 
 

@@ -14,6 +14,7 @@ from assets.pipeline.codes import Remedy
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.of_topics import of_topics
 from orchestration.ledger.tables import attempts, batches
 
 _ERROR_TEXT_CHARACTERS = 4000
@@ -116,7 +117,7 @@ def note_killed(ledger: Engine, lease: Lease, *topics: str) -> int:
     Gives how many there were. Their end is not known and stays empty.
     """
     unfinished = select(batches.c.batch_id).where(
-        batches.c.topic.in_(topics), batches.c.dead_letters_loaded_at.is_(None)
+        of_topics(topics), batches.c.dead_letters_loaded_at.is_(None)
     )
     open_ = attempts.c.outcome.is_(None) & attempts.c.batch_id.in_(unfinished)
     with reading(ledger) as connection:
@@ -161,7 +162,7 @@ def last_failures(ledger: Engine, limit: int, *topics: str) -> list[Attempt]:
         rows = connection.execute(
             select(*_COLUMNS)
             .join(batches, batches.c.batch_id == attempts.c.batch_id)
-            .where(batches.c.topic.in_(topics), attempts.c.outcome == "failed")
+            .where(of_topics(topics), attempts.c.outcome == "failed")
             .order_by(attempts.c.attempt_id.desc())
             .limit(limit)
         ).all()

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, and_, func, select
 from assets.pipeline.batch import LOADED, Batch, State
 from orchestration.ledger.batches import batches_named, in_parts
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.of_topics import of_topics
 from orchestration.ledger.tables import audits, batches
 from orchestration.ledger.upsert import INSERTS
 
@@ -82,7 +83,7 @@ def due_for_audit(ledger: Engine, limit: int, *topics: str) -> list[Batch]:
     least_recent = (
         select(batches.c.batch_id)
         .outerjoin(audits, audits.c.batch_id == batches.c.batch_id)
-        .where(batches.c.topic.in_(topics), batches.c.state.in_(AUDITED))
+        .where(of_topics(topics), batches.c.state.in_(AUDITED))
         .order_by(func.coalesce(audits.c.proved_at, 0), batches.c.planned_at)
     )
     with reading(ledger, snapshot=True) as connection:
@@ -108,7 +109,7 @@ def audits_of(ledger: Engine, batch_ids: Sequence[str]) -> list[Audit]:
 
 def audit_summary(ledger: Engine, *topics: str) -> AuditSummary:
     """How the loaded batches of these topics stand."""
-    loaded = and_(batches.c.topic.in_(topics), batches.c.state.in_(LOADED))
+    loaded = and_(of_topics(topics), batches.c.state.in_(LOADED))
     proofs = audits.join(batches, audits.c.batch_id == batches.c.batch_id)
     with reading(ledger, snapshot=True) as connection:
         count = connection.scalar(select(func.count()).select_from(batches).where(loaded))
@@ -119,7 +120,7 @@ def audit_summary(ledger: Engine, *topics: str) -> AuditSummary:
             select(audits)
             .select_from(proofs)
             .where(
-                batches.c.topic.in_(topics),
+                of_topics(topics),
                 batches.c.state.in_(AUDITED),
                 audits.c.outcome != HOLDS,
             )

@@ -2,7 +2,8 @@
 
 Every write happens in one transaction that first checks the worker's fence, then compares and
 swaps. What does not match what the worker thinks raises, and nothing is written. Readers are asked
-for the topics whose batches count; one ledger may hold those of several deployments.
+for the topics whose batches count, with which come those of files imported beside them
+(of_topics.py); one ledger may hold those of several deployments.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    not_,
     or_,
     select,
     update,
@@ -48,6 +50,7 @@ from orchestration.ledger.backoffs import batch_name
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.of_topics import of_topics, only_its_import_can_read
 from orchestration.ledger.planned import add_planned
 from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
 from orchestration.ledger.tables import (
@@ -349,7 +352,8 @@ def unfinished_batches(ledger: Engine, *topics: str) -> list[Batch]:
     return _read(
         ledger,
         and_(
-            batches.c.topic.in_(topics),
+            of_topics(topics),
+            not_(only_its_import_can_read()),
             or_(
                 batches.c.state.in_(UNFINISHED),
                 and_(
@@ -452,11 +456,16 @@ def oldest_date_not_loaded(
     return found
 
 
+def batches_in(ledger: Engine, topic: str, *states: State) -> list[Batch]:
+    """Batches of one topic that stand in one of these states, the oldest plan first."""
+    return _read(ledger, and_(batches.c.topic == topic, batches.c.state.in_(states)))
+
+
 def waiting_for_a_person(ledger: Engine, *topics: str) -> list[Batch]:
     """Batches that no worker carries on by itself."""
     return _read(
         ledger,
-        and_(batches.c.topic.in_(topics), batches.c.state.in_(WAITING)),
+        and_(of_topics(topics), batches.c.state.in_(WAITING)),
     )
 
 
@@ -487,14 +496,12 @@ def staged_of_date(ledger: Engine, arrival_date: date) -> list[Batch]:
 
 def batches_of_date(ledger: Engine, arrival_date: date, *topics: str) -> list[Batch]:
     """All batches of an arrival date, in the order of planning."""
-    return _read(ledger, and_(batches.c.topic.in_(topics), batches.c.arrival_date == arrival_date))
+    return _read(ledger, and_(of_topics(topics), batches.c.arrival_date == arrival_date))
 
 
 def batches_between(ledger: Engine, first: date, last: date, *topics: str) -> list[Batch]:
     """All batches of the arrival dates from first to last, in the order of planning."""
-    return _read(
-        ledger, and_(batches.c.topic.in_(topics), batches.c.arrival_date.between(first, last))
-    )
+    return _read(ledger, and_(of_topics(topics), batches.c.arrival_date.between(first, last)))
 
 
 def batches_named(ledger: Engine, batch_ids: Sequence[str]) -> list[Batch]:
@@ -507,7 +514,7 @@ def batches_named(ledger: Engine, batch_ids: Sequence[str]) -> list[Batch]:
 
 def all_batches(ledger: Engine, *topics: str) -> list[Batch]:
     """All batches, in the order of planning."""
-    return _read(ledger, batches.c.topic.in_(topics))
+    return _read(ledger, of_topics(topics))
 
 
 def batch_at(ledger: Engine, topic_id: str, partition: int, offset: int) -> Batch | None:
@@ -532,7 +539,7 @@ def batches_with_dead_letters(
 ) -> list[Batch]:
     """Loaded batches that have a file of dead letters, of one arrival date or of all."""
     wanted: list[Any] = [
-        batches.c.topic.in_(topics),
+        of_topics(topics),
         batches.c.state.in_(LOADED),
         batches.c.batch_id.in_(
             select(staged_files.c.batch_id).where(staged_files.c.kind == Kind.DEAD_LETTERS)
@@ -561,7 +568,7 @@ def bytes_to_load(ledger: Engine, *topics: str) -> int:
             select(func.coalesce(func.sum(staged_files.c.bytes), 0))
             .join(batches, batches.c.batch_id == staged_files.c.batch_id)
             .where(
-                batches.c.topic.in_(topics),
+                of_topics(topics),
                 batches.c.state.in_([State.STAGED, State.LOADING]),
             )
         )
@@ -575,7 +582,7 @@ def staged_rows_of_date(ledger: Engine, arrival_date: date, kind: Kind, *topics:
             select(func.coalesce(func.sum(staged_files.c.rows), 0))
             .join(batches, batches.c.batch_id == staged_files.c.batch_id)
             .where(
-                batches.c.topic.in_(topics),
+                of_topics(topics),
                 batches.c.arrival_date == arrival_date,
                 staged_files.c.kind == kind,
             )
@@ -595,9 +602,7 @@ def states(ledger: Engine, *topics: str) -> dict[State, int]:
     """How many batches stand in each state."""
     with reading(ledger) as connection:
         rows = connection.execute(
-            select(batches.c.state, func.count())
-            .where(batches.c.topic.in_(topics))
-            .group_by(batches.c.state)
+            select(batches.c.state, func.count()).where(of_topics(topics)).group_by(batches.c.state)
         )
         return {State(state): count for state, count in rows}
 

@@ -24,6 +24,7 @@ from orchestration.ledger.batches import move
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.keys import KeySwap, swap_key_files
 from orchestration.ledger.leases import Lease
+from orchestration.ledger.of_topics import of_topics
 from orchestration.ledger.tables import (
     batches,
     fingerprints,
@@ -96,7 +97,7 @@ def all_gaps(ledger: Engine, *topics: str) -> list[Gap]:
         rows = connection.execute(
             select(*_COLUMNS)
             .join(batches, batches.c.batch_id == gaps.c.batch_id)
-            .where(batches.c.topic.in_(topics))
+            .where(of_topics(topics))
             .order_by(gaps.c.gap_id)
         ).all()
     return [Gap(**row._mapping) for row in rows]

@@ -3,6 +3,9 @@
 A worker that falls silent (killed, paused, cut off) loses its lease when it expires, or at once
 when it ran on this host and its process is gone. Every write to a batch names the fence of the
 worker's lease, so what a replaced worker still tries to write is refused by the ledger.
+
+An import takes a lease for one batch after the other. Whoever else wants it asks for a turn, which
+the import grants before its next batch; the turn is a lease that nobody holds, and only expires.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Row, insert, select, update
+from sqlalchemy import Engine, Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from assets.pipeline.errors import LeaseHeld, LeaseLost
-from orchestration.ledger.connection import is_of_a_wrong_clock, now_us
+from orchestration.ledger.connection import is_of_a_wrong_clock, now_us, reading
 from orchestration.ledger.tables import leases
+from orchestration.ledger.upsert import INSERTS
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +136,58 @@ def assert_held(ledger: Engine, lease: Lease) -> None:
     """Raise LeaseLost unless the lease is ours now."""
     with ledger.begin() as connection:
         check_fence(connection, lease)
+
+
+TURN_SECONDS = 5.0
+"""How long a turn that was asked for is waited for, unless it is asked for again."""
+
+
+def ask_for_turn(ledger: Engine, name: str) -> None:
+    """Let an import know that somebody else wants the lease."""
+    times = _times(TURN_SECONDS)
+    asking = INSERTS[ledger.dialect.name](leases).values(
+        name=_turn(name), fence=0, holder="", **times
+    )
+    with ledger.begin() as connection:
+        connection.execute(asking.on_conflict_do_update(index_elements=["name"], set_=times))
+
+
+def is_turn_asked_for(ledger: Engine, name: str) -> bool:
+    """Whether somebody waits for a turn now."""
+    with reading(ledger) as connection:
+        row = connection.execute(select(leases).where(leases.c.name == _turn(name))).one_or_none()
+    return row is not None and _runs(row, now_us())
+
+
+def take_turn(ledger: Engine, name: str) -> None:
+    """Nobody waits any more: whoever has asked has the lease."""
+    with reading(ledger) as connection:
+        asked = connection.scalar(select(leases.c.name).where(leases.c.name == _turn(name)))
+    if asked is not None:
+        with ledger.begin() as connection:
+            connection.execute(delete(leases).where(leases.c.name == _turn(name)))
+
+
+def have_same_holder(ledger: Engine, name: str, other: str) -> bool:
+    """Whether one process has both of these leases now."""
+    with reading(ledger) as connection:
+        rows = connection.execute(select(leases).where(leases.c.name.in_([name, other]))).all()
+    now = now_us()
+    holders = [row.holder for row in rows if row.holder and _runs(row, now)]
+    return len(holders) == 2 and len(set(holders)) == 1
+
+
+def is_held(ledger: Engine, name: str) -> bool:
+    """Whether somebody, as it seems, has the lease now."""
+    with reading(ledger) as connection:
+        row = connection.execute(select(leases).where(leases.c.name == name)).one_or_none()
+    return bool(
+        row is not None and row.holder and _runs(row, now_us()) and not _is_gone(row.holder)
+    )
+
+
+def _turn(name: str) -> str:
+    return f"turn/{name}"
 
 
 def _times(seconds: float) -> dict[str, int]:

@@ -20,6 +20,7 @@
     audits     when each loaded batch was last proved against ClickHouse, and how that came out
     gaps       what was lost before it was loaded, and what a person has decided of it
     backoffs   what fails now, a table of ClickHouse or one batch, and when it is tried again
+    imports    files whose events were, or are being, imported, each a topic of its own
     rebuilds   dates whose partition of `events` is made anew from the lake, and how far that is
     remakes    files of batches that such a rebuild makes anew, and those whose place they take
     alarms     what an operator was told of, or is to be: when it began, and when it was over
@@ -313,6 +314,25 @@ alarms = Table(
     Column("told_at", BigInteger),
     Column("over_told_at", BigInteger),
     Index("alarms_standing", "over_at", "name"),
+)
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("import_id", Integer, primary_key=True, autoincrement=True),
+    Column("topic", String(249), nullable=False),  # the main one of the deployment it belongs to
+    Column("name", String(249), nullable=False, unique=True),  # the topic of its batches
+    Column("topic_id", String(64), nullable=False, unique=True),
+    Column("uri", Text, nullable=False),
+    Column("form", String(16), nullable=False),  # jsonl | parquet
+    Column("sha256", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # as it lies there, compressed or not
+    Column("rows", BigInteger, nullable=False),
+    Column("project_id", Integer, ForeignKey("projects.project_id"), nullable=False),
+    Column("arrival_date", Date, nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("begun_at", BigInteger, nullable=False),
+    Index("imports_by_topic", "topic"),
 )
 
 rebuilds = Table(

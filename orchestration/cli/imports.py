@@ -1,0 +1,98 @@
+"""`tidemark import`: exported files into `events`, and what was imported so far."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+
+from assets.pipeline.imports import Imported, import_file, standing
+from orchestration.cli.arguments import PROJECT
+from orchestration.cli.batch import worker_of
+from orchestration.ledger.imports import all_imports
+from orchestration.settings import Settings
+
+
+@click.command("import")
+@click.argument("files", nargs=-1)
+@click.option("--project", type=PROJECT, help="Into this project, by its id or a token.")
+@click.option(
+    "--date",
+    "day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="The arrival date of what is imported; without it: today, in UTC.",
+)
+@click.option("--list", "only_list", is_flag=True, help="Only list every import there was.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def import_(
+    files: tuple[str, ...],
+    project: str | None,
+    day: datetime | None,
+    only_list: bool,
+    as_json: bool,
+) -> None:
+    """Import FILES, PostHog's exports as JSON lines or Parquet, into a project.
+
+    Each is a path or a URI (s3://…, gs://…). Micro-batches go on meanwhile. Ctrl-C is safe at any
+    time: said again, it goes on from where it stood, and of what is imported it imports nothing.
+    """
+    settings = Settings()
+    worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
+    if only_list:
+        if files or project or day:
+            raise click.UsageError("--list goes with nothing but --json")
+        done = [standing(worker, one) for one in all_imports(worker.ledger, settings.topic)]
+        if not done and not as_json:
+            print("no file was ever imported")
+    else:
+        if not files:
+            raise click.UsageError("give FILES, or --list")
+        if project is None:
+            raise click.UsageError("--project is needed: the project of an export is not ours")
+        date = None if day is None else day.date()
+        done = []
+        for file in files:
+            done.append(import_file(worker, file, project, date))
+            if not as_json:
+                print(text(done[-1]))
+    if as_json:
+        print(json.dumps([document(each) for each in done]))
+    elif only_list:
+        for each in done:
+            print(text(each))
+
+
+def document(done: Imported) -> dict[str, Any]:
+    """How an import stands, as one JSON document."""
+    one = done.one
+    return {
+        "import_id": one.import_id,
+        "name": one.name,
+        "uri": one.uri,
+        "sha256": one.sha256,
+        "form": one.form,
+        "project_id": one.project_id,
+        "arrival_date": one.arrival_date.isoformat(),
+        "rows": one.rows,
+        "planned": done.rows,
+        "done": done.is_done,
+        "nothing_to_do": done.is_old,
+        "batches": len(done.batches),
+        **vars(done.balance),
+    }
+
+
+def text(done: Imported) -> str:
+    """The same for people."""
+    one = done.one
+    stands = f"{done.rows:,} of {one.rows:,} rows planned, not all is loaded"
+    if done.is_old:
+        stands = "imported before, nothing to do"
+    elif done.is_done:
+        stands = "imported"
+    return (
+        f"import {one.import_id}, {one.uri}: {stands}; {len(done.batches):,} batches of "
+        f"{one.arrival_date} as {one.name}; {done.balance}"
+    )

@@ -1,0 +1,92 @@
+"""The job `import_files`: exported files into `events`, from the UI's launchpad.
+
+Its configuration is what `tidemark import` takes; the files have to be where the run is. A run
+that is terminated, or fails, is launched again with the same configuration: it goes on from where
+it stood.
+"""
+
+import datetime
+
+import dagster as dg
+from pydantic import Field
+
+from assets.metadata import loaded_metadata
+from assets.pipeline.batch import State
+from assets.pipeline.imports import import_file
+from assets.report import told_failures
+from orchestration.cli.imports import document, text
+from orchestration.ledger.errors import LedgerRefused
+from orchestration.partitions import partition_of
+from orchestration.resources import TOPIC_TAG, Pipeline
+from orchestration.retries import retry_policy
+from orchestration.settings import Settings
+
+
+class ImportConfig(dg.Config):
+    """Which files to import, and into what."""
+
+    files: list[str] = Field(description="Paths on the run's host, or URIs (s3://…, gs://…).")
+    project: str = Field(description="Into this project: its id or a token.")
+    date: str = Field(
+        default="", description="The arrival date of what is imported, YYYY-MM-DD; empty: today."
+    )
+
+    def day(self) -> datetime.date | None:
+        """The arrival date. Raises dagster.Failure for what is none."""
+        try:
+            return datetime.date.fromisoformat(self.date) if self.date else None
+        except ValueError:
+            raise dg.Failure(
+                f"{self.date!r} is no date: write 2026-03-05", allow_retries=False
+            ) from None
+
+
+def import_job(settings: Settings) -> dg.JobDefinition:
+    """The job, beside a deployment's topics."""
+
+    @dg.op(
+        name="import_them",
+        pool=f"import_{settings.topic}",
+        retry_policy=retry_policy(settings),
+        description="Look through each file, then plan, stage, load and prove it batch by batch.",
+    )
+    def op(
+        context: dg.OpExecutionContext,
+        config: ImportConfig,
+        pipeline: dg.ResourceParam[Pipeline],
+    ) -> None:
+        day = config.day()
+        worker = pipeline.worker(context)
+        documents = []
+        for file in config.files:
+            try:
+                with told_failures(context):
+                    done = import_file(worker, file, config.project, day)
+            except LedgerRefused as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
+            context.log.info(text(done))
+            documents.append(document(done))
+            for batch in done.batches:
+                if batch.run_id == context.run.run_id and batch.state is State.COMMITTED:
+                    context.log_event(
+                        dg.AssetMaterialization(
+                            "events",
+                            partition=partition_of(batch.arrival_date),
+                            metadata=loaded_metadata(worker, batch),
+                        )
+                    )
+        context.add_output_metadata({"imported": dg.MetadataValue.json(documents)})
+
+    @dg.job(
+        name="import_files",
+        executor_def=dg.in_process_executor,
+        tags={TOPIC_TAG: settings.topic},
+        description=(
+            "Import exported files (JSON lines or Parquet) as if their events had come in, while "
+            "micro-batches go on. Terminated or failed, it goes on when it is launched again."
+        ),
+    )
+    def job() -> None:
+        op()
+
+    return job
