@@ -73,6 +73,8 @@ def _record(record: Record, batch: Batch | None) -> dict[str, Any]:
         "partition": record.place.partition if record.place.partition >= 0 else None,
         "offset": record.place.offset if record.place.partition >= 0 else None,
         "appended_at": iso(record.appended_at),
+        "file": record.file or None,
+        "line": record.place.offset if record.file else None,
         "batch_id": record.batch_id,
         "batch_state": None if batch is None else batch.state.value,
         "duplicate_of": None if origin is None else vars(origin),

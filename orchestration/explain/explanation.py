@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import LOADED, Batch, Kind, State
+from assets.pipeline.batch import IMPORT_PREFIX, LOADED, Batch, Kind, State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.lake import Lake
 from orchestration.explain.in_clickhouse import search_clickhouse
@@ -34,6 +35,7 @@ from orchestration.ledger.batches import (
     unfinished_batches,
     waiting_for_a_person,
 )
+from orchestration.ledger.imports import import_named
 from orchestration.ledger.redrives import Outcome, tries_of
 from orchestration.settings import Settings
 
@@ -68,7 +70,8 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
         _ask_again(settings, wanted, search)
     search_spool(settings, wanted, search)
     records = [
-        _with_tries(ledger, _with_first_topic(ledger, record)) for record in search.records.values()
+        _with_file(ledger, _with_tries(ledger, _with_first_topic(ledger, record)))
+        for record in search.records.values()
     ]
     batches = _batches_of(ledger, records)
     return Explanation(
@@ -213,6 +216,15 @@ def _with_first_topic(ledger: Engine, record: Record) -> Record:
     batch = _known(ledger, record.duplicate_of.batch_id)
     topic = "" if batch is None else batch.topic
     return replace(record, duplicate_of=replace(record.duplicate_of, topic=topic))
+
+
+def _with_file(ledger: Engine, record: Record) -> Record:
+    """An imported record with the file that it stands in, as far as this ledger knows it."""
+    if not record.place.topic.startswith(IMPORT_PREFIX):
+        return record
+    with suppress(BatchError):
+        return replace(record, file=import_named(ledger, record.place.topic).uri)
+    return record
 
 
 def _with_tries(ledger: Engine, record: Record) -> Record:

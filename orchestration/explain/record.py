@@ -38,7 +38,7 @@ SENTENCES = {
 
 
 class Place(NamedTuple):
-    """Where a record stands in Kafka; a partition below nought: not there yet."""
+    """Where a record stands, in Kafka or in a file; a partition below nought: not there yet."""
 
     topic: str
     partition: int
@@ -80,6 +80,7 @@ class Record:
     note: str = ""
     run_id: str = ""  # of the insert
     inserted_at: int | None = None
+    file: str = ""  # that it was imported from; its offset is the line, or the row
 
 
 def with_head(record: Record, head: dict[str, Any]) -> Record:

@@ -84,8 +84,11 @@ def _record(record: Record, batch: Batch | None) -> Iterator[str]:
     if record.request_id:
         received = f", received {_time(record.received_at)}" if record.received_at else ""
         yield from _field("request", f"{record.request_id}{received}")
+    if record.file:
+        yield from _field("file", f"line {record.place.offset} of {record.file}")
     if record.appended_at:
-        yield from _field("kafka", f"appended {_time(record.appended_at)}")
+        where, how = ("import", "begun") if record.file else ("kafka", "appended")
+        yield from _field(where, f"{how} {_time(record.appended_at)}")
     if batch is not None:
         yield from _field("batch", f"{batch.batch_id}, {batch.state}")
     elif record.batch_id:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assets.pipeline import staging
+from assets.pipeline import sources, staging
 from assets.pipeline.audit import unbalanced
 from assets.pipeline.batch import Balance, Kind, Range, State
 from assets.pipeline.errors import BatchError, LakeTrouble, LoadingPaused
@@ -213,7 +213,7 @@ def test_an_error_without_a_name_stops_no_other_batch(
         if ranges == odd.ranges:
             raise BatchError("nobody has thought of this")
 
-    monkeypatch.setattr(staging, "check_readable", refuse)
+    monkeypatch.setattr(sources, "check_readable", refuse)
     for state in (State.PLANNED, State.FAILED):
         held: list[BatchError] = []
         worker = Worker(stack.settings, stack.ledger, "run", lambda _: None, insists=True)
