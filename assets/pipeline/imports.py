@@ -229,18 +229,19 @@ def _in_turn(worker: Worker, do: Callable[[Lease], bool]) -> bool:
 
 def _carry_on(worker: Worker, lease: Lease, one: Import, cuts: Sequence[int]) -> bool:
     """Take the next batch through its stages, with what was left of others; False at the end."""
-    _refuse_waiting(worker, one)
-    batch = next(iter(_planned(worker, one)), None) or _plan_next(worker, lease, one, cuts)
-    if batch is not None:
-        batch = stage_one(worker, lease, worker.circuit(lease, STAGE), batch)
-        if batch.state is State.HELD:
-            _refuse_waiting(worker, one)
     begun = ledger_batches.unfinished_batches(worker.ledger, one.name)
     _load(worker, lease, [each for each in begun if each.state is not State.PLANNED])
-    if batch is not None:
-        done = batch.ranges[-1].end - FIRST_ROW
-        worker.say(f"{one.name}: {done:,} of {one.rows:,} rows, {done / one.rows:.0%}")
-    return batch is not None
+    _refuse_waiting(worker, one)
+    batch = next(iter(_planned(worker, one)), None) or _plan_next(worker, lease, one, cuts)
+    if batch is None:
+        return False
+    batch = stage_one(worker, lease, worker.circuit(lease, STAGE), batch)
+    if batch.state is State.HELD:
+        _refuse_waiting(worker, one)
+    _load(worker, lease, [batch])
+    done = batch.ranges[-1].end - FIRST_ROW
+    worker.say(f"{one.name}: {done:,} of {one.rows:,} rows, {done / one.rows:.0%}")
+    return True
 
 
 def _planned(worker: Worker, one: Import) -> list[Batch]:
@@ -292,6 +293,8 @@ def _plan_next(worker: Worker, lease: Lease, one: Import, cuts: Sequence[int]) -
 
 
 def _load(worker: Worker, lease: Lease, begun: list[Batch]) -> None:
+    if not begun:
+        return
     aside = PutAside()
     try:
         load_these(worker, lease, begun, aside)

@@ -161,7 +161,7 @@ def _time(fields: dict[str, Raw], name: str) -> int | None:
     except msgspec.DecodeError:
         time = None
     if time is None:
-        raise bad_request(f"`{name}` is no time: {bytes(value[:64])!r}", BAD_TIME)
+        raise bad_request(f"`{name}` is no time: {bytes(value)[:64]!r}", BAD_TIME)
     return time
 
 
