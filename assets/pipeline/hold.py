@@ -34,5 +34,5 @@ def reason_to_hold(batch_id: str, staged: Staged, percent: float, records: int) 
         f"{rejected:,} of {delivered:,} records ({rejected / delivered:.0%}) were rejected: "
         f"{reasons}. Nothing of it is in ClickHouse. `tidemark release {batch_id}` publishes it as "
         f"it is, `tidemark retry {batch_id} --restage` stages it again with the code of now, while "
-        "Kafka has its records"
+        "its records can be read"
     )

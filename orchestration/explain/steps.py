@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from assets.pipeline.batch import Batch
+from assets.pipeline.batch import IMPORT_PREFIX, Batch
 from orchestration.explain.record import Record, Verdict
 
 
@@ -12,13 +12,15 @@ def steps(record: Record, batch: Batch | None) -> dict[str, float]:
     """Seconds by step, in their order; only of steps that are behind it.
 
     The broker's clock is another than the capture API's and the worker's, and counts in ms: a
-    step may come out as nothing, or less.
+    step may come out as nothing, or less. An imported record has no way before its batch's plan.
     """
     received = None if record.received_at is None else record.received_at // 1000 * 1000
     moments: list[tuple[str, int | None]] = [
         ("receive", received),
         ("to_kafka", record.appended_at),
     ]
+    if record.place.topic.startswith(IMPORT_PREFIX):
+        moments = []
     if batch is not None:
         moments += [("until_planned", batch.planned_at), ("to_stage", batch.staged_at)]
         if record.verdict is Verdict.LOADED:

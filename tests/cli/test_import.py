@@ -82,6 +82,8 @@ def test_explain_names_file_and_line(stack: Stack, tmp_path: Path) -> None:
 
     assert explained(1) == [("loaded", file, 1), ("duplicate", file, 3)]
     assert explained(3) == [("dead_letter", file, 4)]
+    found = json.loads(run(stack, "explain", uuid_of(2), "--json").stdout)
+    assert found["records"][0]["seconds"].keys() == {"to_stage", "to_load", "to_commit"}
     shown = run(stack, "explain", uuid_of(2)).stdout
     assert f"file      line 2 of {file}"[:60] in shown
     today = datetime.now(UTC).date().isoformat()
