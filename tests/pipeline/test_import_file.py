@@ -48,6 +48,7 @@ def test_lines_are_the_same_however_they_are_compressed(
     assert rows_of(file, 1, 5) + rows_of(file, 5, 11) == whole
     assert rows_of(file, 9, 11) == whole[8:]
     assert rows_of(file, 3, 4) == whole[2:3]
+    assert rows_of(ImportFile((tmp_path / name).as_uri()), 1, 11) == whole
 
 
 def test_rows_of_parquet_are_lines(tmp_path: Path) -> None:

@@ -16,16 +16,23 @@ import pytest
 from assets.pipeline import exported_lines
 from assets.pipeline.audit import balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Balance, Kind, State
-from assets.pipeline.errors import BatchError, ImportTrouble, LeaseHeld, LedgerBehind
+from assets.pipeline.errors import (
+    BatchError,
+    ImportTrouble,
+    LeaseHeld,
+    LedgerBehind,
+    StagedFileDamaged,
+)
 from assets.pipeline.imports import Imported, import_file
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.rebuild import preview as look_at_rebuild
 from assets.pipeline.rebuild import rebuild
 from assets.pipeline.redrive import Wanted, preview, redrive
 from assets.pipeline.room import why_no_room
-from assets.pipeline.waiting import release_batch, restage_batch
+from assets.pipeline.waiting import accept_gap, release_batch, restage_batch
 from capture_api.refusal import bad_request
 from orchestration.ledger.errors import UnknownProject
+from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.leases import held_lease, is_turn_asked_for
 from orchestration.ledger.projects import create_project, revoke_project
 from orchestration.ledger.redrives import Outcome
@@ -378,6 +385,41 @@ def test_what_an_import_has_staged_any_worker_loads(scene: Scene) -> None:
     assert len(scene.rows()) == 10
     path.write_bytes(content)
     assert scene.take(str(path)).balance == Balance(ok=25)
+    scene.prove()
+
+
+@pytest.mark.parametrize("is_file_there", [True, False])
+def test_a_staged_file_is_harmed(scene: Scene, is_file_there: bool) -> None:
+    """The rows are read from the import's file again; without that it is a gap, and decided."""
+    path = Path(scene.lines("a", *lines_of(range(15)), b"{"))
+
+    def stop(said: str) -> None:
+        if "staged 10 ok" in said:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_file(replace(scene.stack.worker(), say=stop), str(path), "1")
+    [batch] = scene.stack.batches()
+    assert batch.staged is not None
+    scene.stack.lake_file(batch.staged.files[0].path).unlink()
+    content = path.read_bytes()
+    if not is_file_there:
+        path.unlink()
+    with pytest.raises(StagedFileDamaged):
+        load_batches(scene.stack.worker())
+    path.write_bytes(content)
+    if is_file_there:
+        assert scene.take(str(path)).balance == Balance(ok=15, rejected=1)
+    else:
+        with pytest.raises(BatchError, match="is gap"):
+            scene.take(str(path))
+        [gap] = all_gaps(scene.stack.ledger, *scene.stack.settings.topics)
+        with pytest.raises(BatchError, match=f"{path} has the records"):
+            accept_gap(scene.stack.worker(), gap.gap_id, "it is not")
+        path.unlink()
+        accept_gap(scene.stack.worker(), gap.gap_id, "it is")
+        path.write_bytes(content)
+        assert scene.take(str(path)).balance == Balance(ok=5, rejected=1, lost=10)
     scene.prove()
 
 
