@@ -21,6 +21,7 @@ from assets.pipeline.errors import BatchError
 from orchestration.ledger.batches import write_files
 from orchestration.ledger.connection import reading
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.of_topics import of_topics
 from orchestration.ledger.tables import batches, rebuilds, remakes, staged_files
 
 
@@ -110,7 +111,7 @@ def newest_generation(ledger: Engine, arrival_date: date, *topics: str) -> int:
     with reading(ledger) as connection:
         found = connection.scalar(
             select(func.max(batches.c.generation)).where(
-                batches.c.arrival_date == arrival_date, batches.c.topic.in_(topics)
+                batches.c.arrival_date == arrival_date, of_topics(topics)
             )
         )
     return int(found or 0)
