@@ -6,6 +6,8 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import dagster as dg
 import pytest
 
 from local_stack.processes import Service, log_path, start, stop_all, wait_ready
-from orchestration.instance import open_instance, write_instance
+from orchestration.instance import dagster_home, open_instance, write_instance
 from orchestration.lost_runs import worker_of
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
@@ -49,14 +51,23 @@ def wait(context):
 def waiting():
     wait()
 
+@dg.asset(pool="rebuild_events")
+def rebuilt():
+    while not (HERE / "rebuilt").exists():
+        time.sleep(0.05)
+
 quick = dg.define_asset_job("quick", selection="numbers")
+rebuilding = dg.define_asset_job("rebuilding", selection="rebuilt")
 
 @dg.sensor(job=quick, minimum_interval_seconds=5, default_status=dg.DefaultSensorStatus.RUNNING)
 def once(context):
     return dg.RunRequest(run_key="once")
 
 defs = dg.Definitions(
-    assets=[numbers], jobs=[quick, waiting], sensors=[once], executor=dg.in_process_executor
+    assets=[numbers, rebuilt],
+    jobs=[quick, waiting, rebuilding],
+    sensors=[once],
+    executor=dg.in_process_executor,
 )
 """
 
@@ -241,6 +252,26 @@ def test_a_worker_killed_with_its_parent_is_noticed(dagster: Dagster) -> None:
     retry = dagster.retried(run_id)
     assert dagster.ended(retry) is dg.DagsterRunStatus.SUCCESS
     assert worker_of(dagster.run(retry)) is not None
+
+
+def test_the_limit_of_a_pool_is_how_many_rebuild_at_once(dagster: Dagster) -> None:
+    """One at first; others are passed over by what has no such pool; and more when it is set."""
+    one = dagster.launch("rebuilding")
+    dagster.worker(one)
+    other = dagster.launch("rebuilding")
+    assert dagster.ended(dagster.launch("quick")) is dg.DagsterRunStatus.SUCCESS
+    assert dagster.run(other).status is dg.DagsterRunStatus.QUEUED
+    command = [sys.executable, "-m", "dagster", "instance", "concurrency", "set"]
+    subprocess.run(
+        [*command, "rebuild_events", "2"],
+        env={**os.environ, "DAGSTER_HOME": str(dagster_home(dagster.settings.home))},
+        check=True,
+    )
+    dagster.worker(other)
+    assert dagster.run(one).status is dg.DagsterRunStatus.STARTED
+    (dagster.code / "rebuilt").touch()
+    for run_id in (one, other):
+        assert dagster.ended(run_id) is dg.DagsterRunStatus.SUCCESS
 
 
 def test_terminate_ends_the_run(dagster: Dagster) -> None:
