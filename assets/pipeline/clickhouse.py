@@ -70,6 +70,11 @@ def table_statements(database: str) -> list[str]:
     return [statement.replace("{database}", database) for statement in statements if statement]
 
 
+def known_settings(client: Client, settings: dict[str, str]) -> dict[str, str]:
+    """Without the settings that this server is too old to have, which it would refuse."""
+    return {name: value for name, value in settings.items() if name in client.server_settings}
+
+
 @contextmanager
 def named_errors(doing: str) -> Iterator[None]:
     """Turn what the client raises into ClickHouseAway, or ClickHouseRefused: see codes.py."""

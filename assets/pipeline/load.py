@@ -14,7 +14,7 @@ from typing import IO
 from clickhouse_connect.driver.client import Client
 
 from assets.pipeline.batch import Batch, Fingerprint, Kind, StagedFile
-from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.clickhouse import known_settings, named_errors
 from assets.pipeline.clock import StageClock
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from assets.pipeline.errors import ProofFailed
@@ -91,7 +91,7 @@ def insert(
             insert_block=_blocks(body),
             fmt="Parquet",
             settings={
-                **_known(client, one_block(file.rows)),
+                **known_settings(client, one_block(file.rows)),
                 "insert_deduplication_token": named or token(batch, file),
                 "log_comment": json.dumps(
                     {"tidemark": "load", "run_id": run_id, "batch_id": batch.batch_id}
@@ -111,11 +111,6 @@ def token(batch: Batch, file: StagedFile) -> str:
 def _blocks(body: IO[bytes]) -> Generator[bytes, None, None]:
     while block := body.read(_SEND_BYTES):
         yield block
-
-
-def _known(client: Client, settings: dict[str, str]) -> dict[str, str]:
-    """Without the settings that this server is too old to have, which it would refuse."""
-    return {name: value for name, value in settings.items() if name in client.server_settings}
 
 
 def one_block(rows: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from datetime import date
 from hashlib import blake2b
 from uuid import uuid4
 
-from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.clickhouse import known_settings, named_errors
 from assets.pipeline.errors import ProofFailed
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.worker import Worker
@@ -36,6 +36,9 @@ _COPIES = """
 SELECT name FROM system.tables
 WHERE database = {database:String} AND startsWith(name, {copies:String})
 """
+
+_HOWEVER_LARGE = {"max_table_size_to_drop": "0", "max_partition_size_to_drop": "0"}
+"""A server refuses to let go of more than 50 GB unless it is told so; a date may be larger."""
 
 
 def take_place(
@@ -70,11 +73,12 @@ def take_place(
     assert_held(worker.ledger, topics)
     failpoint(point)
     with named_errors(f"replacing {day} of {table}"):
-        worker.clickhouse.command(
+        _let_go(
+            worker,
             # ClickHouse takes no partition's place with nothing.
             f"ALTER TABLE {database}.{table} MOVE PARTITION '{day}' TO TABLE {database}.{copy}"
             if is_empty
-            else f"ALTER TABLE {database}.{table} REPLACE PARTITION '{day}' FROM {database}.{copy}"
+            else f"ALTER TABLE {database}.{table} REPLACE PARTITION '{day}' FROM {database}.{copy}",
         )
     drop_copies(worker, day)
 
@@ -97,7 +101,7 @@ def drop_copies(worker: Worker, day: date) -> None:
             _COPIES, parameters={"database": database, "copies": _copies(worker, day)}
         ).result_rows
         for (copy,) in found:
-            worker.clickhouse.command(f"DROP TABLE IF EXISTS {database}.{copy} SYNC")
+            _let_go(worker, f"DROP TABLE IF EXISTS {database}.{copy} SYNC")
 
 
 def _copies(worker: Worker, day: date) -> str:
@@ -120,4 +124,9 @@ def drop_partition(worker: Worker, table: str, day: date) -> None:
     """Let go of a date of the shadow, or of what was replaced."""
     database = worker.settings.clickhouse_database
     with named_errors(f"emptying {day} of {table}"):
-        worker.clickhouse.command(f"ALTER TABLE {database}.{table} DROP PARTITION '{day}'")
+        _let_go(worker, f"ALTER TABLE {database}.{table} DROP PARTITION '{day}'")
+
+
+def _let_go(worker: Worker, command: str) -> None:
+    client = worker.clickhouse
+    client.command(command, settings=known_settings(client, _HOWEVER_LARGE))

@@ -217,6 +217,10 @@ def test_a_swap_that_arrives_when_its_worker_is_dead(
         assert preview(scene.stack.worker(), day).strangers == {"strange": 1}
     assert scene.tidemark("backfill", "rebuild", str(day), "--drop-strangers") == 0
     scene.prove()
+    commands = (b"DROP TABLE", b"DROP PARTITION", b"MOVE PARTITION", b"REPLACE PARTITION")
+    dropped = [e for e in proxy.exchanges if any(command in e.body for command in commands)]
+    assert len(dropped) > 3
+    assert all("max_partition_size_to_drop=0" in each.target for each in dropped)
 
 
 def test_what_is_loaded_while_it_fills_is_in_it(
