@@ -1,14 +1,13 @@
 """`housekeeping`: once a day, what has served its time is let go, and reported."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from pydantic import Field
 
+from assets.metadata import Metadata
 from assets.report import told_failures
-from orchestration.housekeeping.parts import most_parts
-from orchestration.housekeeping.replaced import let_go_of_replaced
-from orchestration.housekeeping.runs import let_go_of_runs
+from orchestration.housekeeping.keep_house import Report, keep_house
 from orchestration.resources import Pipeline
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
@@ -16,7 +15,12 @@ from orchestration.settings import Settings
 HOUSEKEEPING = "housekeeping"
 JOB = "daily_housekeeping"
 GROUP = "upkeep"
-_RUNS_LIMIT_S = 900.0
+
+
+class HousekeepingConfig(dg.Config):
+    """What a run of it is told."""
+
+    dry_run: bool = Field(default=False, description="Only say what would go, and what would stay.")
 
 
 def housekeeping(settings: Settings) -> dg.AssetsDefinition:
@@ -36,33 +40,22 @@ def housekeeping(settings: Settings) -> dg.AssetsDefinition:
         description=(
             "Once a day: Dagster's runs older than TIDEMARK_KEEP_RUNS_DAYS go, their partitions "
             "stay materialized; what rebuilds have replaced goes after "
-            "TIDEMARK_KEEP_REPLACED_DAYS; ClickHouse's parts are counted. Staged files that count, "
-            "batches and dead letters are never deleted."
+            "TIDEMARK_KEEP_REPLACED_DAYS. Staged files, dead letters, the index of duplicates and "
+            "rows of the ledger go where TIDEMARK_KEEP_… says so, and only of dates that are "
+            "proved to be loaded. ClickHouse's parts are counted."
         ),
     )
     def asset(
-        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.AssetExecutionContext,
+        config: HousekeepingConfig,
+        pipeline: dg.ResourceParam[Pipeline],
     ) -> Iterator[dg.MaterializeResult[None]]:
-        runs = 0
-        if settings.keep_runs_days:
-            before = datetime.now(UTC) - timedelta(days=settings.keep_runs_days)
-            runs = let_go_of_runs(context.instance, before, _RUNS_LIMIT_S)
-        context.log.info(f"{runs:,} runs older than {settings.keep_runs_days} days deleted")
         with told_failures(context):
             worker = pipeline.worker(context)
-            dates = let_go_of_replaced(worker, settings.keep_replaced_days)
-            parts = most_parts(worker)
-        named = ", ".join(map(str, dates)) or "none"
-        context.log.info(f"replaced dates let go: {named}")
+            report = keep_house(worker, context.instance, dry_run=config.dry_run)
+        parts = report.parts
         yield dg.MaterializeResult(
-            metadata={
-                "runs_deleted": runs,
-                "replaced_dates_dropped": len(dates),
-                "parts_most": parts.parts,
-                "parts_limit": parts.limit,
-                "rows": parts.rows,
-                "bytes": parts.bytes,
-            },
+            metadata=_told(report),
             check_results=[
                 dg.AssetCheckResult(
                     check_name="parts",
@@ -83,6 +76,39 @@ def housekeeping(settings: Settings) -> dg.AssetsDefinition:
         )
 
     return asset
+
+
+def _told(report: Report) -> Metadata:
+    """The numbers under names of their own, so that the UI plots them, and a table of it all."""
+    verb = "would_go" if report.dry_run else "let_go"
+    told: Metadata = {}
+    for tally in report.tallies:
+        name = tally.what.replace("'", "").replace(" ", "_")
+        told[f"{name}_{verb}"] = dg.MetadataValue.int(tally.count)
+        if tally.bytes:
+            told[f"{name}_bytes_{verb}"] = dg.MetadataValue.int(tally.bytes)
+    rows: list[dict[str, str | int | float | bool | None]] = [
+        {
+            "what": tally.what,
+            "went": tally.count,
+            "bytes": tally.bytes,
+            "stayed": "; ".join(f"{n:,}: {why}" for why, n in tally.kept.items())
+            + (" … and what there was no time for" if tally.cut_short else ""),
+        }
+        for tally in report.tallies
+    ]
+    types = {"what": "string", "went": "int", "bytes": "int", "stayed": "string"}
+    told["report"] = dg.MetadataValue.table(
+        [dg.TableRecord(row) for row in rows],
+        schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()]),
+    )
+    parts = report.parts
+    for name in ("rows", "bytes"):
+        told[name] = dg.MetadataValue.int(getattr(parts, name))
+    return told | {
+        "parts_most": dg.MetadataValue.int(parts.parts),
+        "parts_limit": dg.MetadataValue.int(parts.limit),
+    }
 
 
 def housekeeping_schedule(settings: Settings) -> dg.ScheduleDefinition:

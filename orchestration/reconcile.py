@@ -23,7 +23,8 @@ from assets.pipeline.audit import (
     unbalanced,
     untiled,
 )
-from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.batch import Batch, Kind, StagedFile, State
+from assets.pipeline.staged_files import told_let_go
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.audits import AUDITED, HOLDS, audits_of, due_for_audit, record_audits
@@ -71,7 +72,27 @@ class Reconciliation:
     @property
     def proved(self) -> list[Batch]:
         """The batches that were held against ClickHouse."""
-        return [batch for batch in self.chosen.batches if batch.state in LOADED_STATES]
+        return [
+            batch
+            for batch in self.chosen.batches
+            if batch.state in LOADED_STATES and batch.rows_let_go_at is None
+        ]
+
+    @property
+    def let_go(self) -> list[Batch]:
+        """The batches whose rows housekeeping let go of: there is nothing to prove."""
+        return [batch for batch in self.chosen.batches if batch.rows_let_go_at is not None]
+
+    @property
+    def not_compared(self) -> list[StagedFile]:
+        """Files that rows would be compared with, and that housekeeping let go of."""
+        files = [
+            file
+            for batch in self.proved
+            for kind in _TABLES
+            if (file := _let_go(batch, kind)) is not None
+        ]
+        return files if self.by_rows else []
 
     @property
     def to_repair(self) -> list[str]:
@@ -148,7 +169,7 @@ def reconcile(
     looked_at = [batch for batch in batches if by_rows or batch.batch_id in by_sums]
     if not by_rows:
         looked_at = looked_at[: _COMPARED_BY_ROWS if name_offsets else 0]
-    compared = compare(client, database, worker.lake, looked_at, _TABLES)
+    compared = _still_there(worker, compare(client, database, worker.lake, looked_at, _TABLES))
     findings = [
         *unbalanced(batches),
         *untiled(chosen.runs),
@@ -201,6 +222,8 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
         return Remedy("delete them: its records are dead letters still", (load_again,))
     if finding.trouble is Trouble.UNEXPECTED:
         return Remedy("a worker that had slept has inserted them: delete them", (delete,))
+    if (file := _let_go(batch, finding.kind)) is not None:
+        return Remedy(f"{told_let_go(file)}: only a backup of ClickHouse has these rows")
     if finding.trouble is Trouble.MISSING:
         return Remedy("load it again from its staged file", (load_again,))
     if finding.kind is None:
@@ -210,6 +233,24 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
         "find out who changed the rows; then delete them in ClickHouse and load the batch again",
         (delete, load_again),
     )
+
+
+def _still_there(worker: Worker, by_rows: Sequence[Finding]) -> list[Finding]:
+    """Without files that housekeeping has let go of since the batches were read."""
+    ids = [f.batch_id for f in by_rows if f.trouble is Trouble.FILE and f.batch_id]
+    now = {batch.batch_id: batch for batch in ledger_batches.batches_named(worker.ledger, ids)}
+    return [
+        finding
+        for finding in by_rows
+        if finding.trouble is not Trouble.FILE
+        or _let_go(now.get(finding.batch_id or ""), finding.kind) is None
+    ]
+
+
+def _let_go(batch: Batch | None, kind: Kind | None) -> StagedFile | None:
+    """The file that housekeeping let go of, if it did."""
+    file = batch.staged.file(kind) if batch and batch.staged and kind else None
+    return file if file is not None and file.let_go_at is not None else None
 
 
 def _merged(by_sums: Sequence[Finding], by_rows: Sequence[Finding]) -> list[Finding]:

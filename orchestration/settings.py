@@ -327,6 +327,36 @@ class Settings(BaseSettings):
         ge=0,
         description="Days for which a date that was rebuilt or re-enriched can be brought back.",
     )
+    keep_staged_days: int = Field(
+        0,
+        ge=0,
+        description="Days after which a date's staged files are deleted, once ClickHouse is proved "
+        "to hold all of it; it cannot be rebuilt from then on. 0: never.",
+    )
+    keep_dead_letters_days: int = Field(
+        0,
+        ge=0,
+        description="Days after which a date's dead letters are deleted, files and rows, redriven "
+        "or not. 0: never.",
+    )
+    keep_events_days: int = Field(
+        0,
+        ge=0,
+        description="Days after which a date of the table events is dropped; it can be rebuilt as "
+        "long as its staged files are kept. 0: never.",
+    )
+    keep_keys_days: int = Field(
+        35,
+        ge=0,
+        description="Days after which a date's index of duplicates is deleted; it is made anew "
+        "when it is needed. 0: never.",
+    )
+    keep_ledger_days: int = Field(
+        0,
+        ge=0,
+        description="Days after which the ledger forgets the batches of a date that has no file "
+        "left, and what is over: alarms, rebuilds. 0: never.",
+    )
     alarm_webhook_url: str = Field(
         "",
         description="Where alarms are posted, as JSON with a `text` that chat services show; "
@@ -522,6 +552,35 @@ class Settings(BaseSettings):
         if len(text.split()) != 5 or not _is_cron(text):
             raise ValueError(f"{text!r} is no cron expression: write five fields, 17 3 * * *")
         return text
+
+    @field_validator("keep_staged_days", "keep_events_days", "keep_keys_days")
+    @classmethod
+    def _kept_for_the_window(cls, days: int, info: ValidationInfo) -> int:
+        window = info.data.get("duplicate_window_days", 0)
+        if 0 < days < window:
+            raise ValueError(
+                f"{days} is below TIDEMARK_DUPLICATE_WINDOW_DAYS, {window}: duplicates are looked "
+                "for there"
+            )
+        return days
+
+    @field_validator("keep_ledger_days")
+    @classmethod
+    def _ledger_outlives_files(cls, days: int, info: ValidationInfo) -> int:
+        if not days:
+            return days
+        for name in ("keep_staged_days", "keep_dead_letters_days", "keep_keys_days"):
+            variable, kept = f"TIDEMARK_{name.upper()}", info.data.get(name, 1)
+            if not kept:
+                raise ValueError(
+                    f"{variable} is 0, so files are kept for ever, and their rows with them: set "
+                    "both, or neither"
+                )
+            if kept > days:
+                raise ValueError(f"{days} is below {variable}, {kept}: files need their rows")
+        if info.data.get("keep_events_days", 0) > days:
+            raise ValueError(f"{days} is below TIDEMARK_KEEP_EVENTS_DAYS: rows need their batches")
+        return days
 
     @field_validator("alarm_webhook_url")
     @classmethod

@@ -129,7 +129,7 @@ def reprove(
 
     Of a batch that was given up or is held it must hold nothing, of one that failed or is a gap
     nothing or all: a worker that slept may have inserted later. What workers are to load yet is
-    left out.
+    left out, and what housekeeping has let go of.
     """
     findings = []
     for kind in kinds:
@@ -165,11 +165,16 @@ def compare(
 ) -> list[Finding]:
     """The same by comparing rows with the lake's files, whose SHA-256 is checked first.
 
-    Batches that are not loaded yet, and dead letters not loaded yet, are left out.
+    Batches that are not loaded yet, and dead letters not loaded yet, are left out; so is what
+    housekeeping has let go of, which sums still prove.
     """
     findings = []
     for kind in kinds:
-        due = [batch for batch in batches if _is_due(batch, kind)]
+        due = [
+            batch
+            for batch in batches
+            if _is_due(batch, kind) and not (batch.staged and batch.staged.has_let_go(kind))
+        ]
         for compared in compare_rows(client, database, lake, due, kind):
             batch_id, differences = compared.batch.batch_id, compared.partitions
             if compared.unreadable:
@@ -195,5 +200,5 @@ def _is_due(batch: Batch, kind: Kind) -> bool:
     if batch.staged is None:
         return False
     if kind is Kind.EVENTS:
-        return batch.state in LOADED_STATES
-    return batch.dead_letters_loaded_at is not None
+        return batch.state in LOADED_STATES and batch.rows_let_go_at is None
+    return batch.dead_letters_loaded_at is not None and not batch.staged.has_let_go(kind)

@@ -161,13 +161,17 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class StagedFile:
-    """One immutable Parquet file. `path` is below the lake's root."""
+    """One immutable Parquet file. `path` is below the lake's root.
+
+    `let_go_at` (µs) is when housekeeping let go of it, and of the rows of dead letters.
+    """
 
     kind: Kind
     path: str
     rows: int
     bytes: int
     sha256: str
+    let_go_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,13 @@ class Staged:
         return sum(self.balances.values(), Balance())
 
     def file(self, kind: Kind) -> StagedFile | None:
-        """The file of that kind, if the batch has one."""
+        """The file of that kind, if the batch has one, be it let go of."""
         return next((file for file in self.files if file.kind == kind), None)
+
+    def has_let_go(self, kind: Kind) -> bool:
+        """Whether there was such a file, and housekeeping let go of it."""
+        file = self.file(kind)
+        return file is not None and file.let_go_at is not None
 
 
 @dataclass(frozen=True)
@@ -256,6 +265,7 @@ class Batch:
     timings: Mapping[str, Timing] = field(default_factory=dict, compare=False)
     staged: Staged | None = field(default=None, compare=False)
     letters: int = 0
+    rows_let_go_at: int | None = None  # housekeeping has dropped its date of `events`
 
     @property
     def is_redrive(self) -> bool:

@@ -33,6 +33,7 @@ from assets.pipeline.row_hashes import (
     loaded_texts,
     staged_rows,
 )
+from assets.pipeline.staged_files import check_staged
 
 OFFSETS_NAMED = 10
 """How many offsets of each kind of difference are named; the others are counted."""
@@ -128,7 +129,7 @@ def compare_rows(
         file = batch.staged.file(kind)
         try:
             if file is not None:
-                lake.check(file.path, file.bytes, file.sha256)
+                check_staged(lake, file)
         except StagedFileDamaged as error:
             yield RowComparison(batch, unreadable=str(error))
             continue

@@ -127,6 +127,10 @@ class StagedFileDamaged(BatchError):
     """A staged file is missing or is not what was registered."""
 
 
+class StagedFileLetGo(StagedFileDamaged):
+    """A staged file was deleted by housekeeping, when all of it was proved to be loaded."""
+
+
 class ProofFailed(BatchError):
     """ClickHouse holds something else than what was staged."""
 

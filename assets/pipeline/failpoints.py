@@ -52,6 +52,19 @@ REMAKE_POINTS = (
 )
 """Those of a rebuild that makes staged files anew, besides."""
 
+HOUSEKEEPING_POINTS = (
+    "let-go-marked",  # the ledger says that a date's files are let go of, all are there
+    "let-go-deleted",  # some of them are deleted, the ledger does not know
+    "letters-marked",  # files and rows of dead letters are let go of, both are there
+    "letters-deleted",  # the ledger does not know
+    "rows-marked",  # a date of events is let go of, it is there
+    "rows-moved",  # into a copy, which is there
+    "keys-marked",
+    "keys-deleted",
+    "rows-forgotten",  # some of a date's batches are forgotten by the ledger
+)
+"""Those of housekeeping."""
+
 
 def failpoint(name: str) -> None:
     """Die or stop here if the environment says so."""

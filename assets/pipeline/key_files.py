@@ -46,6 +46,9 @@ KEY_FILE = pa.schema(
 SEGMENT_ROWS = 1 << 20
 """Rows of a record batch in a merged key file: what a merge holds in memory at a time."""
 
+BYTES_A_KEY = 32
+"""What a key costs in a file, about."""
+
 MOST_FILES = 8
 """Key files of one arrival date beyond which `files_to_merge` finds some to merge.
 

@@ -1,9 +1,13 @@
 """The duplicate index over time: opened for a batch, kept few, and made anew when it is lost.
 
 The ledger says which files make up the index. They hold nothing that the staged files do not, so
-an unreadable one costs a reading of its arrival date's staged events, and no duplicate. A file that
-is written here is announced in the ledger first: should it never be swapped in, because its writer
-was killed, or was second, or its batch was not registered, `keep_index` deletes it in its time.
+an unreadable one costs a reading of its arrival date's staged events, and no duplicate. So does the
+index of a date of which housekeeping let go, when a batch of long ago, or a redrive, needs it. Of a
+batch whose staged file was let go, too, the table has the keys.
+
+A file that is written here is announced in the ledger first: should it never be swapped in, because
+its writer was killed, or was second, or its batch was not registered, `keep_index` deletes it in
+its time.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ from contextlib import suppress
 from datetime import date, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import Batch, KeyFile, Kind
+from assets.pipeline.batch import Batch, KeyFile, Kind, StagedFile
 from assets.pipeline.duplicates import SeenKeys, key_columns
 from assets.pipeline.errors import KeyFileUnreadable, StagedFileDamaged
 from assets.pipeline.key_files import (
@@ -26,12 +31,14 @@ from assets.pipeline.key_files import (
     write_key_file,
 )
 from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.staged_files import check_staged, told_let_go
 from orchestration.ledger.batches import staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.keys import (
     KeySwap,
     announce_key_file,
     forget_key_files,
+    key_files_let_go,
     live_key_files,
     replace_key_files,
     retired_key_files,
@@ -41,21 +48,34 @@ KEPT_FOR_READERS_US = 3_600 * 1_000_000
 """How long a key file is kept after its keys are in another: a worker may have it open."""
 
 
+LoadedKeys = Callable[[Batch], pa.Table]
+"""What ClickHouse has of a batch: project_id, uuid, _partition and _offset of each row."""
+
+
 def open_index(
-    ledger: Engine, lake: Lake, batch: Batch, window_days: int, say: Callable[[str], None]
+    ledger: Engine,
+    lake: Lake,
+    batch: Batch,
+    window_days: int,
+    say: Callable[[str], None],
+    loaded: LoadedKeys | None = None,
 ) -> SeenKeys:
     """What the batch's records are compared with: so many arrival dates before and after.
 
     After, because a batch that was put aside is staged when newer ones are staged already.
+    `loaded` is asked for what housekeeping has let go of.
     """
     reach = timedelta(days=window_days - 1)
     first, last = batch.arrival_date - reach, batch.arrival_date + reach
+    for day in sorted({file.arrival_date for file in key_files_let_go(ledger, first, last)}):
+        say(f"the duplicate index of {day} was let go: it is made anew")
+        make_anew(ledger, lake, day, say, loaded)
     try:
         return _opened(ledger, lake, batch, first, last)
     except KeyFileUnreadable as error:
         say(f"{error}: the duplicate index of {first} to {last} is made anew")
         for days in range((last - first).days + 1):
-            make_anew(ledger, lake, first + timedelta(days=days), say)
+            make_anew(ledger, lake, first + timedelta(days=days), say, loaded)
         return _opened(ledger, lake, batch, first, last)
 
 
@@ -129,35 +149,37 @@ def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -
     )
 
 
-def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None]) -> None:
+def make_anew(
+    ledger: Engine,
+    lake: Lake,
+    day: date,
+    say: Callable[[str], None],
+    loaded: LoadedKeys | None = None,
+) -> None:
     """Write the keys of every staged batch of a date again, in place of the date's files.
 
-    Of a batch whose staged file is gone, the keys in files that can be read are kept.
+    Of a batch whose staged file is gone, the keys in files that can be read are kept, and of one
+    whose file was let go those that are in ClickHouse are taken.
     """
-    before = live_key_files(ledger, day, day)
+    live = live_key_files(ledger, day, day)
+    before = [*live, *key_files_let_go(ledger, day, day)]
     now = now_us()
     written = []
     unread: set[str] = set()
     for batch in staged_of_date(ledger, day):
         file = batch.staged.file(Kind.EVENTS) if batch.staged else None
-        if file is None:
-            continue
+        if file is None or (file.let_go_at is not None and batch.rows_let_go_at is not None):
+            continue  # it has no events any more that could be sent again
         keys = SeenKeys(lake.filesystem, [], batch.batch_id)
         try:
-            lake.check(file.path, file.bytes, file.sha256)
+            table = _keys_of(lake, batch, file, loaded)
         except StagedFileDamaged as error:
             say(f"{error}: events of batch {batch.batch_id} that are sent again may not be found")
             unread.add(batch.batch_id)
             continue
-        table = pq.read_table(
-            lake.full_path(file.path),
-            columns=["project_id", "uuid", "_partition", "_offset"],
-            filesystem=lake.filesystem,
-            partitioning=None,
-        )
-        uuids = np.frombuffer(
-            table.column("uuid").combine_chunks().storage.buffers()[1], np.uint8
-        ).reshape(-1, 16)[: len(table)]
+        stored = table.column("uuid").combine_chunks()
+        stored = stored.storage if isinstance(stored, pa.ExtensionArray) else stored
+        uuids = np.frombuffer(stored.buffers()[1], np.uint8).reshape(-1, 16)[: len(table)]
         keys.mark(
             *key_columns(uuids, table.column("project_id").to_numpy()),
             table.column("_partition").to_numpy(),
@@ -167,10 +189,27 @@ def make_anew(ledger: Engine, lake: Lake, day: date, say: Callable[[str], None])
         announce_key_file(ledger, path, day)
         rows = write_key_file(lake.filesystem, lake.full_path(path), keys.added())
         written.append(KeyFile(path, day, rows))
-    if unread and (readable := [file for file in before if _is_readable(lake, file)]):
+    if unread and (readable := [file for file in live if _is_readable(lake, file)]):
         kept = _copied(ledger, lake, readable, "kept", lambda batch_id: batch_id in unread)
         written.append(kept)
     replace_key_files(ledger, before, written)
+
+
+def _keys_of(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys | None) -> pa.Table:
+    if file.let_go_at is not None and loaded is not None:
+        table = loaded(batch)
+        if len(table) != file.rows:
+            raise StagedFileDamaged(
+                f"{told_let_go(file)}, and ClickHouse has {len(table):,} of its {file.rows:,} rows"
+            )
+        return table
+    check_staged(lake, file)
+    return pq.read_table(
+        lake.full_path(file.path),
+        columns=["project_id", "uuid", "_partition", "_offset"],
+        filesystem=lake.filesystem,
+        partitioning=None,
+    )
 
 
 def _is_readable(lake: Lake, file: KeyFile) -> bool:

@@ -27,7 +27,7 @@ from assets.pipeline.exported_lines import judge_lines
 from assets.pipeline.lake import Lake, named_errors
 from assets.pipeline.read import Chunk
 from assets.pipeline.stage import stage
-from assets.pipeline.staged_files import staged_places
+from assets.pipeline.staged_files import check_staged, staged_places
 from assets.pipeline.validate import Judged, judge
 from orchestration.ledger.imports import Import
 from orchestration.ledger.redrives import Letter, Outcome, Place
@@ -48,7 +48,7 @@ def check_letters(lake: Lake, batch: Batch) -> StagedFile:
         raise StagedFileDamaged(
             f"batch {batch.batch_id} has no file of dead letters any more: its loss was accepted"
         )
-    lake.check(file.path, file.bytes, file.sha256)
+    check_staged(lake, file)
     return file
 
 

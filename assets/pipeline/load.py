@@ -21,6 +21,7 @@ from assets.pipeline.errors import ProofFailed
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints
+from assets.pipeline.staged_files import check_staged
 
 _SEND_BYTES = 1 << 20
 _COLUMNS = {Kind.EVENTS: EVENTS.names, Kind.DEAD_LETTERS: DEAD_LETTERS.names}
@@ -59,7 +60,7 @@ def load(
 
     failpoint("before-check")
     with clock.stage("load"):
-        lake.check(file.path, file.bytes, file.sha256)
+        check_staged(lake, file)
         may_insert()
         failpoint("before-send")
         insert(client, database, table, lake, file, batch, run_id)

@@ -274,7 +274,7 @@ def _file_lost(worker: Worker, lease: Lease, batch: Batch, kind: Kind, note: str
 def _load_dead_letters_of(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> None:
     assert batch.staged is not None
     rejected = batch.staged.balance.rejected
-    if not rejected:
+    if not rejected or batch.staged.has_let_go(Kind.DEAD_LETTERS):
         return
     with attempt(worker.ledger, batch.batch_id, DEAD_LETTERS, worker.run_id):
         try:

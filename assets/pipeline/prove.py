@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
+import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.external import ExternalData
 
@@ -26,6 +27,12 @@ GROUP BY _batch_id, _partition
 ORDER BY _batch_id, _partition
 """
 
+
+_KEYS = """
+SELECT project_id, UUIDStringToNum(toString(uuid)) AS uuid, _partition, _offset
+FROM {database:Identifier}.events
+WHERE arrival_date = {arrival_date:Date} AND _batch_id = {batch_id:String}
+"""
 
 _ROWS_OF_OTHERS = """
 SELECT _partition, _offset, _batch_id
@@ -67,6 +74,19 @@ def read_fingerprints_of(
     for batch_id, *numbers in rows:
         found[batch_id] = (*found.get(batch_id, ()), Fingerprint(*map(int, numbers)))
     return found
+
+
+def loaded_keys(client: Client, database: str, batch: Batch) -> pa.Table:
+    """Which events a batch has in ClickHouse: project_id, uuid (bytes), _partition, _offset."""
+    with named_errors(f"reading the uuids of {batch.batch_id}"):
+        return client.query_arrow(
+            _KEYS,
+            parameters={
+                "database": database,
+                "arrival_date": batch.arrival_date,
+                "batch_id": batch.batch_id,
+            },
+        )
 
 
 def rows_of_others(

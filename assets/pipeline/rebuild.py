@@ -47,11 +47,13 @@ from assets.pipeline.remaking import (
     tell,
     tidy,
 )
+from assets.pipeline.staged_files import check_staged
 from assets.pipeline.swap import drop_copies, drop_partition, rows_by_batch, take_place
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import rebuilds as ledger_rebuilds
 from orchestration.ledger.batches import batches_of_date, in_parts
 from orchestration.ledger.leases import Lease, held_lease
+from orchestration.ledger.let_go import rows_are_back
 from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState, Way
 from orchestration.ledger.remakes import newest_generation
 
@@ -235,6 +237,7 @@ def _swap(
     failpoint("rebuild-replaced")
     _differences(worker, "events", batches)
     place(worker, own, remakes)
+    rows_are_back(worker.ledger, topics, day, *worker.settings.topics)
     found = _move(
         worker,
         leases,
@@ -414,7 +417,7 @@ def _unsettled(worker: Worker, day: date) -> list[Batch]:
 def _check(worker: Worker, batch: Batch) -> StagedFile:
     file = batch.staged.file(Kind.EVENTS) if batch.staged else None
     assert file is not None
-    worker.lake.check(file.path, file.bytes, file.sha256)
+    check_staged(worker.lake, file)
     return file
 
 

@@ -21,17 +21,18 @@ from datetime import date
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.pipeline.batch import LOADED, Batch, State
+from assets.pipeline.batch import LOADED, Batch, Kind, State
 from assets.pipeline.duplicates import SeenKeys, key_columns
 from assets.pipeline.errors import BatchError, LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.key_upkeep import keep_index, open_index
+from assets.pipeline.key_upkeep import keep_index
 from assets.pipeline.letters import as_chunk, judge_letters, places_in, read_letters
 from assets.pipeline.loading import finish_these, load_these
 from assets.pipeline.read import Chunk
 from assets.pipeline.reasons import Reason
 from assets.pipeline.record_head import read_head
 from assets.pipeline.sources import import_of
+from assets.pipeline.staged_files import told_let_go
 from assets.pipeline.staging import stage_these
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
@@ -113,9 +114,7 @@ def preview(worker: Worker, wanted: Wanted) -> Redriven:
     for batch, letters, chunk in choice.chunks():
         day = batch.arrival_date
         if day not in seen:
-            days = worker.settings.duplicate_window_days
-            stand_in = _as_redrive(batch, letters, "preview")
-            seen[day] = open_index(worker.ledger, worker.lake, stand_in, days, worker.say)
+            seen[day] = worker.index_for(_as_redrive(batch, letters, "preview"))
         of = import_of(worker, batch)
         results += _would_become(letters, chunk, seen[day], of)
     return Redriven(True, results, choice.left_out, damaged=tuple(choice.damaged))
@@ -300,6 +299,9 @@ def _check_has_letters(worker: Worker, batch: Batch) -> None:
             f"batch {batch.batch_id} is held: nothing of it is published yet, so there is nothing "
             f"to redrive. {batch.note}"
         )
+    file = batch.staged.file(Kind.DEAD_LETTERS) if batch.staged else None
+    if file is not None and file.let_go_at is not None:
+        raise BatchError(f"the dead letters of batch {batch.batch_id}: {told_let_go(file)}")
     if batch.state not in LOADED:
         raise BatchError(
             f"batch {batch.batch_id} is {batch.state}: its dead letters can be redriven once it is "

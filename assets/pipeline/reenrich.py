@@ -27,7 +27,7 @@ from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError, StagedFileDamaged
 from assets.pipeline.lake import Lake, named_errors
 from assets.pipeline.parse import promoted_again
-from assets.pipeline.staged_files import staged_files
+from assets.pipeline.staged_files import check_staged, staged_files
 
 _INPUTS = [each for each in HEAD if each.name not in ("v", "uuid")]
 """Of a record's head: what a staged row keeps, and enrichment may use. Text not sent is empty."""
@@ -171,7 +171,7 @@ def reenriched(
     `may_publish` is asked before it appears, and raises when another worker has taken over.
     Raises StagedFileDamaged when the file is not what was registered.
     """
-    lake.check(file.path, file.bytes, file.sha256)
+    check_staged(lake, file)
     if comes_out_the_same(lake, file):
         return None
     with staged_files(lambda kind: path, lake, StageClock(), may_publish) as files:
@@ -189,7 +189,7 @@ def changes_of(lake: Lake, file: StagedFile, found: Changes) -> None:
 
     Raises StagedFileDamaged when the file is not what was registered.
     """
-    lake.check(file.path, file.bytes, file.sha256)
+    check_staged(lake, file)
     for rows in row_groups(lake, file):
         found.rows += len(rows)
         there = set(rows.column_names)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from assets.pipeline.batch import LOADED, WAITING, Batch, Kind, State
 from assets.pipeline.clickhouse import named_errors
-from assets.pipeline.errors import LeaseHeld, StagedFileDamaged
+from assets.pipeline.errors import LeaseHeld, StagedFileDamaged, StagedFileLetGo
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.mirror import mirror_whole, mirrored_states
 from assets.pipeline.prove import Proof, compare, read_fingerprints
+from assets.pipeline.staged_files import check_staged
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import load_again, read_batch
 
@@ -105,10 +106,14 @@ def _why_not(worker: Worker, batch: Batch) -> str:
     """Why a batch cannot be loaded again from its files; empty when it can."""
     if batch.state not in LOADED or batch.staged is None:
         return f"it is {batch.state}: only a batch that was loaded can be loaded again"
+    if batch.rows_let_go_at is not None:
+        return "its date of events was let go of: `tidemark backfill rebuild` makes that anew"
     lost = []
     for kind in (Kind.EVENTS, Kind.DEAD_LETTERS):
         if kind is Kind.DEAD_LETTERS and batch.dead_letters_loaded_at is None:
             continue  # the next micro-batch loads them in any case
+        if kind is Kind.DEAD_LETTERS and batch.staged.has_let_go(kind):
+            continue  # and of the table's rows of them
         staged = batch.staged.fingerprints.get(kind, ())
         database = worker.settings.clickhouse_database
         found = read_fingerprints(worker.clickhouse, database, kind.value, batch.batch_id)
@@ -124,7 +129,9 @@ def _why_not(worker: Worker, batch: Batch) -> str:
         if file is None:
             return f"the ledger names no file of its {kind}"
         try:
-            worker.lake.check(file.path, file.bytes, file.sha256)
+            check_staged(worker.lake, file)
+        except StagedFileLetGo as error:
+            return f"{error}: only a backup of ClickHouse has its rows"
         except StagedFileDamaged as error:
             return f"{error}: bring the file back first"
     return ""

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Batch, Kind, Range
+from assets.pipeline.staged_files import told_let_go
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import batches_between
 
@@ -34,6 +35,9 @@ def resends_of(worker: Worker, batch: Batch, lost: Sequence[Range] = ()) -> Coun
     for other in batches_between(worker.ledger, first, last, *worker.settings.topics):
         file = other.staged.file(Kind.DUPLICATES) if other.staged else None
         if file is None or other.batch_id == batch.batch_id:
+            continue
+        if file.let_go_at is not None:
+            worker.say(f"resends in batch {other.batch_id} are not known: {told_let_go(file)}")
             continue
         try:
             originals = pq.read_table(

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Batch, Kind, Staged, StagedFile
 from assets.pipeline.clock import StageClock
+from assets.pipeline.errors import StagedFileLetGo
 from assets.pipeline.lake import HashingWriter, Lake, lake_path
 
 # Columns with few values; dictionaries of the others cost more than they save.
@@ -126,6 +128,28 @@ def staged_path(kind: str, batch: Batch, attempt: int, suffix: str = "parquet") 
     """Where an attempt at staging writes its file: never where another one did."""
     name = batch.batch_id if attempt == 1 else f"{batch.batch_id}-{attempt}"
     return lake_path(kind, batch.arrival_date, f"{name}.{suffix}")
+
+
+def check_staged(lake: Lake, file: StagedFile) -> None:
+    """Raise StagedFileDamaged unless a file is in the lake as it was registered.
+
+    StagedFileLetGo when it is not meant to be there any more.
+    """
+    if file.let_go_at is not None:
+        raise StagedFileLetGo(told_let_go(file))
+    lake.check(file.path, file.bytes, file.sha256)
+
+
+def told_let_go(file: StagedFile) -> str:
+    """In words, when housekeeping let go of a file and by which setting."""
+    letters = file.kind is Kind.DEAD_LETTERS
+    setting = "TIDEMARK_KEEP_DEAD_LETTERS_DAYS" if letters else "TIDEMARK_KEEP_STAGED_DAYS"
+    return f"{file.path} was let go on {let_go_on(file)} ({setting})"
+
+
+def let_go_on(file: StagedFile) -> date:
+    """The UTC day on which housekeeping let go of a file."""
+    return datetime.fromtimestamp((file.let_go_at or 0) / 1e6, UTC).date()
 
 
 def staged_places(lake: Lake, staged: Staged, kind: Kind) -> list[tuple[int, int]]:

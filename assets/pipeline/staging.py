@@ -33,7 +33,7 @@ from assets.pipeline.errors import (
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.garbage import searched_rarely
 from assets.pipeline.hold import reason_to_hold
-from assets.pipeline.key_upkeep import keep_index, open_index, without_batch
+from assets.pipeline.key_upkeep import keep_index, without_batch
 from assets.pipeline.lanes import (
     check_ledger,
     open_lanes,
@@ -259,7 +259,7 @@ def _staged(
 ) -> tuple[Staged, KeyFile | None]:
     settings = worker.settings
     check_source(worker, batch)
-    seen = open_index(worker.ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
+    seen = worker.index_for(batch)
 
     def may_publish() -> None:
         check_unchanged(worker, batch)
@@ -285,9 +285,9 @@ def _staged_letters(
     worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
 ) -> tuple[Staged, KeyFile | None, Outcomes]:
     """The same for a redrive, from the dead letters in the lake; and what became of each."""
-    settings, ledger = worker.settings, worker.ledger
+    ledger = worker.ledger
     letters = ledger_redrives.letters_of(ledger, batch.batch_id)
-    seen = open_index(ledger, worker.lake, batch, settings.duplicate_window_days, worker.say)
+    seen = worker.index_for(batch)
     try:
         return stage_letters(
             batch,

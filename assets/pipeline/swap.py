@@ -6,18 +6,18 @@
 A command may outlive its worker: ClickHouse has it queued or running when the worker is killed, or
 a paused worker sends it when it wakes. By then batches may be loaded that it would take away. So
 partitions move by way of a copy with a name of its own, and before anything is inserted into a date
-whose rebuild is at its swap, the copies of that date are dropped. That waits for a command that is
-running; one that comes later finds no table and is refused.
+whose rebuild is at its swap, or of which housekeeping let go, the copies of that date are dropped.
+That waits for a command that is running; one that comes later finds no table and is refused.
 
-What a crash leaves: a copy, of which the next rebuild, `back` or `cancel` of the date, or the next
-load into it, lets go. Invariant: nothing of a date is inserted into `events` while a copy is there
-that may take its place, but what holds the lease that the copy's maker has lost.
+What a crash leaves: a copy, of which the next rebuild, `back` or `cancel` of the date, the next
+load into it, or housekeeping lets go. Invariant: nothing of a date is inserted into `events` while
+a copy is there that may take its place, but what holds the lease that the copy's maker has lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from hashlib import blake2b
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ from assets.pipeline.errors import ProofFailed
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.worker import Worker
 from orchestration.ledger.leases import Lease, assert_held
+from orchestration.ledger.let_go import are_rows_let_go
 from orchestration.ledger.rebuilds import MOVING, last_rebuild
 
 _ROWS_BY_BATCH = """
@@ -59,10 +60,8 @@ def take_place(
     that `may_be`; LeaseLost.
     """
     database = worker.settings.clickhouse_database
-    drop_copies(worker, day)
-    copy = f"{_copies(worker, day)}{uuid4().hex[:8]}"
+    copy = _new_copy(worker, day)
     with named_errors(f"copying {day} of {source}"):
-        worker.clickhouse.command(f"CREATE TABLE {database}.{copy} AS {database}.events")
         worker.clickhouse.command(
             f"ALTER TABLE {database}.{copy} ATTACH PARTITION '{day}' FROM {database}.{source}"
         )
@@ -83,11 +82,37 @@ def take_place(
     drop_copies(worker, day)
 
 
+def take_away(worker: Worker, topics: Lease, day: date) -> None:
+    """Let a date of `events` be gone, which the ledger has noted, under the topics' lease."""
+    database = worker.settings.clickhouse_database
+    copy = _new_copy(worker, day)
+    assert_held(worker.ledger, topics)
+    failpoint("rows-marked")
+    with named_errors(f"dropping {day} of events"):
+        worker.clickhouse.command(
+            f"ALTER TABLE {database}.events MOVE PARTITION '{day}' TO TABLE {database}.{copy}"
+        )
+    failpoint("rows-moved")
+    drop_copies(worker, day)
+
+
 def refuse_late_swaps(worker: Worker, day: date) -> None:
     """To be asked before anything is inserted into a date of `events`, under the topics' lease."""
     rebuild = last_rebuild(worker.ledger, worker.settings.topic, day)
-    if rebuild is not None and rebuild.state in MOVING:
+    is_moving = rebuild is not None and rebuild.state in MOVING
+    is_old = day < datetime.now(UTC).date()  # housekeeping lets go of no other
+    if is_moving or (is_old and are_rows_let_go(worker.ledger, day, *worker.settings.topics)):
         drop_copies(worker, day)
+
+
+def _new_copy(worker: Worker, day: date) -> str:
+    """An empty table of a name of its own; all others of the date are dropped."""
+    database = worker.settings.clickhouse_database
+    drop_copies(worker, day)
+    copy = f"{_copies(worker, day)}{uuid4().hex[:8]}"
+    with named_errors(f"making {copy}"):
+        worker.clickhouse.command(f"CREATE TABLE {database}.{copy} AS {database}.events")
+    return copy
 
 
 def drop_copies(worker: Worker, day: date) -> None:
@@ -104,10 +129,22 @@ def drop_copies(worker: Worker, day: date) -> None:
             _let_go(worker, f"DROP TABLE IF EXISTS {database}.{copy} SYNC")
 
 
-def _copies(worker: Worker, day: date) -> str:
-    """How the names begin of a date's copies. Topics of others may have the same database."""
+def days_with_copies(worker: Worker) -> list[date]:
+    """The dates of which there are copies, of rebuilds at work or of whoever was killed."""
+    copies = _copies(worker)
+    with named_errors("looking for copies"):
+        found = worker.clickhouse.query(
+            _COPIES,
+            parameters={"database": worker.settings.clickhouse_database, "copies": copies},
+        ).result_rows
+    days = {str(name).removeprefix(copies).partition("_")[0] for (name,) in found}
+    return sorted(date.fromisoformat(day) for day in days)
+
+
+def _copies(worker: Worker, day: date | None = None) -> str:
+    """How the names begin of copies, or a date's. Topics of others may have the same database."""
     topic = blake2b(worker.settings.topic.encode(), digest_size=4).hexdigest()
-    return f"events_swap_{topic}_{day:%Y%m%d}_"
+    return f"events_swap_{topic}_" + (f"{day:%Y%m%d}_" if day else "")
 
 
 def rows_by_batch(worker: Worker, table: str, day: date) -> dict[str, int]:

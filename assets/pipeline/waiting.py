@@ -23,6 +23,7 @@ from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
 from assets.pipeline.resends import ranges_in, resends_of, told
 from assets.pipeline.sources import GONE, check_source, lost_of
+from assets.pipeline.staged_files import check_staged
 from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
@@ -148,7 +149,7 @@ def _check_lost(worker: Worker, batch: Batch, kind: Kind) -> None:
     assert file is not None
     retry = f"nothing is lost: `tidemark retry {batch.batch_id}` carries it on"
     with suppress(StagedFileDamaged):
-        worker.lake.check(file.path, file.bytes, file.sha256)
+        check_staged(worker.lake, file)
         raise BatchError(f"{file.path} is whole again, {retry}")
     if kind is Kind.EVENTS:
         with suppress(*GONE):

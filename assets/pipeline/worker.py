@@ -30,6 +30,7 @@ from assets.pipeline.batch import Batch
 from assets.pipeline.circuit import Circuit
 from assets.pipeline.clickhouse import connect, make_tables
 from assets.pipeline.codes import Remedy
+from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import (
     ANSWERED,
     BatchError,
@@ -39,7 +40,9 @@ from assets.pipeline.errors import (
     LoadingPaused,
     StagingPaused,
 )
+from assets.pipeline.key_upkeep import open_index
 from assets.pipeline.lake import Lake
+from assets.pipeline.prove import loaded_keys
 from assets.pipeline.topic import Topic, topics_of
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
@@ -108,6 +111,18 @@ class Worker:
     def lake(self) -> Lake:
         """Where staged files go."""
         return Lake(self.settings.lake)
+
+    def index_for(self, batch: Batch) -> SeenKeys:
+        """What the records of a batch are compared with, to find duplicates."""
+        database = self.settings.clickhouse_database
+        return open_index(
+            self.ledger,
+            self.lake,
+            batch,
+            self.settings.duplicate_window_days,
+            self.say,
+            loaded=lambda one: loaded_keys(self.clickhouse, database, one),
+        )
 
     @cached_property
     def clickhouse(self) -> Client:

@@ -59,6 +59,7 @@ _COMMANDS = {
     "backfill": "backfill",
     "explain": "explain",
     "reconcile": "reconcile",
+    "housekeeping": "housekeeping",
     "projects": "projects",
     "rules": "rules",
     "settings": "settings",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from assets.pipeline.batch import Batch
+from assets.pipeline.staged_files import let_go_on
 from orchestration.cli.text import exact_iso, utc_text
 from orchestration.ledger.attempts import Attempt
 
@@ -21,7 +22,10 @@ def document(batch: Batch, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "retries": batch.retries,
         "ranges": [[r.partition, r.start, r.end] for r in batch.ranges],
         "balance": vars(batch.staged.balance) if batch.staged else None,
-        "files": [vars(file) for file in batch.staged.files] if batch.staged else [],
+        "files": [
+            {**vars(file), "let_go_at": exact_iso(file.let_go_at)}
+            for file in (batch.staged.files if batch.staged else ())
+        ],
         "attempts": [
             {
                 "stage": one.stage,
@@ -54,7 +58,9 @@ def text(batch: Batch, attempts: Sequence[Attempt]) -> str:
     if batch.staged is not None:
         counts = (f"{n:,} {name}" for name, n in vars(batch.staged.balance).items() if n)
         lines.append(f"balance   {', '.join(counts) or 'nothing'}")
-        lines += [f"file      {f.path} ({f.rows:,} rows)" for f in batch.staged.files]
+        for file in batch.staged.files:
+            gone = f", let go on {let_go_on(file)}" if file.let_go_at is not None else ""
+            lines.append(f"file      {file.path} ({file.rows:,} rows{gone})")
     for one in attempts:
         ended = f" to {utc_text(one.ended_at)}" if one.ended_at else ""
         lines.append(

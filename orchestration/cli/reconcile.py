@@ -13,6 +13,7 @@ import click
 from assets.pipeline.audit import Finding, balance_of
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.repair import Repairs, mirror_again, repair
+from assets.pipeline.staged_files import told_let_go
 from orchestration import reconcile as reconciling
 from orchestration.cli import EXIT_NOT_BALANCED
 from orchestration.cli.batch import worker_of
@@ -92,7 +93,9 @@ def document(
         "scope": found.chosen.scope,
         "by_rows": found.by_rows,
         "batches_proved": len(found.proved),
-        "batches_not_loaded": len(found.chosen.batches) - len(found.proved),
+        "batches_let_go": len(found.let_go),
+        "batches_not_loaded": len(found.chosen.batches) - len(found.proved) - len(found.let_go),
+        "not_compared": [told_let_go(file) for file in found.not_compared],
         "offsets": balance.offsets,
         **vars(balance),
         "findings": [_finding(finding, found.chosen, database) for finding in found.findings],
@@ -138,7 +141,7 @@ def _batch_of(finding: Finding, chosen: Chosen) -> Batch | None:
 def text(found: Reconciliation, database: str, repairs: Repairs | None = None) -> str:
     """The same for a person."""
     how = "by sums and row by row" if found.by_rows else "by sums"
-    waiting = len(found.chosen.batches) - len(found.proved)
+    waiting = len(found.chosen.batches) - len(found.proved) - len(found.let_go)
     lines = [
         *labelled("scope", found.chosen.scope),
         f"proved    {len(found.proved):,} batches {how}",
@@ -150,6 +153,12 @@ def text(found: Reconciliation, database: str, repairs: Repairs | None = None) -
     ]
     if waiting:
         lines.append(f"waiting   {waiting:,} batches are not loaded: there is nothing to prove yet")
+    if found.let_go:
+        told = f"{len(found.let_go):,} batches, whose dates of events housekeeping has dropped"
+        lines += labelled("let go", told)
+    if gone := found.not_compared:
+        told = f"{len(gone):,} files are proved by sums only: {told_let_go(gone[0])}"
+        lines += labelled("let go", f"{told}{' …' if gone[1:] else ''}")
     for finding in found.findings[:_FINDINGS_SHOWN]:
         lines += _told(finding, _batch_of(finding, found.chosen), database)
     if len(found.findings) > _FINDINGS_SHOWN:

@@ -102,7 +102,10 @@ def _batch(batch: Batch, attempts: tuple[Attempt, ...]) -> dict[str, Any]:
         "run_id": batch.run_id,
         **{name: iso(at) for name, at in states(batch).items()},
         "balance": vars(batch.staged.balance if batch.staged else Balance()),
-        "files": [vars(file) for file in batch.staged.files] if batch.staged else [],
+        "files": [
+            {**vars(file), "let_go_at": iso(file.let_go_at)}
+            for file in (batch.staged.files if batch.staged else ())
+        ],
         "seconds": {stage: timing.wall for stage, timing in batch.timings.items()},
         "attempts": [
             {

@@ -18,9 +18,10 @@ from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import IMPORT_PREFIX, LOADED, Batch, Kind, State
+from assets.pipeline.batch import IMPORT_PREFIX, LOADED, Batch, Kind, StagedFile, State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.lake import Lake
+from assets.pipeline.staged_files import let_go_on, told_let_go
 from orchestration.explain.in_clickhouse import search_clickhouse
 from orchestration.explain.in_kafka import Found, search_kafka
 from orchestration.explain.in_lake import UNREADABLE, Lookup, search_batch
@@ -125,7 +126,14 @@ def _search_lake(
     kinds = tuple(Kind) if everything else (Kind.DUPLICATES,)
     files += [(batch, kind) for batch in near for kind in kinds]
     files = [(batch, kind) for batch, kind in files if batch.staged and batch.staged.file(kind)]
-
+    let_go = [f for batch, kind in files if (f := _file_let_go(batch, kind)) is not None]
+    files = [(batch, kind) for batch, kind in files if _file_let_go(batch, kind) is None]
+    if let_go:
+        when = sorted({let_go_on(file) for file in let_go})
+        search.bounded.append(
+            f"{len(let_go):,} files of the lake were let go ({when[0]} to {when[-1]}) and could "
+            "not be read: what is only there, as duplicates are, is not found"
+        )
     found = read = 0
     end = time.monotonic() + MOST_SECONDS
     for batch, kind in files[:MOST_FILES]:
@@ -147,6 +155,12 @@ def _search_lake(
         f"lake, {what} of {days[0]} to {days[1]} and whatever is not loaded yet, "
         f"{read:,} files: {found:,} found"
     )
+
+
+def _file_let_go(batch: Batch, kind: Kind) -> StagedFile | None:
+    """The file of a kind, if housekeeping let go of it."""
+    file = batch.staged.file(kind) if batch.staged else None
+    return file if file is not None and file.let_go_at is not None else None
 
 
 def _days(settings: Settings, wanted: Wanted, search: Search) -> tuple[date, date]:
@@ -178,6 +192,10 @@ def _judged(record: Record, batch: Batch, search: Search) -> Record:
         return replace(record, note="not in the table dead_letters yet")
     if record.verdict is not Verdict.STAGED or batch.state not in LOADED:
         return record
+    if batch.rows_let_go_at is not None:
+        day = datetime.fromtimestamp(batch.rows_let_go_at / 1e6, UTC).date()
+        note = f"it stands in the lake; its date of events was let go on {day}"
+        return replace(record, verdict=Verdict.LET_GO, note=note)
     if "ClickHouse" in search.away:
         note = "the ledger says so; ClickHouse could not be asked"
         return replace(record, verdict=Verdict.LOADED, note=note)
@@ -194,7 +212,10 @@ def _placed(ledger: Engine, lake: Lake, wanted: Wanted, search: Search, found: F
     record = replace(record, batch_id=batch.batch_id)
     if batch.staged is None:
         return replace(record, verdict=Verdict.PLANNED)
+    let_go = [file for kind in Kind if (file := _file_let_go(batch, kind)) is not None]
     for kind in Kind:
+        if _file_let_go(batch, kind) is not None:
+            continue
         try:
             for staged in search_batch(lake, batch, kind, Lookup(wanted, record.place)):
                 return replace(
@@ -206,6 +227,9 @@ def _placed(ledger: Engine, lake: Lake, wanted: Wanted, search: Search, found: F
                 )
         except UNREADABLE as error:
             return replace(record, verdict=Verdict.STAGED, note=f"{kind} unreadable: {error}")
+    if let_go:
+        note = "; ".join(told_let_go(file) for file in let_go)
+        return replace(record, verdict=Verdict.LET_GO, note=note)
     note = f"Kafka has it, but no file of batch {batch.batch_id} does"
     return replace(record, verdict=Verdict.MISSING, note=note)
 

@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     PLANNED = "planned"
     WAITING = "waiting"
     SPOOLED = "spooled"
+    LET_GO = "let go"
     MISSING = "missing"
 
 
@@ -33,6 +34,7 @@ SENTENCES = {
     Verdict.PLANNED: "it is in Kafka, and a batch that will read it is planned",
     Verdict.WAITING: "it is in Kafka, and no batch holds it yet: the next micro-batch will",
     Verdict.SPOOLED: "the capture API has it on disk and sends it on when Kafka takes it",
+    Verdict.LET_GO: "its batch was loaded and proved, and was let go of since",
     Verdict.MISSING: "its batch is done, but it is not where it should be",
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from assets.pipeline.batch import Batch
+from assets.pipeline.staged_files import let_go_on
 from orchestration.explain.document import requests, sentence_of, states
 from orchestration.explain.explanation import Explanation
 from orchestration.explain.record import SENTENCES, Record, Verdict
@@ -123,7 +124,9 @@ def _batch(batch: Batch, attempts: tuple[Attempt, ...]) -> Iterator[str]:
         what = f"{attempt.stage} {attempt.number}, {_time(attempt.started_at)}, {took}"
         yield from _field("attempt", f"{what}, run {attempt.run_id}{error}")
     for file in batch.staged.files if batch.staged else ():
-        yield from _field("file", f"{file.path} ({file.rows:,} rows, {file.bytes:,} bytes)")
+        gone = f", let go on {let_go_on(file)}" if file.let_go_at is not None else ""
+        told = f"{file.path} ({file.rows:,} rows, {file.bytes:,} bytes{gone})"
+        yield from _field("file", told)
     if batch.timings:
         walls = (f"{stage} {timing.wall:.3f}" for stage, timing in batch.timings.items())
         yield from _field("seconds", ", ".join(walls))

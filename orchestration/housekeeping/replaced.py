@@ -11,6 +11,7 @@ from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
 from assets.pipeline.remaking import tidy
 from assets.pipeline.swap import drop_partition
 from assets.pipeline.worker import Worker
+from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.rebuilds import OPEN, last_rebuild
 from orchestration.ledger.remakes import dates_with_remakes
@@ -20,34 +21,40 @@ SELECT DISTINCT arrival_date FROM {database:Identifier}.{table:Identifier} ORDER
 """
 _DAY_US = 86_400_000_000
 
+REBUILT = "it is being rebuilt"
 
-def let_go_of_replaced(worker: Worker, keep_days: int) -> list[date]:
-    """Drop what rebuilds replaced longer ago than that, and what none needs; gives the dates.
+
+def let_go_of_replaced(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
+    """Drop what rebuilds replaced longer ago than that, and what none needs.
 
     What a rebuild that is under way has filled or kept stays, whatever its age. Files whose place
     others took go with the partition that was loaded from them.
     """
-    gone = []
+    tally = Tally("replaced dates")
     topic = worker.settings.topic
     for table in (PREVIOUS, SHADOW):
-        for day in _dates(worker, table):
+        for day in dates_in(worker, table):
             with suppress(LeaseHeld), rebuild_lease(worker, day):
                 rebuild = last_rebuild(worker.ledger, topic, day)
                 if rebuild is None:
                     continue  # of a Tidemark with another ledger
                 is_kept = table == PREVIOUS and rebuild.moved_at > now_us() - keep_days * _DAY_US
-                if rebuild.state in OPEN or is_kept:
-                    continue
-                drop_partition(worker, table, day)
-                gone.append(day)
-    kept = set(_dates(worker, PREVIOUS))
-    for day in dates_with_remakes(worker.ledger, topic):
+                if rebuild.state in OPEN:
+                    tally.kept[REBUILT] += 1
+                elif not is_kept:
+                    tally.add(1)
+                    if not dry_run:
+                        drop_partition(worker, table, day)
+                        worker.say(f"{day} of {table} is dropped")
+    kept = set(dates_in(worker, PREVIOUS))
+    for day in () if dry_run else dates_with_remakes(worker.ledger, topic):
         with suppress(LeaseHeld), rebuild_lease(worker, day) as lease:
             tidy(worker, lease, day, can_be_returned=day in kept)
-    return gone
+    return tally
 
 
-def _dates(worker: Worker, table: str) -> list[date]:
+def dates_in(worker: Worker, table: str) -> list[date]:
+    """The arrival dates of which a table has rows; none where there is no such table."""
     database = worker.settings.clickhouse_database
     with named_errors(f"looking at {table}"):
         if not worker.clickhouse.command(f"EXISTS TABLE {database}.{table}"):

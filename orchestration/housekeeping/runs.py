@@ -20,15 +20,19 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 _AT_ONCE = 200
 
 
+def old_runs(instance: dg.DagsterInstance, before: datetime) -> int:
+    """How many runs ended, and were made before that time."""
+    return instance.get_runs_count(_finished(before))
+
+
 def let_go_of_runs(instance: dg.DagsterInstance, before: datetime, limit_seconds: float) -> int:
     """Delete the runs that ended, and were made before that time; gives how many.
 
     Those that do not fit into the time are left for another day.
     """
     end, gone = time.monotonic() + limit_seconds, 0
-    finished = dg.RunsFilter(statuses=list(FINISHED_STATUSES), created_before=before)
     while time.monotonic() < end:
-        runs = instance.get_runs(finished, limit=_AT_ONCE, ascending=True)
+        runs = instance.get_runs(_finished(before), limit=_AT_ONCE, ascending=True)
         if not runs:
             break
         _say_again(instance, {run.run_id for run in runs})
@@ -37,6 +41,10 @@ def let_go_of_runs(instance: dg.DagsterInstance, before: datetime, limit_seconds
             _delete_files(instance, run.run_id)
         gone += len(runs)
     return gone
+
+
+def _finished(before: datetime) -> dg.RunsFilter:
+    return dg.RunsFilter(statuses=list(FINISHED_STATUSES), created_before=before)
 
 
 def _say_again(instance: dg.DagsterInstance, run_ids: Collection[str]) -> None:

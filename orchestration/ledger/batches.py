@@ -50,6 +50,7 @@ from orchestration.ledger.backoffs import batch_name
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.let_go import has_let_go, has_let_go_of_rows
 from orchestration.ledger.of_topics import of_topics, only_its_import_can_read
 from orchestration.ledger.planned import add_planned
 from orchestration.ledger.redrives import carried_letters, forget_outcomes, own_balances, redriven
@@ -390,10 +391,14 @@ def load_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
 
     It counts as given back by a person, which makes the insert a new one to the server: under its
     old token it might be dropped as a repetition. Until it is proved again it is not loaded, and
-    what audits found of it before counts no more.
+    what audits found of it before counts no more. Raises BatchError when housekeeping was first.
     """
     with ledger.begin() as connection:
         move(connection, lease, batch_id, State.SUSPECT)
+        if has_let_go(connection, [batch_id], Kind.EVENTS) or has_let_go_of_rows(
+            connection, batch_id
+        ):
+            raise BatchError(f"batch {batch_id} was let go of just now")
         move(
             connection,
             lease,
@@ -537,12 +542,14 @@ def batch_at(ledger: Engine, topic_id: str, partition: int, offset: int) -> Batc
 def batches_with_dead_letters(
     ledger: Engine, arrival_date: date | None, *topics: str
 ) -> list[Batch]:
-    """Loaded batches that have a file of dead letters, of one arrival date or of all."""
+    """Loaded batches that have a file of dead letters still, of one arrival date or of all."""
     wanted: list[Any] = [
         of_topics(topics),
         batches.c.state.in_(LOADED),
         batches.c.batch_id.in_(
-            select(staged_files.c.batch_id).where(staged_files.c.kind == Kind.DEAD_LETTERS)
+            select(staged_files.c.batch_id).where(
+                staged_files.c.kind == Kind.DEAD_LETTERS, staged_files.c.let_go_at.is_(None)
+            )
         ),
     ]
     if arrival_date is not None:
@@ -689,6 +696,7 @@ def _read(ledger: Engine, condition: Any) -> list[Batch]:
                 again.get(head.batch_id, {}),
             ),
             letters=letters.get(head.batch_id, 0),
+            rows_let_go_at=head.rows_let_go_at,
         )
         for head in heads
     ]
@@ -733,7 +741,7 @@ def _staged(
         )
     return Staged(
         files=tuple(
-            StagedFile(Kind(row.kind), row.path, row.rows, row.bytes, row.sha256)
+            StagedFile(Kind(row.kind), row.path, row.rows, row.bytes, row.sha256, row.let_go_at)
             for row in sorted(files, key=lambda row: list(Kind).index(row.kind))
         ),
         balances={

@@ -66,19 +66,32 @@ def _bring_up_to_date(engine: Engine) -> None:
 
     A column that came later has its default in older rows, too, and is empty where it has none.
     """
-    known = inspect(engine).get_multi_columns()
+    looked_at = inspect(engine)
+    for (_, table), there in looked_at.get_multi_indexes().items():
+        names = {index["name"] for index in there}
+        for index in metadata.tables[table].indexes if table in metadata.tables else ():
+            if index.name not in names:
+                with _unless_another_was_first():
+                    index.create(engine)
+    known = looked_at.get_multi_columns()
     for (_, table), columns in known.items():
         if table not in metadata.tables:
             continue
         found = {column["name"]: column for column in columns}
         for column in metadata.tables[table].columns:
             for statement in _changes(engine, column, found.get(column.name)):
-                try:
-                    with engine.begin() as connection:
-                        connection.exec_driver_sql(statement)
-                except DBAPIError as error:  # another process was adding it at the same moment
-                    if "already exists" not in str(error) and "duplicate column" not in str(error):
-                        raise
+                with _unless_another_was_first(), engine.begin() as connection:
+                    connection.exec_driver_sql(statement)
+
+
+@contextmanager
+def _unless_another_was_first() -> Iterator[None]:
+    """Pass over what another process has added at the same moment."""
+    try:
+        yield
+    except DBAPIError as error:
+        if "already exists" not in str(error) and "duplicate column" not in str(error):
+            raise
 
 
 def _changes(engine: Engine, column: Column[Any], found: Mapping[str, Any] | None) -> Iterator[str]:

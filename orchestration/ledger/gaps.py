@@ -4,8 +4,8 @@
            ├─ refused ──▶ failed
            └─ retried ──▶ planned or loading: it is looked for again
 
-Invariant: a gap is decided once, in the transaction that moves its batch, and its row stays for
-ever. Should the batch meet its gap once more, that is another row.
+Invariant: a gap is decided once, in the transaction that moves its batch, and its row stays as long
+as that. Should the batch meet its gap once more, that is another row.
 """
 
 from __future__ import annotations

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from assets.pipeline.batch import KeyFile
 from assets.pipeline.errors import PlanConflict
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.let_go import is_unsettled
 from orchestration.ledger.tables import key_files
 
 
@@ -37,10 +38,88 @@ def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
             .where(
                 key_files.c.arrival_date.between(first, last),
                 key_files.c.retired_at.is_(None),
+                key_files.c.let_go_at.is_(None),
             )
             .order_by(key_files.c.path)
         ).all()
     return [KeyFile(*row) for row in rows]
+
+
+def key_files_let_go(ledger: Engine, first: date, last: date) -> list[KeyFile]:
+    """Files of the index that are gone, of these arrival dates, and not made anew since."""
+    with reading(ledger) as connection:
+        rows = connection.execute(
+            select(key_files.c.path, key_files.c.arrival_date, key_files.c.rows)
+            .where(
+                key_files.c.arrival_date.between(first, last),
+                key_files.c.retired_at.is_(None),
+                key_files.c.let_go_at.is_not(None),
+            )
+            .order_by(key_files.c.path)
+        ).all()
+    return [KeyFile(*row) for row in rows]
+
+
+def dates_with_key_files(ledger: Engine, before: date) -> list[tuple[date, int, int]]:
+    """Arrival dates before that one that have an index: its files and their rows."""
+    with reading(ledger) as connection:
+        rows = connection.execute(
+            select(key_files.c.arrival_date, func.count(), func.sum(key_files.c.rows))
+            .where(
+                key_files.c.arrival_date < before,
+                key_files.c.retired_at.is_(None),
+                key_files.c.let_go_at.is_(None),
+            )
+            .group_by(key_files.c.arrival_date)
+            .order_by(key_files.c.arrival_date)
+        ).all()
+    return [(day, int(count), int(keys)) for day, count, keys in rows]
+
+
+def let_go_of_keys(ledger: Engine, day: date, reach: timedelta) -> bool:
+    """Mark a date's files of the index. False when a batch so near may need them yet.
+
+    A batch that is planned later finds the marks, and makes them anew.
+    """
+    with ledger.begin() as connection:
+        if is_unsettled(connection, day - reach, day + reach):
+            return False
+        connection.execute(
+            update(key_files)
+            .where(
+                key_files.c.arrival_date == day,
+                key_files.c.retired_at.is_(None),
+                key_files.c.let_go_at.is_(None),
+            )
+            .values(let_go_at=now_us())
+        )
+    return True
+
+
+def has_unsettled_near(ledger: Engine, day: date, reach: timedelta) -> bool:
+    """Whether a batch so near to a date may need its index yet."""
+    with reading(ledger) as connection:
+        return is_unsettled(connection, day - reach, day + reach)
+
+
+def marked_key_files(ledger: Engine, limit: int) -> list[KeyFile]:
+    """Some of the files of the index that are marked and not noted as deleted."""
+    with reading(ledger) as connection:
+        rows = connection.execute(
+            select(key_files.c.path, key_files.c.arrival_date, key_files.c.rows)
+            .where(key_files.c.let_go_at.is_not(None), key_files.c.deleted_at.is_(None))
+            .order_by(key_files.c.path)
+            .limit(limit)
+        ).all()
+    return [KeyFile(*row) for row in rows]
+
+
+def note_keys_deleted(ledger: Engine, paths: Sequence[str]) -> None:
+    """Note that these files are gone; their rows say that the date had them."""
+    with ledger.begin() as connection:
+        connection.execute(
+            update(key_files).where(key_files.c.path.in_(paths)).values(deleted_at=now_us())
+        )
 
 
 def add_key_file(connection: Connection, file: KeyFile) -> None:

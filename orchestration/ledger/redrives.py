@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
 
-from assets.pipeline.batch import LOADED, Balance, Batch, State
+from assets.pipeline.batch import LOADED, Balance, Batch, Kind, State
 from assets.pipeline.errors import BatchError, PlanConflict
 from orchestration.ledger.connection import reading
 from orchestration.ledger.leases import Lease, check_fence
+from orchestration.ledger.let_go import has_let_go
 from orchestration.ledger.planned import add_planned
 from orchestration.ledger.tables import batches, redrive_counts, redrive_letters, redrives
 
@@ -124,6 +125,12 @@ def record_redrive(
                 for letter in letters
             ],
         )
+        # Asked last: these rows hold up housekeeping, which looks for them before it lets go.
+        olds = select(redrive_letters.c.old_batch_id).where(
+            redrive_letters.c.batch_id == batch.batch_id
+        )
+        if has_let_go(connection, olds, Kind.DEAD_LETTERS):
+            raise PlanConflict("some of the dead letters were let go just now")
 
 
 def letters_of(ledger: Engine, batch_id: str) -> list[Letter]:

@@ -146,6 +146,7 @@ batches = Table(
     Column("retries", Integer, nullable=False, default=0, server_default="0"),
     # Why it waits for a person.
     Column("note", Text, nullable=False, default="", server_default=""),
+    Column("rows_let_go_at", BigInteger),  # of `events`, by housekeeping
     Index("batches_by_state", "topic", "state", "dead_letters_loaded_at"),
     Index("batches_by_date", "arrival_date"),
 )
@@ -159,6 +160,8 @@ staged_files = Table(
     Column("rows", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+    Column("let_go_at", BigInteger),  # by housekeeping: nobody reads it from then on
+    Column("deleted_at", BigInteger),  # and then it was gone
 )
 
 rejections = Table(
@@ -176,6 +179,8 @@ key_files = Table(
     Column("arrival_date", Date, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("retired_at", BigInteger),  # set when merged into another one
+    Column("let_go_at", BigInteger),  # by housekeeping: made anew when it is needed
+    Column("deleted_at", BigInteger),
     Index("key_files_by_date", "arrival_date"),
 )
 
@@ -230,6 +235,7 @@ redrive_letters = Table(
     Column("outcome", String(16)),  # event | duplicate | rejected; empty until staged
     Column("new_reason", String(32)),  # why it was rejected once more
     Index("redrive_letters_by_place", "partition", "offset"),
+    Index("redrive_letters_by_old_batch", "old_batch_id"),
 )
 
 redrive_counts = Table(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 
 from assets.pipeline.batch import Range, State
 from orchestration.ledger.backoffs import backoffs_now
-from orchestration.ledger.batches import give_back, read_batch, record_plan, set_state
+from orchestration.ledger.batches import all_batches, give_back, read_batch, record_plan, set_state
 from orchestration.ledger.connection import open_ledger
+from orchestration.ledger.keys import live_key_files
 from orchestration.ledger.leases import held_lease
 from orchestration.ledger.tables import attempts, backoffs, batches
-from tests.staging import batch_of
+from tests.staging import DAY, batch_of
 
 
 def test_columns_and_tables_that_came_later_are_added(ledger: Engine, ledger_url: str) -> None:
@@ -19,11 +20,19 @@ def test_columns_and_tables_that_came_later_are_added(ledger: Engine, ledger_url
         for column in ("error_code", "remedy", "next_try_at"):
             connection.exec_driver_sql(f"ALTER TABLE attempts DROP COLUMN {column}")
         backoffs.drop(connection)
+        for table in ("staged_files", "key_files"):
+            for column in ("let_go_at", "deleted_at"):
+                connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.exec_driver_sql("ALTER TABLE batches DROP COLUMN rows_let_go_at")
+        connection.exec_driver_sql("DROP INDEX redrive_letters_by_old_batch")
     for _ in range(2):
         again = open_ledger(ledger_url)
         with again.connect() as connection:
             assert connection.execute(attempts.select()).all() == []
         assert backoffs_now(again) == {}
+        assert (all_batches(again, "events"), live_key_files(again, DAY, DAY)) == ([], [])
+        found = {index["name"] for index in inspect(again).get_indexes("redrive_letters")}
+        assert found == {"redrive_letters_by_place", "redrive_letters_by_old_batch"}
         again.dispose()
 
 

@@ -72,15 +72,19 @@ def test_what_was_replaced_is_kept_for_its_days(
     stack.send_numbers(range(5))
     stack.run()
     worker = stack.worker()
-    assert let_go_of_replaced(worker, 0) == []
+    assert let_go_of_replaced(worker, 0).count == 0
     rebuild(worker, TODAY)
-    assert let_go_of_replaced(worker, 7) == []
+    assert let_go_of_replaced(worker, 7).count == 0
     assert stack.rows(f"SELECT count() FROM {{database}}.{PREVIOUS}") == [(5,)]
     made = definitions(stack.settings)
     ran = made.resolve_job_def("daily_housekeeping").execute_in_process(instance=instance)
     (told,) = ran.asset_materializations_for_node("housekeeping")
     found = {name: entry.value for name, entry in told.metadata.items()}
-    assert (found["replaced_dates_dropped"], found["rows"], found["runs_deleted"]) == (1, 5, 0)
+    assert (found["replaced_dates_let_go"], found["rows"], found["runs_of_Dagster_let_go"]) == (
+        1,
+        5,
+        0,
+    )
     (check,) = ran.get_asset_check_evaluations()
     assert check.passed
     assert stack.rows("SELECT count() FROM {database}.events") == [(5,)]

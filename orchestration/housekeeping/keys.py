@@ -1,0 +1,73 @@
+"""Keys: the index of duplicates, of dates that no batch is compared with any more.
+
+    a date beyond the window ─▶ no batch near it is open ─▶ marked ─▶ deleted ─▶ noted as deleted
+
+They hold nothing that staged files or ClickHouse do not: a batch or a redrive of such a date finds
+the marks and makes the index anew (assets/pipeline/key_upkeep.py).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.key_files import BYTES_A_KEY
+from assets.pipeline.worker import Worker
+from orchestration.housekeeping.judge import UNFINISHED
+from orchestration.housekeeping.staged import NOT_DELETED
+from orchestration.housekeeping.tally import Tally
+from orchestration.ledger.keys import (
+    dates_with_key_files,
+    has_unsettled_near,
+    let_go_of_keys,
+    marked_key_files,
+    note_keys_deleted,
+)
+
+_FILES_AT_ONCE = 500
+
+
+def let_go_of_index(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
+    """Let go of the index of dates that were over so many days ago; 0: of none."""
+    tally = Tally("files of the duplicate index")
+    if not dry_run:
+        _delete(worker, tally)
+    if not keep_days:
+        return tally
+    ledger = worker.ledger
+    reach = timedelta(days=worker.settings.duplicate_window_days - 1)
+    before = datetime.now(UTC).date() - timedelta(days=keep_days)
+    for day, count, keys in dates_with_key_files(ledger, before):
+        if not tally.has_time():
+            break
+        if dry_run:
+            if has_unsettled_near(ledger, day, reach):
+                tally.kept[UNFINISHED] += count
+            else:
+                tally.add(count, keys * BYTES_A_KEY)
+        elif let_go_of_keys(ledger, day, reach):
+            failpoint("keys-marked")
+            _delete(worker, tally)
+        else:
+            tally.kept[UNFINISHED] += count
+    return tally
+
+
+def _delete(worker: Worker, tally: Tally) -> None:
+    while tally.has_time():
+        files = marked_key_files(worker.ledger, _FILES_AT_ONCE)
+        gone = []
+        for file in files:
+            try:
+                worker.lake.delete(file.path)
+            except OSError as error:
+                worker.say(f"{file.path}: {NOT_DELETED} ({error})")
+                tally.kept[NOT_DELETED] += 1
+            else:
+                gone.append(file)
+        if gone:
+            failpoint("keys-deleted")
+            note_keys_deleted(worker.ledger, [file.path for file in gone])
+            tally.add(len(gone), sum(file.rows for file in gone) * BYTES_A_KEY)
+        if len(gone) < _FILES_AT_ONCE:
+            return

@@ -1,0 +1,90 @@
+"""Records: rows of the ledger, of dates of which nothing is left in the lake.
+
+    the oldest date ─▶ nothing to do, no file left ─▶ its batches are forgotten ─▶ the next date
+
+It stops at the first date that has to stay: see orchestration/ledger/forget.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+
+from assets.pipeline.batch import WAITING
+from assets.pipeline.errors import LeaseHeld
+from assets.pipeline.failpoints import failpoint
+from assets.pipeline.rebuild import PREVIOUS, rebuild_lease
+from assets.pipeline.worker import Worker
+from orchestration.housekeeping.judge import UNFINISHED, WAITS
+from orchestration.housekeeping.replaced import REBUILT, dates_in
+from orchestration.housekeeping.tally import Tally
+from orchestration.ledger.forget import (
+    dates_on_record,
+    forget_alarms,
+    forget_rebuilds,
+    forget_some,
+    has_files,
+)
+from orchestration.ledger.let_go import batches_to_judge
+
+FILES_KEPT = "files of it are kept"
+BEHIND = "an older date stays"
+
+
+def forget_batches(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
+    """Forget the batches of dates that were over so many days ago; 0: of none."""
+    tally = Tally("batches of the ledger")
+    if not keep_days:
+        return tally
+    behind = False
+    before = datetime.now(UTC).date() - timedelta(days=keep_days)
+    for day, count in dates_on_record(worker.ledger, before, *worker.settings.topics):
+        if not tally.has_time():
+            break
+        why = BEHIND if behind else _forget_date(worker, day, count, tally, dry_run)
+        if why:
+            behind = True
+            tally.kept[why] += count
+    return tally
+
+
+def forget_what_is_over(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
+    """Forget alarms that are over, and rebuilds that ended, so many days ago; 0: none."""
+    tally = Tally("alarms and rebuilds that are over")
+    if not keep_days:
+        return tally
+    before = datetime.now(UTC).date() - timedelta(days=keep_days)
+    before_us = int(datetime.combine(before, time(), UTC).timestamp()) * 1_000_000
+    topic, kept = worker.settings.topic, dates_in(worker, PREVIOUS)
+    forgetting: list[Callable[[], int]] = [
+        lambda: forget_alarms(worker.ledger, before_us, dry_run=dry_run),
+        lambda: forget_rebuilds(worker.ledger, topic, before_us, kept, dry_run=dry_run),
+    ]
+    for forget in forgetting:
+        while tally.has_time() and (count := forget()):
+            tally.add(count)
+            if dry_run:
+                break
+    return tally
+
+
+def _forget_date(worker: Worker, day: date, count: int, tally: Tally, dry_run: bool) -> str:
+    """Forget a date; why it has to stay, empty when it need not."""
+    ledger, topics = worker.ledger, worker.settings.topics
+    for batch in batches_to_judge(ledger, day, *topics):
+        if batch.settled_at is None:
+            return WAITS if batch.state in WAITING else UNFINISHED
+    if has_files(ledger, day, *topics):
+        return FILES_KEPT
+    if dry_run:
+        tally.add(count)
+        return ""
+    try:
+        with rebuild_lease(worker, day) as lease:
+            while tally.has_time() and (some := forget_some(ledger, lease, day, *topics)):
+                failpoint("rows-forgotten")
+                tally.add(some)
+    except LeaseHeld:
+        return REBUILT
+    worker.say(f"{day}: the ledger has forgotten its batches; ClickHouse has copies of them")
+    return ""
