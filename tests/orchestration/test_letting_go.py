@@ -19,7 +19,7 @@ from assets.pipeline import redrive as redrive_module
 from assets.pipeline.audit import reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind, State
 from assets.pipeline.errors import BatchError, PlanConflict, StagedFileLetGo
-from assets.pipeline.rebuild import preview, rebuild, rebuild_lease
+from assets.pipeline.rebuild import cancel, preview, rebuild, rebuild_lease
 from assets.pipeline.redrive import Wanted, redrive
 from assets.pipeline.repair import repair
 from assets.pipeline.resends import resends_of
@@ -41,7 +41,7 @@ from orchestration.ledger.audits import record_audits
 from orchestration.ledger.batches import planned_ends
 from orchestration.ledger.keys import key_files_let_go, live_key_files
 from orchestration.ledger.projects import create_project
-from orchestration.ledger.rebuilds import begin
+from orchestration.ledger.rebuilds import Way, begin
 from orchestration.ledger.tables import alarms, batches, metadata, rebuilds
 from orchestration.reconcile import everything, reconcile
 from orchestration.settings import Settings
@@ -154,8 +154,10 @@ def test_staged_files_of_an_old_date_go_and_everybody_knows(new_stack: NewStack)
         first.batch_id,
         second.batch_id,
     }
-    with pytest.raises(StagedFileLetGo, match="TIDEMARK_KEEP_STAGED_DAYS"):
-        rebuild(stack.worker(), OLD)
+    for way in Way:
+        with pytest.raises(StagedFileLetGo, match="TIDEMARK_KEEP_STAGED_DAYS"):
+            rebuild(stack.worker(), OLD, way)
+        cancel(stack.worker(), OLD)
     said_of_resends: list[str] = []
     worker = stack.worker()
     worker.say = said_of_resends.append
