@@ -257,7 +257,6 @@ def _stage_and_register(
 def _staged(
     worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
 ) -> tuple[Staged, KeyFile | None]:
-    settings = worker.settings
     check_source(worker, batch)
     seen = worker.index_for(batch)
 
