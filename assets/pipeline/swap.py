@@ -89,8 +89,9 @@ def take_away(worker: Worker, topics: Lease, day: date) -> None:
     assert_held(worker.ledger, topics)
     failpoint("rows-marked")
     with named_errors(f"dropping {day} of events"):
-        worker.clickhouse.command(
-            f"ALTER TABLE {database}.events MOVE PARTITION '{day}' TO TABLE {database}.{copy}"
+        _let_go(
+            worker,
+            f"ALTER TABLE {database}.events MOVE PARTITION '{day}' TO TABLE {database}.{copy}",
         )
     failpoint("rows-moved")
     drop_copies(worker, day)
