@@ -18,6 +18,7 @@ from assets.housekeeping import housekeeping, housekeeping_schedule
 from assets.kafka_events import capture_api, kafka_events
 from assets.rebuilt_events import rebuilt_events
 from assets.reenriched_events import reenriched_events
+from assets.replayed_events import replayed_events
 from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
 from orchestration.cadence_triggers import cadence_triggers
@@ -41,6 +42,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             dead_letters(settings),
             rebuilt_events(settings),
             reenriched_events(settings),
+            replayed_events(settings),
             housekeeping(settings),
         ],
         asset_checks=[audit_checks(settings)],

@@ -210,7 +210,11 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
     if finding.trouble is Trouble.HELD:
         return Remedy("when the cause is mended", (f"tidemark retry {batch.batch_id}",))
     if finding.trouble is Trouble.FILE:
-        return Remedy("bring the file back from a copy of the lake: it is what proves the batch")
+        return Remedy(
+            "read its records again, if Kafka has them; or bring the file back from a copy of the "
+            "lake: it is what proves the batch",
+            (f"tidemark backfill replay {batch.arrival_date}",),
+        )
     if batch.state is State.SUSPECT or finding.trouble not in _OF_CONTENT:
         return Remedy()
     load_again = f"tidemark reconcile --batch {batch.batch_id} --repair"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,16 @@ def _mixed(words: Words) -> Words:
     words *= np.uint64(0xC4CEB9FE1A85EC53)
     words ^= words >> np.uint64(33)
     return words
+
+
+class Firsts(Protocol):
+    """What staging asks: which records repeat an earlier one, and which keys are new by it."""
+
+    def mark(self, h1: Words, h2: Words, partition: Ints, offset: Longs) -> Found:
+        """The rows whose key was seen before; adds the other keys."""
+
+    def added(self) -> Keys:
+        """The keys that `mark` added."""
 
 
 class SeenKeys:

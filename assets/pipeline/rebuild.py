@@ -30,14 +30,15 @@ from datetime import date
 from sqlalchemy import Connection
 
 from assets.pipeline.batch import LOADED, Batch, Fingerprint, Kind, StagedFile, State
-from assets.pipeline.clickhouse import named_errors
-from assets.pipeline.errors import BatchError, LeaseHeld, ProofFailed
+from assets.pipeline.clickhouse import known_settings, named_errors
+from assets.pipeline.errors import BatchError, LeaseHeld, ProofFailed, StagedFileDamaged
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.load import insert, token
+from assets.pipeline.load import insert, one_block, token
 from assets.pipeline.loading import load_these
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints_of
 from assets.pipeline.reenrich import Changes, changes_of
 from assets.pipeline.remaking import (
+    Asked,
     into_use,
     out_of_use,
     place,
@@ -47,6 +48,7 @@ from assets.pipeline.remaking import (
     tell,
     tidy,
 )
+from assets.pipeline.replay import Expiry, expiries, lost_kinds, registered_kinds
 from assets.pipeline.staged_files import check_staged
 from assets.pipeline.swap import drop_copies, drop_partition, rows_by_batch, take_place
 from assets.pipeline.worker import PutAside, Worker
@@ -76,14 +78,45 @@ class Preview:
     unsettled: tuple[str, ...]
     strangers: dict[str, int]
     changes: Changes | None = None
+    to_replay: tuple[ToReplay, ...] = ()
 
 
-def preview(worker: Worker, day: date, way: Way = Way.REBUILD) -> Preview:
+@dataclass(frozen=True)
+class ToReplay:
+    """A batch whose files a replay would make anew: which, and what Kafka has of its records."""
+
+    batch_id: str
+    kinds: tuple[Kind, ...]
+    expiries: tuple[Expiry, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether Kafka still has all of it. A redrive's records come from elsewhere."""
+        return bool(self.expiries) and all(each.is_whole for each in self.expiries)
+
+
+def replay_text(batches: Sequence[ToReplay]) -> list[str]:
+    """What a replay would do about batches whose files are lost, a line a batch and range."""
+    lines = []
+    for batch in batches:
+        kinds = ", ".join(kind.replace("_", " ") for kind in batch.kinds)
+        can = "can be replayed" if batch.is_whole else "cannot be replayed, its rows stay"
+        lines.append(f"batch {batch.batch_id}, {kinds}: {can}")
+        lines += [f"  partition {expiry}" for expiry in batch.expiries]
+        if not batch.expiries:
+            lines.append("  a redrive: its records come from dead letters, and not from Kafka")
+    return lines
+
+
+def preview(
+    worker: Worker, day: date, way: Way = Way.REBUILD, *, all_files: bool = False
+) -> Preview:
     """Look at a date without changing anything."""
     batches = _loaded(worker, day)
+    to_replay = _to_replay(worker, day, all_files) if way is Way.REPLAY else []
     damaged = {}
     changes = Changes() if way is Way.REENRICH else None
-    for batch in batches:
+    for batch in batches if way is not Way.REPLAY else ():
         try:
             file = _check(worker, batch)
             if changes is not None:
@@ -99,18 +132,34 @@ def preview(worker: Worker, day: date, way: Way = Way.REBUILD) -> Preview:
         tuple(batch.batch_id for batch in _unsettled(worker, day)),
         _strangers(worker, day, batches),
         changes,
+        tuple(to_replay),
     )
 
 
+def _to_replay(worker: Worker, day: date, all_files: bool) -> list[ToReplay]:
+    found = []
+    for batch in _with_files(worker, day):
+        kinds = registered_kinds(batch) if all_files else lost_kinds(worker.lake, batch).keys()
+        if kinds:
+            expired = tuple(expiries(worker, batch))
+            found.append(ToReplay(batch.batch_id, tuple(sorted(kinds)), expired))
+    return found
+
+
 def rebuild(
-    worker: Worker, day: date, way: Way = Way.REBUILD, *, drop_strangers: bool = False
+    worker: Worker,
+    day: date,
+    way: Way = Way.REBUILD,
+    asked: Asked | None = None,
 ) -> Rebuild:
     """Rebuild a date that way, or go on with a rebuild of it that was cut short.
 
-    Where files are to be made anew and all come out the same, nothing is rebuilt: it is cancelled.
-    Raises LeaseHeld while another worker is at it; StagedFileDamaged when the lake has not all of
-    the date; ProofFailed when the shadow cannot be proved. `events` is as it was then.
+    Where files are to be made anew and none comes out otherwise, or none can be replayed, nothing
+    is rebuilt: it is cancelled. `asked` knows then which batches are left as they are. Raises
+    LeaseHeld while another worker is at it; StagedFileDamaged when the lake has not all of the
+    date; ProofFailed when the shadow cannot be proved. `events` is as it was then.
     """
+    asked = asked or Asked()
     with rebuild_lease(worker, day) as own:
         _make_anew(worker, day)
         _tidy(worker, own, day)
@@ -127,23 +176,22 @@ def rebuild(
                 f"a {found.way} of {day} was begun: `tidemark backfill {found.way} {day}` goes on "
                 f"with it, `tidemark backfill cancel {day}` gives it up"
             )
+        # In any state: what takes its time is not left to when everybody waits.
+        remakes = remake(worker, own, found, _to_make(worker, found), asked)
         if found.state is RebuildState.FILLING:
             batches = _loaded(worker, day)
-            remakes = remake(worker, own, found, batches)
             if found.makes_files and not remakes:
                 return _nothing_to_do(worker, own, found, batches)
             _fill(worker, found, SHADOW, remakes.in_place(batches))
             failpoint("rebuild-filled")
         begun = found
-        done = _when_free(
-            worker, day, lambda topics: _swap(worker, (own, topics), begun, drop_strangers)
-        )
+        done = _when_free(worker, day, lambda topics: _swap(worker, (own, topics), begun, asked))
         return _told_and_tidied(worker, own, done)
 
 
 def _begin(worker: Worker, own: Lease, day: date, way: Way) -> Rebuild:
     generation = None
-    if way is not Way.REBUILD:
+    if way is Way.REENRICH:
         generation = newest_generation(worker.ledger, day, *worker.settings.topics) + 1
     return ledger_rebuilds.begin(
         worker.ledger, own, worker.settings.topic, day, worker.run_id, way, generation
@@ -155,7 +203,7 @@ def _nothing_to_do(worker: Worker, own: Lease, found: Rebuild, batches: Sequence
     found = _move(worker, (own,), found, RebuildState.CANCELLED)
     drop_partition(worker, SHADOW, day)
     _tidy(worker, own, day)
-    worker.say(f"{day}: its {len(batches):,} batches come out the same, nothing is rebuilt")
+    worker.say(f"{day}: none of its {len(batches):,} batches changes, nothing is rebuilt")
     return found
 
 
@@ -197,19 +245,16 @@ def cancel(worker: Worker, day: date) -> Rebuild:
         return found
 
 
-def _swap(
-    worker: Worker, leases: tuple[Lease, Lease], found: Rebuild, drop_strangers: bool
-) -> Rebuild:
+def _swap(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild, asked: Asked) -> Rebuild:
     own, topics = leases
     day = found.arrival_date
     _refuse_unsettled(worker, day)
-    batches = _loaded(worker, day)
-    remakes = remake(worker, own, found, batches)
-    batches = remakes.in_place(batches)
+    remakes = remake(worker, own, found, _to_make(worker, found), asked)
+    batches = remakes.in_place(_loaded(worker, day))
     _fill(worker, found, SHADOW, batches)
     _prove_whole(worker, SHADOW, day, batches)
     if found.state is not RebuildState.SWAPPING:
-        if not drop_strangers:
+        if not asked.drop_strangers:
             _refuse_strangers(worker, day, batches)
         if found.state is RebuildState.FILLING:
             found = _move(worker, leases, found, RebuildState.KEEPING)
@@ -236,7 +281,7 @@ def _swap(
     )
     failpoint("rebuild-replaced")
     _differences(worker, "events", batches)
-    place(worker, own, remakes)
+    place(worker, own, found, remakes)
     rows_are_back(worker.ledger, topics, day, *worker.settings.topics)
     found = _move(
         worker,
@@ -260,7 +305,7 @@ def _return(worker: Worker, leases: tuple[Lease, Lease], found: Rebuild) -> Rebu
         found = _move(worker, leases, found, RebuildState.RETURNING)
     # What was kept of a batch, whole or not, is brought back as it was.
     batches = _loaded(worker, day)
-    remakes = remakes_of(worker, found).still_used(batches)
+    remakes = remakes_of(worker, found).still_used(batches if found.way.keeps_files else [])
     batches = remakes.as_before(batches)
     kept = _found(worker, PREVIOUS, batches)
     strangers = _strangers(worker, day, batches).keys() - rows_by_batch(worker, PREVIOUS, day)
@@ -323,12 +368,45 @@ def _fill(worker: Worker, found: Rebuild, table: str, batches: Sequence[Batch]) 
             missing.append(batch)
     database = worker.settings.clickhouse_database
     for number, batch in enumerate(missing, 1):
-        file = _check(worker, batch)
+        try:
+            file = _check(worker, batch)
+        except StagedFileDamaged:
+            if found.way is not Way.REPLAY or table != SHADOW:
+                raise
+            _carry_over(worker, found, batch)
+            continue
         named = f"{token(batch, file)}:{table}:{found.rebuild_id}:{found.state}"
         client = worker.clickhouse
         insert(client, database, table, worker.lake, file, batch, worker.run_id, named)
         worker.say(f"{day}: batch {batch.batch_id} in {table}, {number:,} of {len(missing):,}")
     _differences(worker, table, missing)
+
+
+def _carry_over(worker: Worker, found: Rebuild, batch: Batch) -> None:
+    """Let the rows of a batch that cannot be replayed stay: from `events` into the shadow.
+
+    Raises StagedFileDamaged when they are not all there.
+    """
+    day, database = found.arrival_date, worker.settings.clickhouse_database
+    there = _found(worker, "events", [batch]).get(batch.batch_id, ())
+    if compare(_staged(batch), there) is not Proof.ALL:
+        raise StagedFileDamaged(
+            f"of batch {batch.batch_id} neither the lake nor Kafka has the records, and events has "
+            f"not all of its rows: {describe_difference(_staged(batch), there)}. Bring its file "
+            f"back, then go on; or `tidemark backfill cancel {day}` leaves the table as it is"
+        )
+    named = f"{batch.batch_id}:carried:{SHADOW}:{found.rebuild_id}:{found.state}"
+    rows = sum(print_.rows for print_ in _staged(batch))
+    with named_errors(f"carrying over {batch.batch_id}"):
+        worker.clickhouse.command(
+            f"INSERT INTO {database}.{SHADOW} SELECT * FROM {database}.events "
+            "WHERE arrival_date = {day:Date} AND _batch_id = {batch_id:String}",
+            parameters={"day": day, "batch_id": batch.batch_id},
+            settings=known_settings(
+                worker.clickhouse, {**one_block(rows), "insert_deduplication_token": named}
+            ),
+        )
+    worker.say(f"{day}: batch {batch.batch_id} keeps its {rows:,} rows, they are carried over")
 
 
 def _prove_whole(worker: Worker, table: str, day: date, batches: Sequence[Batch]) -> None:
@@ -407,6 +485,18 @@ def _loaded(worker: Worker, day: date) -> list[Batch]:
         for batch in batches_of_date(worker.ledger, day, *worker.settings.topics)
         if batch.state in LOADED and batch.staged and batch.staged.file(Kind.EVENTS)
     ]
+
+
+def _with_files(worker: Worker, day: date) -> list[Batch]:
+    """The batches of a date that are loaded and have files of any kind."""
+    batches = batches_of_date(worker.ledger, day, *worker.settings.topics)
+    return [batch for batch in batches if batch.state in LOADED and registered_kinds(batch)]
+
+
+def _to_make(worker: Worker, found: Rebuild) -> list[Batch]:
+    """The batches whose files a rebuild may make anew."""
+    day = found.arrival_date
+    return _with_files(worker, day) if found.way is Way.REPLAY else _loaded(worker, day)
 
 
 def _unsettled(worker: Worker, day: date) -> list[Batch]:

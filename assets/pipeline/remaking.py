@@ -18,28 +18,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import PurePosixPath
 
 from sqlalchemy import Connection
 
-from assets.pipeline.batch import Batch, Kind, Making, Staged, StagedFile
+from assets.pipeline.batch import Batch, KeyFile, Kind, Making, Staged, StagedFile
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.lake import lake_path
 from assets.pipeline.mirror import mirror_whole
 from assets.pipeline.reenrich import reenriched
+from assets.pipeline.replay import NotReplayed, lost_kinds, registered_kinds, replayed
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import Worker
 from orchestration.ledger import remakes as ledger_remakes
 from orchestration.ledger.batches import batches_named
 from orchestration.ledger.leases import Lease, assert_held
-from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState, all_rebuilds
+from orchestration.ledger.rebuilds import OPEN, Rebuild, RebuildState, Way, all_rebuilds
 from orchestration.ledger.remakes import Remake, making_of
 
 _COPIES_AT_ONCE = 16
 
 _NOTHING_MOVED = (RebuildState.FILLING, RebuildState.CANCELLED)
 """States of a rebuild that leave what an earlier one has replaced as it is."""
+
+
+@dataclass
+class Asked:
+    """What was asked of a rebuild besides its way; and what could not be done, by batch.
+
+    With `all_files` a replay makes all files anew, and not those alone that are lost.
+    """
+
+    drop_strangers: bool = False
+    all_files: bool = False
+    left: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,9 @@ class Remakes:
 
     def still_used(self, batches: Sequence[Batch]) -> Remakes:
         """Those whose new files count for one of these batches."""
-        now = {batch.batch_id: making_of(batch) for batch in batches}
-        return Remakes({id_: each for id_, each in self.made.items() if now.get(id_) == each.after})
+        now = {batch.batch_id: batch for batch in batches}
+        used = {id_: each for id_, each in self.made.items() if id_ in now}
+        return Remakes({id_: each for id_, each in used.items() if each.is_used(now[id_])})
 
     def in_place(self, batches: Sequence[Batch]) -> list[Batch]:
         """These batches as they will be: with their new files, where these are before use."""
@@ -91,11 +106,14 @@ def remakes_of(worker: Worker, rebuild: Rebuild) -> Remakes:
     return Remakes({batch_id: each for batch_id, each in found.items() if each.after})
 
 
-def remake(worker: Worker, lease: Lease, rebuild: Rebuild, batches: Sequence[Batch]) -> Remakes:
+def remake(
+    worker: Worker, lease: Lease, rebuild: Rebuild, batches: Sequence[Batch], asked: Asked
+) -> Remakes:
     """What a rebuild makes of these batches; what is not made yet is made now.
 
-    A batch that was staged since the rebuild began, with today's code, keeps its file. Raises
-    StagedFileDamaged where the lake has not all of them.
+    A batch that was staged since the rebuild began, with today's code, keeps its files; so does one
+    that cannot be replayed, which `asked` then knows. Raises StagedFileDamaged where files are to
+    be enriched again that the lake has not.
     """
     if not rebuild.makes_files:
         return Remakes({})
@@ -103,24 +121,37 @@ def remake(worker: Worker, lease: Lease, rebuild: Rebuild, batches: Sequence[Bat
     due = [
         batch
         for batch in batches
-        if not _is_known(known.get(batch.batch_id), batch) and not _is_fresh(rebuild, batch)
+        if not _is_known(known.get(batch.batch_id), batch)
+        and not _is_fresh(rebuild, batch)
+        and batch.batch_id not in asked.left
     ]
     for number, batch in enumerate(due, 1):
-        made = _made(worker, lease, rebuild, batch)
+        try:
+            made, key_file = _made(worker, lease, rebuild, batch, asked)
+        except NotReplayed as error:
+            asked.left[batch.batch_id] = str(error)
+            worker.say(f"{rebuild.arrival_date}: left as it is, {error}")
+            continue
         failpoint("remade")
-        ledger_remakes.note_remake(worker.ledger, lease, made)
+        ledger_remakes.note_remake(worker.ledger, lease, made, key_file)
         worker.say(
             f"{rebuild.arrival_date}: batch {batch.batch_id} "
-            f"{'made anew' if made.after else 'comes out the same'}, {number:,} of {len(due):,}"
+            f"{'made anew' if made.after else 'stays the same'}, {number:,} of {len(due):,}"
         )
         known[batch.batch_id] = made
         failpoint("remake-noted")
     found = {batch.batch_id: known.get(batch.batch_id) for batch in batches}
-    return Remakes({id_: each for id_, each in found.items() if each and each.after})
+    return Remakes(
+        {
+            batch.batch_id: each
+            for batch in batches
+            if (each := found[batch.batch_id]) and each.after and each.stands(batch)
+        }
+    )
 
 
 def _is_known(made: Remake | None, batch: Batch) -> bool:
-    return made is not None and made.before == making_of(batch)
+    return made is not None and made.stands(batch)
 
 
 def _is_fresh(rebuild: Rebuild, batch: Batch) -> bool:
@@ -128,8 +159,12 @@ def _is_fresh(rebuild: Rebuild, batch: Batch) -> bool:
     return since and batch.code_version == TRANSFORM_VERSION
 
 
-def _made(worker: Worker, lease: Lease, rebuild: Rebuild, batch: Batch) -> Remake:
-    before = making_of(batch)
+def _made(
+    worker: Worker, lease: Lease, rebuild: Rebuild, batch: Batch, asked: Asked
+) -> tuple[Remake, KeyFile | None]:
+    if rebuild.way is Way.REPLAY:
+        return _replayed(worker, lease, rebuild, batch, asked)
+    before = making_of(batch, [Kind.EVENTS])
     (file,) = before.files
     path = _renamed(file, f"r{rebuild.rebuild_id}")
     new = reenriched(
@@ -147,7 +182,38 @@ def _made(worker: Worker, lease: Lease, rebuild: Rebuild, batch: Batch) -> Remak
             rebuild.generation or 0,
             TRANSFORM_VERSION,
         )
-    return Remake(rebuild.rebuild_id, batch.batch_id, before, after)
+    return Remake(rebuild.rebuild_id, batch.batch_id, before, after), None
+
+
+def _replayed(
+    worker: Worker, lease: Lease, rebuild: Rebuild, batch: Batch, asked: Asked
+) -> tuple[Remake, KeyFile | None]:
+    """The same from Kafka: of the files that are lost, or of all."""
+    kinds = registered_kinds(batch) if asked.all_files else lost_kinds(worker.lake, batch).keys()
+    before = making_of(batch, kinds or registered_kinds(batch))
+    if not kinds:
+        return Remake(rebuild.rebuild_id, batch.batch_id, before, None), None
+
+    def path_of(kind: str, suffix: str) -> str:
+        name = f"{batch.batch_id}-r{rebuild.rebuild_id}.{suffix}"
+        path = lake_path(kind, batch.arrival_date, name)
+        return path if kind == "keys" else made_path(path)
+
+    staged, key_file = replayed(worker, batch, path_of, lambda: assert_held(worker.ledger, lease))
+    for file in staged.files:
+        if file.kind not in kinds:
+            worker.lake.delete(file.path)
+    after = Making(
+        tuple(
+            replace(file, path=file.path.removeprefix(made_path("")))
+            for file in staged.files
+            if file.kind in kinds
+        ),
+        before.fingerprints,  # else it would not be replayed
+        batch.generation,  # it is the lost file that is back
+        TRANSFORM_VERSION if Kind.EVENTS in kinds else batch.code_version,
+    )
+    return Remake(rebuild.rebuild_id, batch.batch_id, before, after), key_file
 
 
 def _renamed(file: StagedFile, mark: str) -> str:
@@ -157,11 +223,13 @@ def _renamed(file: StagedFile, mark: str) -> str:
     return str(path.with_name(f"{batch_id}-{mark}{path.suffix}"))
 
 
-def place(worker: Worker, lease: Lease, remakes: Remakes) -> None:
+def place(worker: Worker, lease: Lease, rebuild: Rebuild, remakes: Remakes) -> None:
     """Let every file stand where it will be when the new ones are in use."""
     assert_held(worker.ledger, lease)
     made = list(remakes.made.values())
-    _copy(worker, [(old.path, kept_path(old.path)) for each in made for old in each.before.files])
+    if rebuild.way.keeps_files:
+        olds = [old.path for each in made for old in each.before.files]
+        _copy(worker, [(path, kept_path(path)) for path in olds])
     _copy(worker, [(made_path(new.path), new.path) for each in made for new in _new(each)])
     if remakes:
         failpoint("remakes-placed")
@@ -269,7 +337,8 @@ def _delete(worker: Worker, made: Mapping[str, Remake], *, keeps_old: bool) -> N
 
 def _with(batch: Batch, making: Making, path_of: Callable[[str], str]) -> Batch:
     assert batch.staged is not None
-    others = tuple(file for file in batch.staged.files if file.kind is not Kind.EVENTS)
+    kinds = {file.kind for file in making.files}
+    others = tuple(file for file in batch.staged.files if file.kind not in kinds)
     files = tuple(replace(file, path=path_of(file.path)) for file in making.files)
     staged: Staged = replace(
         batch.staged,

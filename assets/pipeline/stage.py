@@ -30,7 +30,7 @@ from assets.pipeline.columns import (
     EVENTS,
     MILLISECONDS,
 )
-from assets.pipeline.duplicates import Found, SeenKeys, key_columns
+from assets.pipeline.duplicates import Firsts, Found, key_columns
 from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError
 from assets.pipeline.failpoints import failpoint
@@ -51,23 +51,24 @@ def stage(
     batch: Batch,
     chunks: Iterable[Chunk],
     lake: Lake,
-    seen: SeenKeys,
+    seen: Firsts,
     clock: StageClock,
     attempt: int = 1,
     may_publish: Callable[[], None] = lambda: None,
     judge_chunk: Callable[[Chunk], Judged] = lambda chunk: judge(chunk.records.column("value")),
     keep_rejected: bool = True,
+    path_of: Callable[[str, str], str] | None = None,
 ) -> tuple[Staged, KeyFile | None]:
     """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
 
     Without `keep_rejected`, those that are rejected are counted and not written: they are dead
-    letters already. `attempt` is the number of this try at staging it, from 1. `may_publish` is
-    asked before the files appear, and raises when another worker has taken over. Raises BatchError
-    when the records and the ranges do not balance.
+    letters already. `attempt` is the number of this try at staging it, from 1; it names the files,
+    unless `path_of` gives them for a kind and a suffix. `may_publish` is asked before the files
+    appear, and raises when another worker has taken over. Raises BatchError when the records and
+    the ranges do not balance.
     """
-    with staged_files(
-        lambda kind: staged_path(kind, batch, attempt), lake, clock, may_publish
-    ) as files:
+    name = path_of or (lambda kind, suffix: staged_path(kind, batch, attempt, suffix))
+    with staged_files(lambda kind: name(kind, "parquet"), lake, clock, may_publish) as files:
         writer = _BatchWriter(batch, files, seen, clock, keep_rejected)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
@@ -78,7 +79,7 @@ def stage(
     key_file = None
     if len(seen.added()):
         with clock.stage("stage"):
-            path = staged_path("keys", batch, attempt, "arrow")
+            path = name("keys", "arrow")
             with named_errors("writing", path):
                 rows = write_key_file(lake.filesystem, lake.full_path(path), seen.added())
             key_file = KeyFile(path, batch.arrival_date, rows)
@@ -92,7 +93,7 @@ class _BatchWriter:
         self,
         batch: Batch,
         files: StagedFiles,
-        seen: SeenKeys,
+        seen: Firsts,
         clock: StageClock,
         keep_rejected: bool,
     ) -> None:

@@ -7,12 +7,14 @@ from datetime import date, datetime, timedelta
 
 import click
 
-from assets.pipeline.rebuild import Preview
+from assets.pipeline.errors import BatchError
+from assets.pipeline.rebuild import Preview, replay_text
 from assets.pipeline.rebuild import back as bring_back
 from assets.pipeline.rebuild import cancel as give_up
 from assets.pipeline.rebuild import preview as look
 from assets.pipeline.rebuild import rebuild as make_anew
 from assets.pipeline.reenrich import changes_text
+from assets.pipeline.remaking import Asked
 from orchestration.cli.batch import worker_of
 from orchestration.cli.text import iso, utc_text
 from orchestration.ledger.connection import open_ledger
@@ -48,7 +50,7 @@ def rebuild(first: datetime, last: datetime | None, preview: bool, drop_stranger
         if preview:
             _tell(look(worker, day))
         else:
-            make_anew(worker, day, drop_strangers=drop_strangers)
+            make_anew(worker, day, asked=Asked(drop_strangers))
 
 
 @backfill.command("re-enrich")
@@ -71,7 +73,40 @@ def re_enrich(first: datetime, last: datetime | None, preview: bool, drop_strang
         if preview:
             _tell(look(worker, day, Way.REENRICH))
         else:
-            make_anew(worker, day, Way.REENRICH, drop_strangers=drop_strangers)
+            make_anew(worker, day, Way.REENRICH, Asked(drop_strangers))
+
+
+@backfill.command()
+@click.argument("first", type=_DAY)
+@click.argument("last", type=_DAY, required=False)
+@click.option("--preview", is_flag=True, help="Only say what is lost, and what of it has expired.")
+@click.option("--all", "all_files", is_flag=True, help="Also files that are whole.")
+@click.option(
+    "--drop-strangers",
+    is_flag=True,
+    help="Also when rows of batches that this ledger has not loaded would be taken away.",
+)
+def replay(
+    first: datetime, last: datetime | None, preview: bool, all_files: bool, drop_strangers: bool
+) -> None:
+    """Read the records of FIRST to LAST again from Kafka, where the lake has lost their files.
+
+    The dates are rebuilt from the new files. A batch whose records have expired, or would come out
+    otherwise, keeps its rows, and is named; then the exit code is 1.
+    """
+    worker = worker_of(Settings(), click.echo)
+    left: dict[str, str] = {}
+    for day in _days(first, last):
+        if preview:
+            _tell(look(worker, day, Way.REPLAY, all_files=all_files))
+        else:
+            make_anew(worker, day, Way.REPLAY, Asked(drop_strangers, all_files, left))
+    if left:
+        raise BatchError(
+            f"{len(left):,} batches are left as they are, all else is done: "
+            + "; ".join(left.values())
+            + ". Bring their files back from a copy of the lake, if there is one"
+        )
 
 
 @backfill.command()
@@ -129,6 +164,8 @@ def _tell(seen: Preview) -> None:
         print(f"  batch {batch_id}: not known what the table has of it; see `tidemark status`")
     for batch_id, rows in seen.strangers.items():
         print(f"  {rows:,} rows of batch {batch_id or '(none)'} would go: it is not loaded")
+    for line in replay_text(seen.to_replay):
+        print(f"  {line}")
     if seen.changes is not None:
         for line in changes_text(seen.changes):
             print(f"  {line}")

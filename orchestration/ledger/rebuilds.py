@@ -28,6 +28,12 @@ class Way(StrEnum):
 
     REBUILD = "rebuild"  # the staged files as they are
     REENRICH = "re-enrich"  # staged files made anew with today's code, from what they hold
+    REPLAY = "replay"  # staged files that the lake has lost made anew from Kafka
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the old files are kept, to be brought back: those that were lost are not."""
+        return self is Way.REENRICH
 
 
 class RebuildState(StrEnum):

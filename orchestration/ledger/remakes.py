@@ -16,13 +16,14 @@ from datetime import date
 import msgspec
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from assets.pipeline.batch import Batch, Kind, Making
+from assets.pipeline.batch import Batch, KeyFile, Kind, Making
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.batches import write_files
 from orchestration.ledger.connection import reading
+from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.of_topics import of_topics
-from orchestration.ledger.tables import batches, rebuilds, remakes, staged_files
+from orchestration.ledger.tables import audits, batches, key_files, rebuilds, remakes, staged_files
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,37 @@ class Remake:
     before: Making
     after: Making | None
 
+    def stands(self, batch: Batch) -> bool:
+        """Whether the batch has the files that this was made of."""
+        return self.before == making_of(batch, [file.kind for file in self.before.files])
 
-def making_of(batch: Batch, kinds: Iterable[Kind] = (Kind.EVENTS,)) -> Making:
+    def is_used(self, batch: Batch) -> bool:
+        """Whether the batch has the files that were made."""
+        return self.after is not None and self.after == making_of(
+            batch, [file.kind for file in self.after.files]
+        )
+
+
+def making_of(batch: Batch, kinds: Iterable[Kind]) -> Making:
     """The files of these kinds that a batch has now."""
     assert batch.staged is not None
     staged = batch.staged
+    wanted = sorted(set(kinds))
     return Making(
-        tuple(file for file in staged.files if file.kind in kinds),
-        {kind: staged.fingerprints[kind] for kind in kinds if kind in staged.fingerprints},
+        tuple(file for file in staged.files if file.kind in wanted),
+        {kind: staged.fingerprints[kind] for kind in wanted if kind in staged.fingerprints},
         batch.generation,
         batch.code_version,
     )
 
 
-def note_remake(ledger: Engine, lease: Lease, remake: Remake) -> None:
-    """Note what was made of a batch, in place of what was noted before."""
+def note_remake(
+    ledger: Engine, lease: Lease, remake: Remake, key_file: KeyFile | None = None
+) -> None:
+    """Note what was made of a batch, in place of what was noted before.
+
+    `key_file` has keys of it that the index of duplicates had lost.
+    """
     with ledger.begin() as connection:
         check_fence(connection, lease)
         of_batch = (
@@ -64,6 +81,9 @@ def note_remake(ledger: Engine, lease: Lease, remake: Remake) -> None:
                 after=None if remake.after is None else _text(remake.after),
             )
         )
+        if key_file is not None:
+            connection.execute(delete(key_files).where(key_files.c.path == key_file.path))
+            add_key_file(connection, key_file)
 
 
 def remakes_of(ledger: Engine, rebuild_id: int) -> dict[str, Remake]:
@@ -120,7 +140,8 @@ def newest_generation(ledger: Engine, arrival_date: date, *topics: str) -> int:
 def use(connection: Connection, batch_id: str, before: Making, after: Making) -> None:
     """Let files of a batch take the place of others, in the caller's transaction.
 
-    Raises BatchError when those are not the ones that count now.
+    What audits found of it before counts no more. Raises BatchError when those are not the ones
+    that count now.
     """
     rows = connection.execute(
         select(staged_files.c.kind, staged_files.c.path, staged_files.c.sha256).where(
@@ -135,6 +156,7 @@ def use(connection: Connection, batch_id: str, before: Making, after: Making) ->
         )
     kinds = {*(file.kind for file in before.files), *before.fingerprints}
     write_files(connection, batch_id, after.files, after.fingerprints, instead_of=kinds)
+    connection.execute(delete(audits).where(audits.c.batch_id == batch_id))
     connection.execute(
         update(batches)
         .where(batches.c.batch_id == batch_id)

@@ -353,7 +353,7 @@ rebuilds = Table(
     Column("moved_at", BigInteger, nullable=False),  # into the state it is in
     Column("batches", Integer),  # of the new partition, when it was swapped
     Column("rows", BigInteger),
-    # rebuild | re-enrich
+    # rebuild | re-enrich | replay
     Column("way", String(16), nullable=False, default="rebuild", server_default="rebuild"),
     Column("generation", Integer),  # of the rows of files that it makes anew
     Index("rebuilds_by_date", "topic", "arrival_date"),

@@ -105,6 +105,7 @@ ROWS = (
     Row("a rebuild's swap arrives late", "what it was to move is dropped: refused", "once"),
     Row("a re-enrich is killed", "the next one goes on with the files that it has made", "once"),
     Row("a paused re-enrich wakes", "the fences refuse it; no file that counts is touched", "once"),
+    Row("a replay is killed", "the next one goes on with the files that it has made", "once"),
     Row("housekeeping is killed", "the next one deletes what was marked, and nothing else", "once"),
     Row("ledger restored from an older backup", "refuses to plan", "told, nothing doubled"),
     Row("ClickHouse restored from an older state", "told; `reconcile --repair` loads it", "once"),

@@ -16,6 +16,7 @@ from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.errors import BatchError, StagedFileDamaged
 from assets.pipeline.failpoints import REBUILD_POINTS
 from assets.pipeline.rebuild import back, cancel, preview, rebuild
+from assets.pipeline.remaking import Asked
 from assets.pipeline.staging import stage_batches
 from orchestration.definitions import definitions
 from orchestration.ledger.batches import load_again
@@ -322,7 +323,7 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
     assert cancel(stack.worker(), day).state is RebuildState.RETURNED
     with pytest.raises(BatchError, match="is returned"):
         back(stack.worker(), day)
-    rebuild(stack.worker(), day, drop_strangers=True)
+    rebuild(stack.worker(), day, asked=Asked(drop_strangers=True))
 
     # What was replaced is not let go of because the table has another form now.
     stack.client.command(f"ALTER TABLE {stack.database}.events ADD INDEX more ip TYPE minmax")
@@ -337,7 +338,7 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
         f"INSERT INTO {stack.database}.events (uuid, arrival_date, _batch_id) "
         f"VALUES (generateUUIDv4(), '{none}', 'strange')"
     )
-    assert rebuild(stack.worker(), none, drop_strangers=True).rows == 0
+    assert rebuild(stack.worker(), none, asked=Asked(drop_strangers=True)).rows == 0
     assert preview(stack.worker(), none).strangers == {}
 
 

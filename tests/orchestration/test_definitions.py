@@ -69,6 +69,14 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
             True,
             True,
         ),
+        "replayed_events": (
+            ["events", "staged_events"],
+            ["kafka", "parquet"],
+            "backfill",
+            ["rebuild_events"],
+            True,
+            True,
+        ),
         "dead_letters": (
             ["events", "staged_events"],
             ["clickhouse"],

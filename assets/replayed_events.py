@@ -1,0 +1,86 @@
+"""`replayed_events`: a date's files that the lake has lost, from Kafka, and a rebuild from them.
+
+Materialized by hand or backfill, like `rebuilt_events`, and in its pool. A run whose configuration
+says `preview` materializes nothing: it observes what is lost, and what of it has expired.
+"""
+
+from collections.abc import Iterator
+from datetime import date
+
+import dagster as dg
+from pydantic import Field
+
+from assets.metadata import Metadata
+from assets.pipeline.rebuild import preview, rebuild, replay_text
+from assets.pipeline.remaking import Asked
+from assets.rebuilt_events import GROUP, pool_of_rebuilds, rebuilt_metadata
+from assets.report import told_failures
+from orchestration.ledger.rebuilds import RebuildState, Way
+from orchestration.partitions import arrival_dates
+from orchestration.resources import Pipeline
+from orchestration.retries import retry_policy
+from orchestration.settings import Settings
+
+NAME = "replayed_events"
+
+
+class ReplayConfig(dg.Config):
+    """Whether to do it, or only to look; and of which files."""
+
+    preview: bool = Field(
+        default=False, description="Only say what is lost, and what of it has expired in Kafka."
+    )
+    all_files: bool = Field(default=False, description="Also of files that are whole.")
+
+
+def replayed_events(settings: Settings) -> dg.AssetsDefinition:
+    """The asset, for a deployment's topics."""
+
+    @dg.asset(
+        name=NAME,
+        deps=["staged_events", "events"],
+        partitions_def=arrival_dates,
+        group_name=GROUP,
+        kinds={"kafka", "parquet"},
+        pool=pool_of_rebuilds(settings),
+        retry_policy=retry_policy(settings),
+        output_required=False,
+        description=(
+            "A date's records read again from Kafka, where the lake has lost their files, and the "
+            "table `events` rebuilt from them, while micro-batches go on. What has expired keeps "
+            "its rows. With `preview: true` in the run's configuration nothing is written: an "
+            "observation says what is lost, and what of it Kafka still has."
+        ),
+    )
+    def asset(
+        context: dg.AssetExecutionContext,
+        config: ReplayConfig,
+        pipeline: dg.ResourceParam[Pipeline],
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        day = date.fromisoformat(context.partition_key)
+        asked = Asked(all_files=config.all_files)
+        with told_failures(context):
+            worker = pipeline.worker(context)
+            if config.preview:
+                seen = preview(worker, day, Way.REPLAY, all_files=config.all_files)
+            else:
+                done = rebuild(worker, day, Way.REPLAY, asked)
+        if config.preview:
+            lines = replay_text(seen.to_replay) or ["no file is lost"]
+            metadata: Metadata = {
+                "batches": dg.MetadataValue.int(len(seen.to_replay)),
+                "expired": dg.MetadataValue.int(sum(not b.is_whole for b in seen.to_replay)),
+                "found": dg.MetadataValue.md("\n".join(f"    {line}" for line in lines)),
+            }
+            context.log_event(
+                dg.AssetObservation(NAME, partition=context.partition_key, metadata=metadata)
+            )
+            return
+        left = {"left_as_they_are": dg.MetadataValue.json(asked.left)} if asked.left else {}
+        if done.state is RebuildState.CANCELLED:
+            note = f"nothing to replay: nothing that Kafka has is missing in the lake of {day}"
+            yield dg.MaterializeResult(metadata={"note": note, **left})
+        else:
+            yield dg.MaterializeResult(metadata={**rebuilt_metadata(done), **left})
+
+    return asset
