@@ -20,11 +20,14 @@ from assets.pipeline.rebuild import back, cancel, preview, rebuild, replay_text
 from assets.pipeline.remaking import Asked
 from assets.pipeline.validate import Judged, Verdict, judge
 from orchestration.definitions import definitions
+from orchestration.housekeeping.staged import let_go_of_staged
 from orchestration.ledger.keys import live_key_files
 from orchestration.ledger.rebuilds import RebuildState, Way
 from tests.faults.conftest import Scene
 from tests.faults.test_rebuild import day_of, loaded_scene
+from tests.orchestration.test_letting_go import KEEP, OLD, old_stack, on_disk
 from tests.records import Sent, delete_before, value_of
+from tests.stack import Stack
 
 NewScene = Callable[..., Scene]
 
@@ -249,3 +252,23 @@ def test_a_date_is_replayed_from_dagster(
     assert looked == []
     assert done.metadata["dagster/partition_row_count"].value == 120
     prove(scene)
+
+
+def test_what_housekeeping_let_go_of_is_not_lost(new_stack: Callable[..., Stack]) -> None:
+    """It is not replayed, nor with all files; its rows stay when another file is."""
+    stack = old_stack(new_stack)
+    let_go_of_staged(stack.worker(), KEEP)
+    assert on_disk(stack, "events") == set()
+    assert preview(stack.worker(), OLD, Way.REPLAY).to_replay == ()
+    assert rebuild(stack.worker(), OLD, Way.REPLAY).state is RebuildState.CANCELLED
+    before = stack.rows("SELECT _offset, _run_id FROM {database}.events ORDER BY _offset")
+    (letters,) = on_disk(stack, "dead_letters")
+    stack.lake_file(f"dead_letters/arrival_date={OLD}/{letters}").unlink()
+    asked = Asked(all_files=True)
+    done = rebuild(stack.worker("replayer"), OLD, Way.REPLAY, asked)
+    assert (done.state, asked.left) == (RebuildState.SWAPPED, {})
+    assert stack.rows("SELECT _offset, _run_id FROM {database}.events ORDER BY _offset") == before
+    assert on_disk(stack, "events") == on_disk(stack, "duplicates") == set()
+    assert len(on_disk(stack, "dead_letters")) == 1
+    lake, kinds = stack.worker().lake, [Kind.DEAD_LETTERS]
+    assert compare(stack.client, stack.database, lake, stack.batches(), kinds) == []
