@@ -1,8 +1,18 @@
-"""Checks: the audit as Dagster shows it, in every micro-batch and whenever somebody asks.
+"""Checks: the audit as Dagster shows it, after micro-batches, in turn, and whenever one asks.
+
+    balance, lanes, older_batches   what is loaded is what was staged, and was read without a hole
+    schema                          tables and files have the form that this version makes
+    completeness, freshness         how far loading has come, how far behind it is (Kafka, ledger)
+    rejects_share                   how much of it ended up as dead letters (ledger)
+
+The first line is in every micro-batch. The others have a job and a schedule of their own, because
+a check costs a run more in Dagster's events than in its looking, and because how fresh it all is
+must be seen when no micro-batch runs, too. A run that somebody starts by hand has all.
 
 A micro-batch proves the newest batches of its date again; a run that somebody started for a date
 proves all of that date; the checks alone, without a date, prove the newest of each topic. Besides,
-each run proves some batches that were loaded long ago, in turn.
+each run proves some batches that were loaded long ago, in turn. While ClickHouse is waited for,
+what would have to ask it is red, as not proved; the others are judged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +26,10 @@ from assets.pipeline.circuit import DEAD_LETTERS, LOAD, STAGE, failing_batches, 
 from assets.pipeline.errors import KafkaAway, KafkaRefusesUs, LaneTrouble
 from assets.pipeline.room import why_no_room
 from assets.pipeline.worker import Worker
+from assets.rejects_check import REJECTS_SHARE, rejects_result
 from assets.report import told_failures
+from assets.schema_check import SCHEMA, schema_result
+from assets.standing_checks import COMPLETENESS, FRESHNESS, standing_results
 from orchestration.backlog import look
 from orchestration.ledger.batches import (
     batches_of_date,
@@ -123,12 +136,19 @@ _IN_TURN = dg.AssetCheckSpec(
 )
 
 
+_ASKING = (*(spec for spec, _ in _AUDITS), SCHEMA, _IN_TURN)
+"""Those that ask ClickHouse."""
+
+APART = (SCHEMA, COMPLETENESS, FRESHNESS, REJECTS_SHARE)
+"""Those that no micro-batch has, but a job of their own."""
+
+
 def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
     """The checks of the assets: one step, of which any part can be run alone."""
 
     @dg.multi_asset_check(
         name="audit",
-        specs=[*(spec for spec, _ in _AUDITS), _IN_TURN],
+        specs=[*(spec for spec, _ in _AUDITS), _IN_TURN, *APART],
         can_subset=True,
         retry_policy=retry_policy(settings),
         description="Hold what was loaded against the plan of record.",
@@ -148,23 +168,34 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
 def _checked(
     context: dg.AssetCheckExecutionContext, worker: Worker
 ) -> Iterator[dg.AssetCheckResult]:
+    selected = context.selected_asset_check_keys
+    yield from standing_results(worker, selected)
+    if REJECTS_SHARE.key in selected:
+        has_date = context.has_partition_key
+        yield rejects_result(
+            worker, date.fromisoformat(context.partition_key) if has_date else None
+        )
+    asking = [spec for spec in _ASKING if spec.key in selected]
     paused = loading_paused(worker.settings, worker.ledger)
     if paused:  # that it cannot be proved now is no reason to fail the run
         full = why_no_room(worker.settings, worker.ledger, worker.lake)
         told = [*map(str, paused), *([f"no more is planned: {full}"] if full else [])]
-        for key in context.selected_asset_check_keys:
+        for spec in asking:
             yield dg.AssetCheckResult(
                 passed=False,
-                check_name=key.name,
-                asset_key=key.asset_key,
+                check_name=spec.name,
+                asset_key=spec.asset_key,
                 description=f"not proved: {'; '.join(told)}",
             )
         return
-    batches, scope = _chosen(context, worker)
-    for spec, find in _AUDITS:
-        if spec.key in context.selected_asset_check_keys:
-            yield _result(spec, find(worker, batches), batches, scope)
-    if _IN_TURN.key in context.selected_asset_check_keys:
+    if SCHEMA in asking:  # first: of a table without the columns nothing can be proved
+        yield schema_result(worker)
+    if any(spec in asking for spec, _ in _AUDITS):
+        batches, scope = _chosen(context, worker)
+        for spec, find in _AUDITS:
+            if spec in asking:
+                yield _result(spec, find(worker, batches), batches, scope)
+    if _IN_TURN in asking:
         proved = reconcile(worker, in_turn(worker), name_offsets=False)
         chosen = proved.chosen
         yield _result(_IN_TURN, proved.findings, chosen.batches, chosen.scope)

@@ -6,7 +6,6 @@ Numbers stand under names of their own, because the UI plots them; what a person
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
@@ -18,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.pipeline.batch import Balance, Batch, Kind, State
-from assets.pipeline.clickhouse import TABLES_SQL, named_errors
+from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.declared_tables import declared_tables
 from assets.pipeline.lake import Lake
 from assets.pipeline.worker import Worker
 from orchestration.ledger.attempts import Attempt, attempts_of
@@ -89,7 +89,7 @@ def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
         found |= {
             **_file(worker.lake, batch, Kind.DEAD_LETTERS),
             "in_clickhouse": _query_link(worker.settings, batch, Kind.DEAD_LETTERS),
-            "reasons": _table(
+            "reasons": table_of(
                 _reasons(worker.lake, batch), ("reason", "string"), ("records", "int")
             ),
         }
@@ -167,12 +167,19 @@ def arrow_schema(schema: pa.Schema) -> dg.TableSchema:
 
 def clickhouse_schema(table: str) -> dg.TableSchema:
     """The columns of a table as tables.sql declares them."""
-    text = re.sub(r"--[^\n]*", "", TABLES_SQL.read_text())
-    declaration = text.split(f"{{database}}.{table}\n", 1)[1].split("ENGINE", 1)[0]
-    columns = re.findall(
-        r"^    ([a-z0-9_]+)\s+([A-Z]\w+(?:\(.*?\))?)(?: CODEC.*| DEFAULT.*)?,?$", declaration, re.M
+    columns = declared_tables()[table].columns
+    return dg.TableSchema([dg.TableColumn(name, column.type) for name, column in columns.items()])
+
+
+def table_of(rows: Sequence[Sequence[Any]], *columns: tuple[str, str]) -> dg.MetadataValue[Any]:
+    """A table of these rows. A column is its name and its type: string, int, float."""
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord({name: cell for (name, _), cell in zip(columns, row, strict=True)})
+            for row in rows
+        ],
+        schema=dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns]),
     )
-    return dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns])
 
 
 def utc(microseconds: int) -> datetime:
@@ -205,7 +212,7 @@ def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
 def _ranges(batch: Batch) -> dg.MetadataValue[Any]:
     names = tuple(vars(Balance()))
     balances = batch.staged.balances if batch.staged else {}
-    return _table(
+    return table_of(
         [
             (
                 range_.partition,
@@ -220,7 +227,7 @@ def _ranges(batch: Batch) -> dg.MetadataValue[Any]:
 
 
 def _attempts(attempts: Sequence[Attempt]) -> dg.MetadataValue[Any]:
-    return _table(
+    return table_of(
         [
             (
                 attempt.number,
@@ -294,13 +301,3 @@ def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:
         return []
     counts = pc.value_counts(reasons.cast(pa.string())).to_pylist()
     return sorted((count["values"], count["counts"]) for count in counts)
-
-
-def _table(rows: Sequence[Sequence[Any]], *columns: tuple[str, str]) -> dg.MetadataValue[Any]:
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord({name: cell for (name, _), cell in zip(columns, row, strict=True)})
-            for row in rows
-        ],
-        schema=dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns]),
-    )

@@ -109,6 +109,7 @@ def main(
                             kafka_bootstrap_servers=bootstrap,
                             clickhouse_url=address,
                             cadence=f"{_CADENCE_S}s",
+                            checks_cron="0 0 1 1 *",  # their runs are no micro-batches
                             fork_runs=launcher == "forked",
                             dagster_storage_url=url,
                         )

@@ -32,7 +32,8 @@ _QUIET = [
     "--no-first-run",
 ]
 _RUNS = """
-{ runsOrError(limit: 20, filter: {statuses: [SUCCESS]}) { ... on Runs { results { runId } } } }
+{ runsOrError(limit: 20, filter: {statuses: [SUCCESS], pipelineName: "micro_batch"}) {
+    ... on Runs { results { runId } } } }
 """
 _SETTLE_MS = 2_500  # the UI draws its graphs with an animation
 

@@ -128,21 +128,31 @@ def decide(
 
 
 Trigger = dg.ScheduleDefinition | dg.SensorDefinition
+Decision = dg.RunRequest | dg.SkipReason
 
 
-def cadence_triggers(settings: Settings, job: UnresolvedAssetJobDefinition) -> list[Trigger]:
-    """A trigger for each cadence, running unless somebody stops it."""
+def cadence_triggers(
+    settings: Settings, job: UnresolvedAssetJobDefinition, trouble: str = ""
+) -> list[Trigger]:
+    """A trigger for each cadence, running unless somebody stops it.
+
+    `trouble` says which cadence is written and makes no sense: it is told with each.
+    """
     apart = settings.own_cadences
     rest = [topic for topic in settings.topics_by_urgency if topic not in apart]
-    triggers = [_trigger(settings, job, MICRO_BATCH, rest)]
+    triggers = [_trigger(settings, job, MICRO_BATCH, rest, trouble)]
     for topic in apart:
         name = topic.removeprefix(f"{settings.topic}_")
-        triggers.append(_trigger(settings, job, f"{MICRO_BATCH}_{name}", [topic]))
+        triggers.append(_trigger(settings, job, f"{MICRO_BATCH}_{name}", [topic], trouble))
     return triggers
 
 
 def _trigger(
-    settings: Settings, job: UnresolvedAssetJobDefinition, name: str, topics: Sequence[str]
+    settings: Settings,
+    job: UnresolvedAssetJobDefinition,
+    name: str,
+    topics: Sequence[str],
+    trouble: str,
 ) -> Trigger:
     cadence = settings.cadence_of(topics[0])
     lookout = Lookout(settings, topics)
@@ -151,13 +161,22 @@ def _trigger(
         "are unread records or unfinished batches. `tidemark settings` has the cadences; Reload "
         "takes up a change in settings.env."
     )
+    if trouble:
+        description = f"NOT AS WRITTEN: {trouble}. {description}"
+
+    def tick(context: dg.ScheduleEvaluationContext | dg.SensorEvaluationContext) -> Decision:
+        decided = decide(context.instance, lookout)
+        if trouble and isinstance(decided, dg.SkipReason):
+            return dg.SkipReason(f"{decided.skip_message} ({trouble})")
+        return decided
+
     if cadence.cron is not None:
         return dg.ScheduleDefinition(
             name=f"{name}_schedule",
             job=job,
             cron_schedule=cadence.cron,
             execution_timezone="UTC",
-            execution_fn=lambda context: decide(context.instance, lookout),
+            execution_fn=tick,
             default_status=dg.DefaultScheduleStatus.RUNNING,
             description=description,
         )
@@ -165,7 +184,7 @@ def _trigger(
         name=f"{name}_sensor",
         job=job,
         minimum_interval_seconds=cadence.interval_seconds,
-        evaluation_fn=lambda context: decide(context.instance, lookout),
+        evaluation_fn=tick,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=description,
     )

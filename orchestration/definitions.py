@@ -4,7 +4,8 @@
                 ├▶ kafka/events_overflow ┤         └───────────────────────▲
                 └▶ kafka/events_historical
 
-Settings are read when this module is loaded: the UI's Reload reads them again.
+Settings are read when this module is loaded: the UI's Reload reads them again. A cadence that makes
+no sense then leaves the last good one in force, and is told of where the operator looks.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
 from orchestration.cadence_triggers import cadence_triggers
 from orchestration.import_job import import_job
-from orchestration.jobs import micro_batch
+from orchestration.jobs import checks_schedule, micro_batch
 from orchestration.redrive_job import redrive_job
 from orchestration.resources import pipeline_resource
 from orchestration.settings import Settings
+from orchestration.settings_in_force import note_cadences, settings_in_force
 
 
-def definitions(settings: Settings) -> dg.Definitions:
-    """Everything Dagster needs to know, for these settings."""
+def definitions(settings: Settings, trouble: str = "") -> dg.Definitions:
+    """Everything Dagster needs to know, for these settings.
+
+    `trouble` is what is wrong with those that are written, and not in force for it.
+    """
     job = micro_batch(settings)
-    triggers = cadence_triggers(settings, job)
+    triggers = cadence_triggers(settings, job, trouble)
     return dg.Definitions(
         assets=[
             capture_api(settings),
@@ -49,11 +54,12 @@ def definitions(settings: Settings) -> dg.Definitions:
         jobs=[job, redrive_job(settings), import_job(settings)],
         schedules=[
             *(t for t in triggers if isinstance(t, dg.ScheduleDefinition)),
+            checks_schedule(settings),
             housekeeping_schedule(settings),
         ],
         sensors=[
             *(t for t in triggers if isinstance(t, dg.SensorDefinition)),
-            alarm_sensor(settings),
+            alarm_sensor(settings, trouble),
         ],
         resources={"pipeline": pipeline_resource(settings)},
         # What the UI's Materialize and backfills use, too: a process for each step would cost
@@ -62,4 +68,10 @@ def definitions(settings: Settings) -> dg.Definitions:
     )
 
 
-defs = definitions(Settings())
+def _loaded() -> dg.Definitions:
+    in_force = settings_in_force()
+    note_cadences(in_force.settings)
+    return definitions(in_force.settings, in_force.trouble)
+
+
+defs = _loaded()

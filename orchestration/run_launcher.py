@@ -42,7 +42,8 @@ from pydantic import ValidationError
 
 from orchestration.lost_runs import worker_of
 from orchestration.run_forker import FORKED, MESSAGE_BYTES, READY, STALE
-from orchestration.settings import SETTINGS_FILE, Settings
+from orchestration.settings import SETTINGS_FILE
+from orchestration.settings_in_force import settings_in_force
 
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _ANSWER_LIMIT_S = 60.0
@@ -201,7 +202,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         warm = WarmProcess(
             run.job_code_origin,
             serialize_value(self._instance.get_ref()),
-            [str(Settings().home.absolute() / SETTINGS_FILE)],
+            [str(settings_in_force().settings.home.absolute() / SETTINGS_FILE)],
         )
         self._warm[location] = (code, warm)
         return warm
@@ -250,7 +251,7 @@ class WarmRunLauncher(DefaultRunLauncher):
 def _wanted() -> bool:
     """The setting, read anew: settings.env may have changed."""
     try:
-        return Settings().fork_runs
+        return settings_in_force().settings.fork_runs
     except ValidationError as error:
         _log.warning("The settings cannot be read (%s): runs start in new processes", error)
         return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -100,6 +100,12 @@ class Cadence:
         ticks = CronSim(self.cron, now)
         first = next(ticks)
         return (next(ticks) - first).total_seconds()
+
+    def next_tick(self, after: datetime) -> datetime:
+        """When the first tick after a moment comes, at the latest."""
+        if self.interval_seconds is not None or self.cron is None:
+            return after + timedelta(seconds=self.interval_seconds or 0)
+        return next(CronSim(self.cron, after))
 
 
 def _is_cron(text: str) -> bool:
@@ -268,6 +274,18 @@ class Settings(BaseSettings):
         description="Records of a batch that may be rejected; beyond it, and beyond "
         "TIDEMARK_HOLD_OVER_PERCENT, the batch is held.",
     )
+    warn_rejects_percent: float = Field(
+        5.0,
+        ge=0,
+        le=100,
+        description="Percent of a date's records, or of a run's, that may be dead letters before "
+        "the check rejects_share warns. 100: never.",
+    )
+    warn_rejects_records: int = Field(
+        100,
+        ge=0,
+        description="Dead letters, of a date or of a run, below which it does not warn.",
+    )
     redrive_tries: int = Field(
         3,
         ge=1,
@@ -313,6 +331,11 @@ class Settings(BaseSettings):
         description="Bytes that stay free on the disk of a local lake: nothing is staged below it.",
     )
 
+    checks_cron: str = Field(
+        "*/5 * * * *",
+        description="When completeness, freshness, schema and share of rejects are checked: cron, "
+        "in UTC.",
+    )
     housekeeping_cron: str = Field(
         "17 3 * * *", description="When housekeeping runs: cron, in UTC."
     )
@@ -374,8 +397,8 @@ class Settings(BaseSettings):
     alarm_oldest_seconds: float = Field(
         900.0,
         ge=0,
-        description="Seconds, besides those of the cadence, that a record may wait to be loaded "
-        "before there is an alarm. 0: any.",
+        description="Seconds after the next tick of its cadence that a record may wait to be "
+        "loaded before there is an alarm and the check freshness is red. 0: any.",
     )
     alarm_lag_records: int = Field(
         0, ge=0, description="Records of a topic that may wait before there is an alarm. 0: any."
@@ -546,9 +569,9 @@ class Settings(BaseSettings):
             Cadence(text)
         return text
 
-    @field_validator("housekeeping_cron")
+    @field_validator("checks_cron", "housekeeping_cron")
     @classmethod
-    def _housekeeping_is_cron(cls, text: str) -> str:
+    def _is_five_fields_of_cron(cls, text: str) -> str:
         if len(text.split()) != 5 or not _is_cron(text):
             raise ValueError(f"{text!r} is no cron expression: write five fields, 17 3 * * *")
         return text

@@ -17,7 +17,7 @@ from datetime import date
 
 from sqlalchemy import Engine
 
-from assets.pipeline.batch import Range
+from assets.pipeline.batch import WAITING, Range
 from assets.pipeline.errors import BatchError, KafkaAway, LaneTrouble, TopicMissing
 from assets.pipeline.first_records import appended_at
 from assets.pipeline.plan import Watermark, unplanned_starts
@@ -41,6 +41,8 @@ class LaneStanding:
     `oldest_at` is when the oldest record that is not loaded was appended, or before that if
     `is_bound`; None when there is no such record (`is_complete`) or its time is not known.
     `unread_at` is the same of the oldest unread one, `earliest_at` of the oldest in Kafka.
+    `waits_for_a_person`: the batch of that record does, so no worker moves `loaded_end`; then
+    `due_from` is the oldest offset after it that workers are to load, appended at `due_at`.
     """
 
     partition: int
@@ -57,6 +59,9 @@ class LaneStanding:
     unread_at: int | None = None
     is_bound: bool = False
     is_complete: bool = False
+    waits_for_a_person: bool = False
+    due_from: int | None = None
+    due_at: int | None = None
 
     @property
     def not_planned(self) -> int:
@@ -235,6 +240,11 @@ def _topic_standing(topic: Topic, ledger: Engine, seen_at: int) -> TopicStanding
         # As planning takes them: a topic from where it begins, a partition added later from 0.
         lane = known.get(partition, Lane(0 if known else lows[partition]))
         low, high = lows[partition], watermark.highs[partition]
+        waits = any(
+            each.range.start == lane.loaded_end and each.state in WAITING for each in lane.open
+        )
+        due = [each.range.start for each in lane.open if each.state not in WAITING]
+        due += [lane.planned_end] if lane.planned_end < high else []
         unread = [each.range for each in lane.open if each.is_unread]
         unread.append(Range(partition, lane.planned_end, max(lane.planned_end, high)))
         lanes.append(
@@ -251,6 +261,8 @@ def _topic_standing(topic: Topic, ledger: Engine, seen_at: int) -> TopicStanding
                     (max(r.start, low) for r in unread if max(r.start, low) < r.end), default=None
                 ),
                 earliest_at=_us(earliest_times.get(partition)),
+                waits_for_a_person=waits,
+                due_from=min(due, default=None) if waits else None,
             )
         )
     return TopicStanding(
@@ -291,14 +303,21 @@ def _with_times(
             if lane.unread_from not in (None, lane.loaded_end, lane.earliest)
         },
     )
+    due = appended_at(
+        client,
+        {
+            (topic.topic, lane.partition): lane.due_from
+            for topic, lane in lanes
+            if lane.due_from is not None and lane.earliest <= lane.due_from
+        },
+    )
+
+    def with_times(topic: TopicStanding, lane: LaneStanding) -> LaneStanding:
+        lane = replace(lane, due_at=due.get((topic.topic, lane.partition)))
+        return _with_unread(topic, _with_oldest(topic, lane, ledger, not_loaded), unread)
+
     return [
-        replace(
-            topic,
-            lanes=tuple(
-                _with_unread(topic, _with_oldest(topic, lane, ledger, not_loaded), unread)
-                for lane in topic.lanes
-            ),
-        )
+        replace(topic, lanes=tuple(with_times(topic, lane) for lane in topic.lanes))
         for topic in topics
     ]
 

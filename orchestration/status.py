@@ -28,7 +28,8 @@ FAILURES_TOLD = 5
 class Status:
     """The state of one Tidemark. `standing` is None when Kafka does not answer.
 
-    `trouble` is what is waited for: tables of ClickHouse, single batches, room.
+    `trouble` is what is wrong with settings, and what is waited for: tables of ClickHouse, single
+    batches, room.
     """
 
     services: tuple[Record, ...]
@@ -47,8 +48,8 @@ class Status:
         return self.standing.complete if self.standing else Completeness(None, held_by=self.kafka)
 
 
-def look(settings: Settings, ledger: Engine) -> Status:
-    """Ask every part."""
+def look(settings: Settings, ledger: Engine, trouble: str = "") -> Status:
+    """Ask every part. `trouble` is what is wrong with the settings that are written."""
     standing: Standing | None = None
     kafka = settings.bootstrap_servers
     try:
@@ -65,5 +66,5 @@ def look(settings: Settings, ledger: Engine) -> Status:
         audits=audit_summary(ledger, *settings.topics),
         failures=tuple(last_failures(ledger, FAILURES_TOLD, *settings.topics)),
         waiting_for_a_person=tuple(waiting_for_a_person(ledger, *settings.topics)),
-        trouble=tuple(trouble_now(settings, ledger)),
+        trouble=(*([trouble] if trouble else []), *trouble_now(settings, ledger)),
     )

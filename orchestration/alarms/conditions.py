@@ -25,6 +25,7 @@ from assets.pipeline.lake import Lake
 from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic
 from orchestration.cli.text import span_text, utc_text
+from orchestration.freshness import oldest_of
 from orchestration.ledger.audits import audit_summary
 from orchestration.ledger.backoffs import backoffs_now
 from orchestration.ledger.batches import newest_batches, unfinished_batches, waiting_for_a_person
@@ -58,10 +59,15 @@ class Seen:
 
 
 def look(
-    settings: Settings, ledger: Engine, topics: dict[str, Topic], instance: dg.DagsterInstance
+    settings: Settings,
+    ledger: Engine,
+    topics: dict[str, Topic],
+    instance: dg.DagsterInstance,
+    trouble: str = "",
 ) -> Seen:
-    """What is wrong now."""
-    wrong = dict(_of_ledger(settings, ledger))
+    """What is wrong now. `trouble` is what is wrong with the settings that are written."""
+    wrong = {"settings": trouble} if trouble else {}
+    wrong |= dict(_of_ledger(settings, ledger))
     wrong |= dict(_of_runs(instance))
     try:
         standing = stand(topics.values(), ledger, settings.kafka_client)
@@ -121,7 +127,7 @@ def of_standing(
             continue
         cadence = settings.cadence_of(topic.topic)
         tick_s = cadence.gap_seconds(datetime.now(UTC))
-        yield from _of_topic(settings, topic, tick_s)
+        yield from _of_topic(settings, topic)
         unread = [lane.unread_at for lane in topic.lanes if lane.unread_at is not None]
         if not (topic.not_planned and unread):
             continue
@@ -137,25 +143,16 @@ def of_standing(
             )
 
 
-def _of_topic(settings: Settings, topic: TopicStanding, tick_s: float) -> Iterator[tuple[str, str]]:
+def _of_topic(settings: Settings, topic: TopicStanding) -> Iterator[tuple[str, str]]:
     name = topic.topic
-    allowed = (settings.alarm_oldest_seconds + tick_s) * 1e6
-    # Of a record that Kafka has forgotten only the day is known: its batch is told of instead.
-    known = {
-        lane.oldest_at: lane.partition
-        for lane in topic.lanes
-        if lane.oldest_at is not None and not lane.is_bound
-    }
-    if settings.alarm_oldest_seconds and known:
-        oldest_at = min(known)
-        waited = topic.seen_at - oldest_at
-        if waited > allowed:
-            yield (
-                f"oldest/{name}",
-                f"the oldest record of topic {name} that is not loaded has waited "
-                f"{span_text(waited)} (partition {known[oldest_at]}): `tidemark status` says what "
-                "it waits for",
-            )
+    oldest = oldest_of(settings, topic)
+    if oldest is not None and oldest.is_late:
+        yield (
+            f"oldest/{name}",
+            f"the oldest record of topic {name} that is not loaded has waited "
+            f"{span_text(oldest.waited)} (partition {oldest.partition}): `tidemark status` says "
+            "what it waits for",
+        )
     if settings.alarm_lag_records and topic.not_loaded > settings.alarm_lag_records:
         yield (
             f"lag/{name}",

@@ -32,11 +32,13 @@ _log = logging.getLogger("tidemark.alarms")
 class Watch:
     """What the sensor looks with. One for each code server: its connections stay open.
 
-    An alarm that was not seen for `calm_seconds` is over.
+    An alarm that was not seen for `calm_seconds` is over. `trouble` is what is wrong with the
+    settings that are written.
     """
 
-    def __init__(self, settings: Settings, calm_seconds: float) -> None:
+    def __init__(self, settings: Settings, calm_seconds: float, trouble: str = "") -> None:
         self._settings = settings
+        self._trouble = trouble
         self._calm_us = int(calm_seconds * 1_000_000)
         self._logged: set[tuple[int, bool]] = set()
 
@@ -52,7 +54,7 @@ class Watch:
     def tell(self, instance: dg.DagsterInstance) -> str:
         """Look once and tell what is new; gives what came of it, in words."""
         settings = self._settings
-        seen = look(settings, self._ledger, self._topics, instance)
+        seen = look(settings, self._ledger, self._topics, instance, self._trouble)
         note_alarms(self._ledger, seen.wrong, self._calm_us, seen.is_judged)
         standing = f"{len(seen.wrong):,} alarms stand: {', '.join(sorted(seen.wrong))}"
         standing = standing if seen.wrong else "nothing to be alarmed about"
@@ -74,9 +76,9 @@ class Watch:
         return f"{standing}; told {', '.join(alarm.name for alarm in new)}"
 
 
-def alarm_sensor(settings: Settings) -> dg.SensorDefinition:
+def alarm_sensor(settings: Settings, trouble: str = "") -> dg.SensorDefinition:
     """The sensor, running unless somebody stops it."""
-    watch = Watch(settings, _CALM_LOOKS * settings.alarm_interval_seconds)
+    watch = Watch(settings, _CALM_LOOKS * settings.alarm_interval_seconds, trouble)
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         try:

@@ -22,6 +22,7 @@ from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
 from orchestration.ledger.errors import LedgerRefused, in_one_line
+from orchestration.settings_in_force import SettingsTrouble
 from orchestration.webserver import WebserverSilent
 
 EXIT_FAILED = 1
@@ -37,6 +38,7 @@ _USER_ERRORS = (
     WebserverSilent,
     KafkaException,
     SettingsError,
+    SettingsTrouble,
     SQLAlchemyError,
     ImportError,
     OSError,

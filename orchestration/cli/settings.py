@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from orchestration.settings import Settings
+from orchestration.settings_in_force import SettingsTrouble, settings_in_force
 
 _SECRET = {"clickhouse_password", "ledger_url", "dagster_storage_url", "kafka_options"}
 
@@ -16,7 +17,10 @@ _SECRET = {"clickhouse_password", "ledger_url", "dagster_storage_url", "kafka_op
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def settings(as_json: bool) -> None:
     """Print every setting: TIDEMARK_… variable, value, default, meaning."""
-    now = Settings()
+    in_force = settings_in_force()
+    if in_force.trouble:
+        raise SettingsTrouble(in_force.trouble)
+    now = in_force.settings
     rows = [
         {
             "variable": f"TIDEMARK_{name.upper()}",

@@ -10,7 +10,7 @@ import click
 
 from orchestration.cli.text import bytes_text, iso, labelled, span_text, utc_text
 from orchestration.ledger.connection import open_ledger
-from orchestration.settings import Settings
+from orchestration.settings_in_force import settings_in_force
 from orchestration.standing import Completeness, TopicStanding, complete_of
 from orchestration.status import Status, look
 
@@ -22,8 +22,8 @@ _AUDITS_SHOWN = 5
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def status(as_json: bool) -> None:
     """Print what runs, since when all is queryable, the lag, and what needs a person."""
-    settings = Settings()
-    seen = look(settings, open_ledger(settings.ledger))
+    in_force = settings_in_force()
+    seen = look(in_force.settings, open_ledger(in_force.settings.ledger), in_force.trouble)
     print(json.dumps(document(seen)) if as_json else text(seen))
 
 

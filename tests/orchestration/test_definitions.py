@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from pydantic import ValidationError
 
 from assets.metadata import clickhouse_schema, public_address
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
@@ -21,6 +22,7 @@ from orchestration.partitions import FIRST_ARRIVAL_DATE, arrival_dates, partitio
 from orchestration.services import dagster_services
 from orchestration.settings import Settings
 
+OTHERS = {"checks_schedule", "housekeeping_schedule"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,7 +92,11 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
         ("events", "balance"),
         ("events", "lanes"),
         ("events", "older_batches"),
+        ("events", "schema"),
+        ("events", "completeness"),
+        ("events", "freshness"),
         ("dead_letters", "balance"),
+        ("dead_letters", "rejects_share"),
         ("housekeeping", "parts"),
     }
 
@@ -110,7 +116,7 @@ def test_the_cadence_makes_a_schedule_or_a_sensor(
 ) -> None:
     """From a minute on a schedule, below it a sensor, never both, and running by default."""
     repository = definitions(settings(cadence=cadence)).get_repository_def()
-    schedules = [s for s in repository.schedule_defs if s.name != "housekeeping_schedule"]
+    schedules = [s for s in repository.schedule_defs if s.name not in OTHERS]
     sensors = [sensor for sensor in repository.sensor_defs if sensor.name != "alarms"]
     assert [schedule.cron_schedule for schedule in schedules] == ([cron] if cron else [])
     assert [sensor.minimum_interval_seconds for sensor in sensors] == (
@@ -129,12 +135,34 @@ def test_topics_may_have_cadences_of_their_own(settings: Callable[..., Settings]
         "micro_batch_overflow_sensor": 30,
         "alarms": 60,
     }
-    (schedule,) = (s for s in repository.schedule_defs if s.name != "housekeeping_schedule")
+    (schedule,) = (s for s in repository.schedule_defs if s.name not in OTHERS)
     assert (schedule.name, schedule.cron_schedule) == (
         "micro_batch_historical_schedule",
         "0 3 * * *",
     )
     assert "events_historical at the cadence 0 3 * * *" in (schedule.description or "")
+
+
+def test_the_checks_of_how_all_stands_have_a_job_of_their_own(
+    settings: Callable[..., Settings],
+) -> None:
+    """A micro-batch has those that prove it; each check is in one of the two jobs."""
+    made = definitions(settings(checks_cron="*/7 * * * *"))
+    selected = {
+        job: {
+            key.name for key in made.resolve_job_def(job).asset_layer.asset_graph.asset_check_keys
+        }
+        for job in ("micro_batch", "checks")
+    }
+    assert selected == {
+        "micro_batch": {"balance", "lanes", "older_batches"},
+        "checks": {"schema", "completeness", "freshness", "rejects_share"},
+    }
+    schedule = made.get_repository_def().get_schedule_def("checks_schedule")
+    assert (schedule.cron_schedule, schedule.job_name) == ("*/7 * * * *", "checks")
+    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+    with pytest.raises(ValidationError, match="write five fields"):
+        settings(checks_cron="often")
 
 
 def test_every_run_shares_one_process(settings: Callable[..., Settings]) -> None:

@@ -471,12 +471,10 @@ def test_the_checks_notice_what_is_gone(
     assert _run(stack, instance).success
     stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
     result = _run(stack, instance, job="__ASSET_JOB", assets=ASSETS)
-    assert _checks(result) == {
-        ("events", "balance"): False,
-        ("events", "lanes"): True,
-        ("events", "older_batches"): False,
-        ("dead_letters", "balance"): True,
-    }
+    checks = _checks(result)
+    assert len(checks) == 8  # a run by hand has those as well that no micro-batch has
+    red = {name for name, passed in checks.items() if not passed}
+    assert red == {("events", "balance"), ("events", "older_batches")}
     [batch] = stack.batches()
     for failed in result.get_asset_check_evaluations():
         if not failed.passed:
