@@ -87,7 +87,7 @@ def note_cadences(settings: Settings) -> None:
         )
 
 
-def _noted(home: Path) -> dict[str, str]:
+def _noted(home: Path) -> dict[str, Any]:
     try:
         found = json.loads((home / _NOTE).read_text())
     except (OSError, ValueError):
@@ -97,7 +97,7 @@ def _noted(home: Path) -> dict[str, str]:
     return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
-def _told(name: str, problem: str, noted: dict[str, str]) -> str:
+def _told(name: str, problem: str, noted: dict[str, Any]) -> str:
     kept = noted[name] or "going with the main topic"
     return (
         f"TIDEMARK_{name.upper()}: {problem.removeprefix('Value error, ')}. {kept} stays in "
