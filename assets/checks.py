@@ -1,6 +1,7 @@
 """Checks: the audit as Dagster shows it, after micro-batches, in turn, and whenever one asks.
 
     balance, lanes, older_batches   what is loaded is what was staged, and was read without a hole
+    duplicates                      no uuid stands twice within the window (ClickHouse)
     schema                          tables and files have the form that this version makes
     completeness, freshness         how far loading has come, how far behind it is (Kafka, ledger)
     rejects_share                   how much of it ended up as dead letters (ledger)
@@ -20,6 +21,7 @@ from datetime import date
 
 import dagster as dg
 
+from assets.duplicates_check import DUPLICATES, duplicates_result
 from assets.pipeline.audit import Finding, Trouble, balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.circuit import DEAD_LETTERS, LOAD, STAGE, failing_batches, loading_paused
@@ -136,10 +138,10 @@ _IN_TURN = dg.AssetCheckSpec(
 )
 
 
-_ASKING = (*(spec for spec, _ in _AUDITS), SCHEMA, _IN_TURN)
+_ASKING = (*(spec for spec, _ in _AUDITS), SCHEMA, DUPLICATES, _IN_TURN)
 """Those that ask ClickHouse."""
 
-APART = (SCHEMA, COMPLETENESS, FRESHNESS, REJECTS_SHARE)
+APART = (SCHEMA, DUPLICATES, COMPLETENESS, FRESHNESS, REJECTS_SHARE)
 """Those that no micro-batch has, but a job of their own."""
 
 
@@ -190,6 +192,8 @@ def _checked(
         return
     if SCHEMA in asking:  # first: of a table without the columns nothing can be proved
         yield schema_result(worker)
+    if DUPLICATES in asking:
+        yield duplicates_result(worker)
     if any(spec in asking for spec, _ in _AUDITS):
         batches, scope = _chosen(context, worker)
         for spec, find in _AUDITS:

@@ -333,8 +333,8 @@ class Settings(BaseSettings):
 
     checks_cron: str = Field(
         "*/5 * * * *",
-        description="When completeness, freshness, schema and share of rejects are checked: cron, "
-        "in UTC.",
+        description="When completeness, freshness, schema, duplicates and share of rejects are "
+        "checked: cron, in UTC.",
     )
     housekeeping_cron: str = Field(
         "17 3 * * *", description="When housekeeping runs: cron, in UTC."

@@ -9,6 +9,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
+from assets import duplicates_check
 from assets.pipeline import topic as kafka_topic
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.redrive import Wanted, redrive
@@ -17,7 +18,7 @@ from orchestration.definitions import definitions
 from orchestration.ledger.projects import create_project
 from orchestration.settings import Settings
 from tests.conftest import unused_port
-from tests.records import Sent, delete_before, value_of
+from tests.records import Sent, delete_before, uuid_of, value_of
 from tests.stack import ClickHouseServer, Stack
 
 NewStack = Callable[..., Stack]
@@ -50,8 +51,33 @@ def run(stack: Stack, instance: dg.DagsterInstance, day: datetime = NOW) -> dict
     )
     result = made.resolve_job_def("checks").execute_in_process(instance=instance)
     said = {each.check_name: Checked(each) for each in result.get_asset_check_evaluations()}
-    assert said.keys() == {"schema", "completeness", "freshness", "rejects_share"}
+    assert said.keys() == {"schema", "duplicates", "completeness", "freshness", "rejects_share"}
     return said
+
+
+def test_a_uuid_that_stands_twice(
+    new_stack: NewStack, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Green when each stands once, however many parts; red, with both places, when one does not."""
+    stack = new_stack().make_topic()
+    stack.send_numbers([*range(9), 4])  # the client's own is found before it is staged
+    said = run(stack, instance)["duplicates"]
+    assert (said.passed, said.metadata["rows"]) == (True, 9)
+    monkeypatch.setattr(duplicates_check, "ROWS_A_RUN", 4)
+    assert "one in 3 of the uuids" in run(stack, instance)["duplicates"].told
+    monkeypatch.undo()
+
+    stack.client.command(
+        f"INSERT INTO {stack.database}.events "
+        f"SELECT * REPLACE (1000 AS _offset, 'hand' AS _batch_id) "
+        f"FROM {stack.database}.events WHERE uuid = '{uuid_of(3)}'"
+    )
+    said = run(stack, instance)["duplicates"]
+    assert not said.passed
+    assert f"tidemark explain {uuid_of(3)}" in said.told
+    [twice] = said.metadata["twice"]
+    places = {f"{stack.settings.topic}/0:{offset}" for offset in (3, 1000)}
+    assert (twice["uuid"], {twice["one"], twice["other"]}) == (uuid_of(3), places)
 
 
 def test_the_share_of_rejects(new_stack: NewStack, instance: dg.DagsterInstance) -> None:

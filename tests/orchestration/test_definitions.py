@@ -92,6 +92,7 @@ def test_the_graph(settings: Callable[..., Settings]) -> None:
         ("events", "balance"),
         ("events", "lanes"),
         ("events", "older_batches"),
+        ("events", "duplicates"),
         ("events", "schema"),
         ("events", "completeness"),
         ("events", "freshness"),
@@ -156,7 +157,7 @@ def test_the_checks_of_how_all_stands_have_a_job_of_their_own(
     }
     assert selected == {
         "micro_batch": {"balance", "lanes", "older_batches"},
-        "checks": {"schema", "completeness", "freshness", "rejects_share"},
+        "checks": {"schema", "duplicates", "completeness", "freshness", "rejects_share"},
     }
     schedule = made.get_repository_def().get_schedule_def("checks_schedule")
     assert (schedule.cron_schedule, schedule.job_name) == ("*/7 * * * *", "checks")
