@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml  # type: ignore[import-untyped]
+from sqlalchemy.exc import SQLAlchemyError
 
 from local_stack.errors import StackError
+from orchestration.ledger.errors import in_one_line
 from orchestration.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,18 +131,52 @@ def instance_environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
-    """The instance, for a process that is none of Dagster's and has their environment meanwhile."""
+def open_instance(settings: Settings, folder: Path | None = None) -> Iterator[DagsterInstance]:
+    """The instance, for a process that is none of Dagster's and has their environment meanwhile.
+
+    It is the one in the home, unless a folder is given. Raises StackError if it cannot be opened.
+    """
     from dagster import DagsterInstance  # the command line can do without it, and starts sooner
 
-    before = dict(os.environ)
-    os.environ.update(instance_environment(settings))
-    try:
-        with DagsterInstance.from_config(str(dagster_home(settings.home))) as instance:
+    folder = folder or dagster_home(settings.home)
+    with _in_environment({**instance_environment(settings), "DAGSTER_HOME": str(folder)}):
+        try:
+            instance = DagsterInstance.from_config(str(folder))
+        except Exception as error:
+            if not (is_of_dagster(error) or isinstance(error, (SQLAlchemyError, yaml.YAMLError))):
+                raise
+            raise StackError(dagster_trouble(error)) from error
+        with instance:
             yield instance
+
+
+@contextmanager
+def _in_environment(wanted: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def is_of_dagster(error: Exception) -> bool:
+    """Whether it is Dagster's; that of its PostgreSQL storage is no DagsterError."""
+    return type(error).__module__.partition(".")[0] in ("dagster", "dagster_postgres")
+
+
+def dagster_trouble(error: Exception) -> str:
+    """What Dagster cannot do, in a line, with what to do."""
+    database = next((e for e in (error, error.__cause__) if isinstance(e, SQLAlchemyError)), None)
+    reason = in_one_line(database) if database else " ".join(str(error).split())
+    return (
+        f"Dagster's instance cannot be used ({reason}); see dagster.yaml in DAGSTER_HOME, and "
+        "TIDEMARK_DAGSTER_STORAGE_URL"
+    )
 
 
 def require_storage(settings: Settings) -> None:

@@ -21,6 +21,7 @@ from assets.pipeline.errors import BatchError
 from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
+from orchestration.instance import dagster_trouble, is_of_dagster
 from orchestration.ledger.errors import LedgerRefused, in_one_line
 from orchestration.settings_in_force import SettingsTrouble
 from orchestration.webserver import WebserverSilent
@@ -110,6 +111,11 @@ def main() -> None:
         if isinstance(error, ImportError) and (error.name or "").split(".")[0] in _OWN_PACKAGES:
             raise  # a fault of Tidemark, not a package that is missing
         print(f"tidemark: {_in_one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        if not is_of_dagster(error):
+            raise
+        print(f"tidemark: {dagster_trouble(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
 
 

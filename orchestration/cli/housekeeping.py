@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import click
-import dagster as dg
 
 from orchestration.cli.batch import worker_of
 from orchestration.cli.text import bytes_text, labelled
 from orchestration.housekeeping.keep_house import Report, keep_house
-from orchestration.instance import dagster_home
+from orchestration.instance import dagster_home, open_instance
 from orchestration.settings import Settings
 
 
@@ -31,7 +30,7 @@ def housekeeping(dry_run: bool, as_json: bool) -> None:
         click.echo(f"Dagster's runs are not looked at: there is no {home}/dagster.yaml", err=True)
         report = keep_house(worker, None, dry_run=dry_run)
     else:
-        with dg.DagsterInstance.from_config(str(home)) as instance:
+        with open_instance(settings, home) as instance:
             report = keep_house(worker, instance, dry_run=dry_run)
     print(json.dumps(report.document()) if as_json else text(report))
 
