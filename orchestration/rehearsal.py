@@ -4,7 +4,10 @@ What Dagster and SQLAlchemy import, build and compile when they are first used i
 and in every process that is forked.
 """
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
@@ -36,7 +39,7 @@ def rehearsed_check() -> dg.AssetCheckResult:
 
 def rehearse() -> None:
     """Run them, twice: the second finds what the first has left."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _level_kept(dg.get_dagster_logger()):
         overrides = {
             "storage": {"custom": _ours(SqliteStorage, folder)},
             "compute_logs": _ours(RunLogs, folder),
@@ -50,6 +53,16 @@ def rehearse() -> None:
                     instance=instance,
                     partition_key="one",
                 )
+
+
+@contextmanager
+def _level_kept(logger: logging.Logger) -> Iterator[None]:
+    """An instance sets the level that all loggers of runs have."""
+    level = logger.level
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _ours(kind: type, folder: str) -> dict[str, object]:

@@ -240,19 +240,24 @@ def _say(pipe: int, word: str) -> None:
         os.write(pipe, f"{word}\n".encode())
 
 
-def main(descriptor: int) -> None:
-    """Serve the launcher at the other end of the socket."""
-    control = socket.socket(fileno=descriptor)
-    control.set_inheritable(False)
-
+def _heed_signals(control: socket.socket) -> None:
     def let_go(_number: int, _frame: FrameType | None) -> None:
         control.shutdown(socket.SHUT_RD)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher and the workers
     signal.signal(signal.SIGTERM, let_go)
+
+
+def main(descriptor: int) -> None:
+    """Serve the launcher at the other end of the socket."""
+    control = socket.socket(fileno=descriptor)
+    control.set_inheritable(False)
+
+    _heed_signals(control)
     forker = Forker(control, Order.read(control.recv(MESSAGE_BYTES)))
     try:
         forker.warm_up()
+        _heed_signals(control)  # again: Dagster's runs, and the rehearsal is one, set their own
         others = _other_threads()
         said = f"threads run in it: {', '.join(others)}" if others else READY
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from local_stack.processes import Service, log_path, start, stop_all, wait_ready
 from orchestration.instance import dagster_home, open_instance, write_instance
 from orchestration.lost_runs import worker_of
+from orchestration.rehearsal import rehearse
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
 from orchestration.webserver import ask
@@ -217,6 +219,24 @@ def test_a_tick_forks_a_run(dagster: Dagster) -> None:
     out = dagster.instance.compute_log_manager.get_log_data(key).stdout
     assert out is not None
     assert b"said on stdout" in out
+
+
+def test_the_rehearsal_leaves_the_log_level_alone() -> None:
+    """What the code of a run logs through Dagster's logger is as loud in a forked run as before."""
+    logger = dg.get_dagster_logger()
+    before = logger.level
+    rehearse()
+    assert logger.level == before != logging.CRITICAL
+
+
+def test_sigterm_ends_an_idle_warm_process(dagster: Dagster) -> None:
+    """As its launcher's letting go does; the next run has a new one."""
+    _, forker = dagster.told()
+    os.kill(forker, signal.SIGTERM)
+    until(lambda: not lives(forker), "the warm process ends")
+    _, other = dagster.told()
+    assert other != forker
+    assert _is_forker(other)
 
 
 def test_changed_code_is_taken_up(dagster: Dagster) -> None:
