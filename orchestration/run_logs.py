@@ -39,15 +39,17 @@ class RunLogs(LocalComputeLogManager):
     @contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
         """Have what is printed meanwhile in the files."""
-        with contextlib.ExitStack() as stack:
-            for stream, kind in (
-                (sys.stdout, ComputeIOType.STDOUT),
-                (sys.stderr, ComputeIOType.STDERR),
-            ):
-                path = self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind])
-                stack.enter_context(_captured(stream, Path(path)))
-            yield CapturedLogContext(log_key)
-        Path(self.complete_artifact_path(log_key)).touch()  # type: ignore[no-untyped-call]
+        try:
+            with contextlib.ExitStack() as stack:
+                for stream, kind in (
+                    (sys.stdout, ComputeIOType.STDOUT),
+                    (sys.stderr, ComputeIOType.STDERR),
+                ):
+                    path = self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind])
+                    stack.enter_context(_captured(stream, Path(path)))
+                yield CapturedLogContext(log_key)
+        finally:
+            Path(self.complete_artifact_path(log_key)).touch()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -61,5 +63,9 @@ def _captured(stream: TextIO, path: Path) -> Iterator[None]:
     finally:
         with path.open("rb") as file:
             file.seek(max(start, path.stat().st_size - _COPIED_BYTES))
-            stream.write(file.read().decode(errors="replace"))
+            said = file.read()
+        if hasattr(stream, "buffer"):
+            stream.buffer.write(said)
+        else:
+            stream.write(said.decode(errors="replace"))
         stream.flush()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
 from orchestration.run_logs import RunLogs
@@ -47,7 +48,7 @@ def test_what_is_printed_is_in_the_file_and_comes_after(tmp_path: Path) -> None:
         "second of a child",
         "seen True children 0",
     ]
-    assert done.stderr.decode().count(": no text") == 2
+    assert done.stderr.count(b"\xff: no text\n") == 2
     dagsters = LocalComputeLogManager(str(tmp_path))
     key = ["run", "compute_logs", "step"]
     assert dagsters.is_capture_complete(key)
@@ -66,3 +67,11 @@ def test_much_is_copied_in_part(tmp_path: Path) -> None:
     kept = RunLogs(str(tmp_path)).get_log_data(["run", "compute_logs", "step"])
     assert kept.stdout is not None
     assert len(kept.stdout) > 2 * (3 << 20)
+
+
+def test_a_step_that_fails_has_said_all_it_will(tmp_path: Path) -> None:
+    """The UI waits for no more of it."""
+    logs, key = RunLogs(str(tmp_path)), ["run", "compute_logs", "step"]
+    with pytest.raises(KeyboardInterrupt), logs.capture_logs(key):
+        raise KeyboardInterrupt
+    assert logs.is_capture_complete(key)
