@@ -24,6 +24,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -159,7 +160,10 @@ def _absolute_folder(folder: Path) -> Path:
 class Settings(BaseSettings):
     """The settings of every Tidemark process."""
 
-    model_config = SettingsConfigDict(env_prefix="TIDEMARK_", extra="ignore")
+    # A refusal goes to logs and the UI, and what was written may hold a password.
+    model_config = SettingsConfigDict(
+        env_prefix="TIDEMARK_", extra="ignore", hide_input_in_errors=True
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -670,6 +674,25 @@ class Settings(BaseSettings):
         # The driver that Dagster speaks to; without its name SQLAlchemy would take another.
         named = parsed.set(drivername="postgresql+psycopg2")
         return named.render_as_string(hide_password=False)
+
+    @classmethod
+    def dagster_storage_url_of(cls, home: Path) -> str:
+        """That setting alone, whatever is wrong with others: Dagster's storage opens all the same.
+
+        Raises pydantic's ValidationError when it makes no sense itself.
+        """
+        name = "dagster_storage_url"
+        field = cls.model_fields[name]
+        for source in (
+            EnvSettingsSource(cls),
+            DotEnvSettingsSource(cls, env_file=home / SETTINGS_FILE),
+        ):
+            url, _, _ = source.get_field_value(field, name)
+            if url is not None:
+                empty = cls.model_construct()
+                cls.__pydantic_validator__.validate_assignment(empty, name, url)
+                return empty.dagster_storage_url
+        return ""
 
     def environment(self) -> dict[str, str]:
         """Environment variables under which a child of this process has these same settings.

@@ -43,26 +43,24 @@ class InForce:
     trouble: str = ""
 
 
-def settings_in_force(**given: Any) -> InForce:
+def settings_in_force() -> InForce:
     """The settings as they are written, with the last good cadence in the place of a bad one.
-
-    What is given goes before what is written, as with Settings.
 
     Raises pydantic's ValidationError when there is none, or another setting makes no sense.
     """
     try:
-        return InForce(Settings(**given))
+        return InForce(Settings())
     except ValidationError as error:
         problems = {str(problem["loc"][0]): str(problem["msg"]) for problem in error.errors()}
         if not problems.keys() <= set(CADENCES):
             raise
         fields = Settings.model_fields
-        home = Settings(**given, **{name: fields[name].default for name in problems}).home
+        home = Settings(**{name: fields[name].default for name in problems}).home
         noted = _noted(home)
         if not problems.keys() <= noted.keys():
             raise
         try:
-            settings = Settings(**given, **{name: noted[name] for name in problems})
+            settings = Settings(**{name: noted[name] for name in problems})  # type: ignore[arg-type]
         except ValidationError:  # the note was written by somebody else
             raise error from None
         return InForce(settings, "; ".join(_told(name, problems[name], noted) for name in problems))

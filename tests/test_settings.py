@@ -143,6 +143,16 @@ def test_the_password_is_not_shown(settings: Callable[..., Settings]) -> None:
     assert "hunter2" not in repr(settings(clickhouse_password="hunter2"))
 
 
+@pytest.mark.parametrize("name", ["dagster_storage_url", "ledger_url", "capture_redis_url"])
+def test_a_refusal_does_not_show_what_was_written(
+    settings: Callable[..., Settings], name: str
+) -> None:
+    """It goes to logs and to the UI, and an address with a slip in it may hold a password."""
+    with pytest.raises(ValidationError, match=name) as refused:
+        settings(**{name: "postgrs:/me:hunter2@db/dagster"})
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize("sign", list("?*{}[]"))
 @pytest.mark.parametrize("name", ["home", "lake_uri"])
 def test_a_folder_that_reads_as_a_pattern_is_refused(

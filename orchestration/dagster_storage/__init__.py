@@ -14,7 +14,7 @@ from dagster._core.storage.sqlite_storage import SqliteStorageConfig
 from dagster._serdes import ConfigurableClassData
 
 from orchestration.dagster_storage.sqlite import SqliteStorage
-from orchestration.settings_in_force import settings_in_force
+from orchestration.settings import Settings
 
 
 class Storage(SqliteStorage):
@@ -26,7 +26,7 @@ class Storage(SqliteStorage):
     ) -> DagsterStorage[DagsterInstance]:
         """As Dagster makes it from dagster.yaml."""
         base = Path(config_value["base_dir"])
-        url = settings_in_force(home=base.parent).settings.dagster_storage_url
+        url = Settings.dagster_storage_url_of(base.parent)
         if url:
             from orchestration.dagster_storage.postgresql import PostgresqlStorage
 
