@@ -2,10 +2,15 @@
 
 Dagster opens a connection for nearly every statement, a hundred and more a run, each of which is a
 process of the server. Here runs, events and ticks share a few in each process. One that the server
-has closed meanwhile is noticed before it is used.
+has closed meanwhile is noticed before it is used, and one whose server is gone without a word
+within a minute while it is used.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import (
@@ -14,11 +19,20 @@ from dagster_postgres import (
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from sqlalchemy import Engine, create_engine
+from dagster_postgres.utils import set_pg_statement_timeout
+from sqlalchemy import Engine, create_engine, event, make_url
 
 from orchestration.dagster_storage.connections import KeepsConnections
 
 _KEPT_CONNECTIONS = 2  # by a process, beyond which they are closed after use
+_KEPT_SECONDS = 300  # after which a connection is made anew
+_SIGNS_OF_LIFE = {
+    "keepalives_idle": 30,  # seconds
+    "keepalives_interval": 10,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
+"""Of libpq, which by the system's own would wait for hours; what the URL says goes before them."""
 
 
 class _SharedEngine(KeepsConnections):
@@ -34,10 +48,27 @@ class _SharedEngine(KeepsConnections):
         """Close all that nobody uses just now."""
         self._engine.dispose()
 
+    def optimize_for_webserver(
+        self, statement_timeout: int, pool_recycle: int, max_overflow: int
+    ) -> None:
+        """Limit what a statement may take, on the engine that is shared and stays."""
+        limit = _statement_limit(statement_timeout)
+        if not event.contains(self._engine, "connect", limit):
+            event.listen(self._engine, "connect", limit)
+            self._engine.dispose()  # of connections without it
+
     def dispose(self) -> None:
         """Let go of everything."""
         super().dispose()  # type: ignore[misc]
         self.close_connections()
+
+
+@cache
+def _statement_limit(milliseconds: int) -> Callable[[Any, Any], None]:
+    def limit(connection: Any, _record: Any) -> None:
+        set_pg_statement_timeout(connection, milliseconds)
+
+    return limit
 
 
 class PostgresqlRuns(_SharedEngine, PostgresRunStorage):
@@ -62,6 +93,7 @@ class PostgresqlStorage(DagsterPostgresStorage):
         self._run_storage = PostgresqlRuns(postgres_url)
         self._event_log_storage = PostgresqlEvents(postgres_url)
         self._schedule_storage = PostgresqlSchedules(postgres_url)
+        said = make_url(postgres_url).query
         engine = create_engine(
             postgres_url,
             isolation_level="AUTOCOMMIT",
@@ -69,6 +101,9 @@ class PostgresqlStorage(DagsterPostgresStorage):
             max_overflow=-1,
             pool_use_lifo=True,
             pool_pre_ping=True,
+            pool_recycle=_KEPT_SECONDS,
+            # What stands there goes before the URL.
+            connect_args={name: n for name, n in _SIGNS_OF_LIFE.items() if name not in said},
         )
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage.share(engine)
