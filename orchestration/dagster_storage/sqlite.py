@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from uuid import uuid4
 
 from dagster import DagsterInstance
 from dagster._core.event_api import EventHandlerFn
@@ -152,11 +153,17 @@ class SqliteEvents(KeepsConnections, SqliteEventLogStorage):
     def _prepare(self, shard: str) -> None:
         path = Path(self.path_for_shard(shard))
         if not path.exists():
-            draft = path.with_name(f".{shard}.{os.getpid()}.new")
-            draft.write_bytes(_empty_database())
-            with contextlib.suppress(FileExistsError):  # another process was first
+            # Another host may have a process of the same number.
+            draft = path.with_name(f".{shard}.{uuid4().hex}.new")
+            try:
+                draft.write_bytes(_empty_database())
                 os.link(draft, path)
-            draft.unlink()
+            except FileExistsError:
+                pass  # another process was first
+            except OSError:  # there are no links in this file system, or no room
+                self._initdb(self._engine(shard))
+            finally:
+                draft.unlink(missing_ok=True)
         elif not _is_stamped(path):
             self._initdb(self._engine(shard))
 
