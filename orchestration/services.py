@@ -24,6 +24,7 @@ from local_stack.processes import Service
 from orchestration.instance import (
     dagster_home,
     instance_environment,
+    open_instance,
     require_storage,
     write_instance,
 )
@@ -56,6 +57,8 @@ def dagster_services(
     home = dagster_home(settings.home)
     write_instance(settings.home)
     require_storage(settings)
+    with open_instance(settings):
+        pass  # its tables are there: webserver and daemon would make them at the same time
     code_port = free_port(settings.dagster_port + 1)
     workspace = _write_workspace(home, code_port)
     env = instance_environment(settings)

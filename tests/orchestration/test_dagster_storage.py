@@ -13,14 +13,17 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
-from sqlalchemy import create_engine, text
+from pydantic import ValidationError
+from sqlalchemy import create_engine, inspect, text
 
 from local_stack.errors import StackError
 from orchestration.dagster_storage.connections import close_connections
+from orchestration.dagster_storage.postgresql import PostgresqlRuns
 from orchestration.dagster_storage.sqlite import SqliteEvents
 from orchestration.instance import dagster_home, open_instance, require_storage, write_instance
 from orchestration.ledger.connection import open_ledger
-from orchestration.settings import Settings
+from orchestration.services import dagster_services
+from orchestration.settings import SETTINGS_FILE, Settings
 from tests.orchestration.conftest import until
 
 
@@ -187,6 +190,110 @@ def test_two_processes_make_the_database_of_a_run(tmp_path: Path) -> None:
         assert [p.name for p in path.parent.iterdir() if p.suffix == ".new"] == []
         path.with_name("torn.db").touch()  # as it stands before its tables are made
         assert other.all_logs("torn") == []
+
+
+def test_where_there_are_no_links_the_database_of_a_run_is_made_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have none; nothing is left lying about."""
+
+    def link(_source: Path, _target: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    write_instance(tmp_path)
+    with open_instance(Settings(home=tmp_path)) as instance:
+        assert instance.all_logs(run_once(instance))
+    assert list(tmp_path.rglob("*.new")) == []
+
+
+def test_the_services_find_their_tables(settings: Settings) -> None:
+    """Webserver and daemon start at the same time: neither has to make them."""
+    dagster_services(settings)
+    history = dagster_home(settings.home) / "history"
+    urls = [f"sqlite:///{history}/runs.db", f"sqlite:///{history}/runs/index.db"]
+    found = set()
+    for url in [settings.dagster_storage_url] if settings.dagster_storage_url else urls:
+        engine = create_engine(url)
+        found |= set(inspect(engine).get_table_names())
+        engine.dispose()
+    assert {"runs", "event_logs", "asset_keys"} <= found
+
+
+def test_the_environment_is_as_before_but_for_what_others_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what the instance needs is set, and only that is put back."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("TIDEMARK_HOME", "elsewhere")
+    monkeypatch.delenv("SET_MEANWHILE", raising=False)
+    write_instance(tmp_path)
+    with open_instance(Settings(home=tmp_path)):
+        assert os.environ["DAGSTER_HOME"] == str(dagster_home(tmp_path))
+        monkeypatch.setenv("SET_MEANWHILE", "yes")
+    assert "DAGSTER_HOME" not in os.environ
+    assert os.environ["TIDEMARK_HOME"] == "elsewhere"
+    assert os.environ["SET_MEANWHILE"] == "yes"
+
+
+def test_a_bad_line_of_another_setting_does_not_shut_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the settings only its own is read; that one is refused by name, and not shown."""
+    folder = write_instance(tmp_path).parent
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+    monkeypatch.delenv("TIDEMARK_DAGSTER_STORAGE_URL", raising=False)
+    file = tmp_path / SETTINGS_FILE
+    file.write_text("TIDEMARK_CAPTURE_PORT=none\nTIDEMARK_KAFKA_OPTIONS=no JSON\n")
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        assert type(instance.event_log_storage) is SqliteEvents
+    file.write_text("TIDEMARK_DAGSTER_STORAGE_URL=postgrs://me:hunter2@db/dagster\n")
+    with pytest.raises(ValidationError, match="dagster_storage_url") as refused:
+        dg.DagsterInstance.from_config(str(folder))
+    assert "hunter2" not in str(refused.value)
+    # What a process was started with goes before the file, an empty one too.
+    monkeypatch.setenv("TIDEMARK_DAGSTER_STORAGE_URL", "")
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        assert type(instance.event_log_storage) is SqliteEvents
+
+
+def test_a_connection_gives_signs_of_life(postgresql: Callable[[], str], tmp_path: Path) -> None:
+    """Whatever the URL does not say otherwise."""
+    url = f"{postgresql()}&keepalives_idle=7"
+    write_instance(tmp_path)
+    with open_instance(Settings(home=tmp_path, dagster_storage_url=url)) as instance:
+        storage = instance.run_storage
+        assert isinstance(storage, PostgresqlRuns)
+        with storage.connect() as connection:
+            said = connection.connection.driver_connection.get_dsn_parameters()  # type: ignore[union-attr]
+    assert said["keepalives_idle"] == "7"
+    assert (said["keepalives_interval"], said["keepalives_count"]) == ("10", "3")
+    assert said["tcp_user_timeout"] == "30000"
+
+
+def test_the_webserver_keeps_the_shared_engine(
+    postgresql: Callable[[], str], tmp_path: Path
+) -> None:
+    """It has a limit for a statement, and loses no connection to a restart of the server either."""
+    url = postgresql()
+    write_instance(tmp_path)
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with (
+        open_instance(Settings(home=tmp_path, dagster_storage_url=url)) as instance,
+        engine.connect() as connection,
+    ):
+        run_once(instance)
+        instance.optimize_for_webserver(statement_timeout=4321, pool_recycle=60, max_overflow=1)
+        storages = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
+        assert len({id(storage._engine) for storage in storages}) == 1  # type: ignore[union-attr]
+        for _ in range(2):
+            with instance.run_storage.connect() as one:  # type: ignore[attr-defined]
+                assert one.scalar(text("SHOW statement_timeout")) == "4321ms"
+            connection.execute(text(f"SELECT pg_terminate_backend(pid) {others}"))
+            until(lambda: not connection.scalar(text(f"SELECT count(*) {others}")), "all are gone")
+        run_once(instance)
+    engine.dispose()
 
 
 def test_a_connection_that_the_server_closed_is_made_anew(
