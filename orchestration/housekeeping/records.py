@@ -1,8 +1,10 @@
 """Records: rows of the ledger, of dates of which nothing is left in the lake.
 
-    the oldest date ─▶ nothing to do, no file left ─▶ its batches are forgotten ─▶ the next date
+    the oldest date ─▶ no file left, judged, proved ─▶ its batches are forgotten ─▶ the next date
 
-It stops at the first date that has to stay: see orchestration/ledger/forget.py.
+It stops at the first date that has to stay: see orchestration/ledger/forget.py. Where rows of
+`events` are to go, too, they go first: of a batch that is forgotten nobody could tell whose they
+are.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 
-from assets.pipeline.batch import WAITING
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.rebuild import PREVIOUS, rebuild_lease
+from assets.pipeline.swap import drop_copies, rows_by_batch
 from assets.pipeline.worker import Worker
-from orchestration.housekeeping.judge import UNFINISHED, WAITS
+from orchestration.housekeeping.judge import Judge
 from orchestration.housekeeping.replaced import REBUILT, dates_in
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.forget import (
@@ -25,9 +27,9 @@ from orchestration.ledger.forget import (
     forget_some,
     has_files,
 )
-from orchestration.ledger.let_go import batches_to_judge
 
 FILES_KEPT = "files of it are kept"
+ROWS_KEPT = "its rows are to be let go first"
 BEHIND = "an older date stays"
 
 
@@ -37,11 +39,11 @@ def forget_batches(worker: Worker, keep_days: int, *, dry_run: bool = False) -> 
     if not keep_days:
         return tally
     behind = False
-    before = datetime.now(UTC).date() - timedelta(days=keep_days)
-    for day, count in dates_on_record(worker.ledger, before, *worker.settings.topics):
+    judge = Judge(worker, keep_days)
+    for day, count in dates_on_record(worker.ledger, judge.before, *worker.settings.topics):
         if not tally.has_time():
             break
-        why = BEHIND if behind else _forget_date(worker, day, count, tally, dry_run)
+        why = BEHIND if behind else _forget_date(worker, judge, day, count, tally, dry_run)
         if why:
             behind = True
             tally.kept[why] += count
@@ -68,23 +70,35 @@ def forget_what_is_over(worker: Worker, keep_days: int, *, dry_run: bool = False
     return tally
 
 
-def _forget_date(worker: Worker, day: date, count: int, tally: Tally, dry_run: bool) -> str:
+def _forget_date(
+    worker: Worker, judge: Judge, day: date, count: int, tally: Tally, dry_run: bool
+) -> str:
     """Forget a date; why it has to stay, empty when it need not."""
-    ledger, topics = worker.ledger, worker.settings.topics
-    for batch in batches_to_judge(ledger, day, *topics):
-        if batch.settled_at is None:
-            return WAITS if batch.state in WAITING else UNFINISHED
-    if has_files(ledger, day, *topics):
-        return FILES_KEPT
     if dry_run:
-        tally.add(count)
-        return ""
+        why = _why_kept(worker, judge, day)
+        if not why:
+            tally.add(count)
+        return why
+    ledger, topics = worker.ledger, worker.settings.topics
     try:
         with rebuild_lease(worker, day) as lease:
+            if why := _why_kept(worker, judge, day):
+                return why
+            drop_copies(worker, day)
             while tally.has_time() and (some := forget_some(ledger, lease, day, *topics)):
                 failpoint("rows-forgotten")
                 tally.add(some)
     except LeaseHeld:
         return REBUILT
     worker.say(f"{day}: the ledger has forgotten its batches; ClickHouse has copies of them")
+    return ""
+
+
+def _why_kept(worker: Worker, judge: Judge, day: date) -> str:
+    if has_files(worker.ledger, day, *worker.settings.topics):
+        return FILES_KEPT
+    if why := judge.judge(day).why_kept:
+        return why
+    if worker.settings.keep_events_days and rows_by_batch(worker, "events", day):
+        return ROWS_KEPT
     return ""

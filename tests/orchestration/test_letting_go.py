@@ -33,7 +33,7 @@ from orchestration.housekeeping import judge
 from orchestration.housekeeping.keep_house import keep_house
 from orchestration.housekeeping.keys import let_go_of_index
 from orchestration.housekeeping.letters import let_go_of_letters
-from orchestration.housekeeping.records import BEHIND, FILES_KEPT, forget_batches
+from orchestration.housekeeping.records import BEHIND, FILES_KEPT, ROWS_KEPT, forget_batches
 from orchestration.housekeeping.replaced import REBUILT
 from orchestration.housekeeping.rows import STRANGERS, let_go_of_events
 from orchestration.housekeeping.staged import NOT_DELETED, let_go_of_staged
@@ -491,6 +491,35 @@ def test_the_ledger_forgets_what_has_no_file(new_stack: NewStack) -> None:
     kinds = reprove(stack.client, stack.database, batches_now, TABLES)
     assert unbalanced(batches_now) + untiled(batches_now) + kinds == []
     assert stack.rows("SELECT count() FROM {database}.events") == [(8 + 1 + 3 + 3,)]
+
+
+def nothing(stack: Stack) -> None:
+    """But its rows are there still."""
+
+
+@pytest.mark.parametrize(
+    ("happens", "why"),
+    [
+        (nothing, ROWS_KEPT),
+        (a_batch_was_loaded_now, judge.JUST_LOADED),
+        (half_of_a_batch_is_deleted, judge.DIFFERS),
+    ],
+)
+def test_the_ledger_keeps_a_date_that_is_not_done_with(
+    new_stack: NewStack, happens: Callable[[Stack], None], why: str
+) -> None:
+    """Although none of its files is left: else nobody could tell whose rows these are."""
+    stack = old_stack(new_stack, keep_events_days=KEEP)
+    worker = stack.worker()
+    for let_go in (let_go_of_staged, let_go_of_letters, let_go_of_index):
+        let_go(worker, KEEP)
+    happens(stack)
+    for dry_run in (True, False):
+        found = forget_batches(worker, KEEP, dry_run=dry_run)
+        assert (found.count, found.kept) == (0, {why: 2})
+    if happens is nothing:
+        assert let_go_of_events(worker, KEEP).count == 8
+        assert forget_batches(worker, KEEP).count == 2
 
 
 def stack_incarnation(stack: Stack) -> tuple[str, str]:
