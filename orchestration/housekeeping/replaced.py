@@ -9,7 +9,7 @@ from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
 from assets.pipeline.remaking import tidy
-from assets.pipeline.swap import drop_partition
+from assets.pipeline.swap import drop_partition, rows_by_batch
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.connection import now_us
@@ -46,20 +46,30 @@ def let_go_of_replaced(worker: Worker, keep_days: int, *, dry_run: bool = False)
                     if not dry_run:
                         drop_partition(worker, table, day)
                         worker.say(f"{day} of {table} is dropped")
-    kept = set(dates_in(worker, PREVIOUS))
     for day in () if dry_run else dates_with_remakes(worker.ledger, topic):
         with suppress(LeaseHeld), rebuild_lease(worker, day) as lease:
-            tidy(worker, lease, day, can_be_returned=day in kept)
+            tidy(worker, lease, day, can_be_returned=_is_kept(worker, day))
     return tally
 
 
 def dates_in(worker: Worker, table: str) -> list[date]:
     """The arrival dates of which a table has rows; none where there is no such table."""
     database = worker.settings.clickhouse_database
+    if not _exists(worker, table):
+        return []
     with named_errors(f"looking at {table}"):
-        if not worker.clickhouse.command(f"EXISTS TABLE {database}.{table}"):
-            return []
         rows = worker.clickhouse.query(
             _DATES, parameters={"database": database, "table": table}
         ).result_rows
     return [day for (day,) in rows]
+
+
+def _is_kept(worker: Worker, day: date) -> bool:
+    """Whether what a date's last rebuild has replaced is there. The caller holds its lease."""
+    return _exists(worker, PREVIOUS) and bool(rows_by_batch(worker, PREVIOUS, day))
+
+
+def _exists(worker: Worker, table: str) -> bool:
+    database = worker.settings.clickhouse_database
+    with named_errors(f"looking at {table}"):
+        return bool(worker.clickhouse.command(f"EXISTS TABLE {database}.{table}"))

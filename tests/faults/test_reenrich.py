@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import Engine
 
 from assets.pipeline.audit import compare
 from assets.pipeline.batch import Batch, Kind
@@ -21,6 +23,7 @@ from assets.pipeline.failpoints import REBUILD_POINTS, REMAKE_POINTS
 from assets.pipeline.rebuild import PREVIOUS, back, cancel, preview, rebuild
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.definitions import definitions
+from orchestration.housekeeping import replaced
 from orchestration.housekeeping.replaced import let_go_of_replaced
 from orchestration.ledger.rebuilds import RebuildState, Way, all_rebuilds
 from orchestration.ledger.remakes import dates_with_remakes
@@ -241,6 +244,24 @@ def test_old_files_are_kept_as_long_as_the_partition_that_was_loaded_from_them(
         back(stack.worker(), day)
     prove(scene, {("web", 1): 120})
     assert stack.rows(f"SELECT count() FROM {{database}}.{PREVIOUS}") == [(0,)]
+
+
+def test_what_a_re_enrich_replaces_while_housekeeping_works_can_be_brought_back(
+    old_scene: NewScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a date is asked under its lease."""
+    scene = old_scene()
+    stack, day = scene.stack, day_of(scene)
+
+    def meanwhile(ledger: Engine, topic: str) -> list[date]:
+        rebuild(stack.worker(), day, Way.REENRICH)
+        return dates_with_remakes(ledger, topic)
+
+    monkeypatch.setattr(replaced, "dates_with_remakes", meanwhile)
+    assert let_go_of_replaced(stack.worker(), 7).count == 0
+    assert len(kept_files(scene)) == len(with_events(scene))
+    assert back(stack.worker(), day).state is RebuildState.RETURNED
+    prove(scene, {("older", 0): 120})
 
 
 def test_files_of_a_batch_that_was_staged_again_since_stay_as_they_are(
