@@ -101,7 +101,7 @@ def let_go_of_rows(
     with ledger.begin() as connection:
         for lease in leases:
             check_fence(connection, lease)
-        if set(_of_date(connection, day, topics, lock=True)) != set(judged):
+        if not _is_as_judged(connection, day, topics, judged):
             return False
         connection.execute(
             update(batches)
@@ -196,7 +196,7 @@ def let_go_of_date(
     """
     with ledger.begin() as connection:
         check_fence(connection, lease)
-        if set(_of_date(connection, day, topics, lock=True)) != set(judged):
+        if not _is_as_judged(connection, day, topics, judged):
             return False
         ids = [batch.batch_id for batch in judged]
         for at in range(0, len(ids), _FILES_AT_ONCE):
@@ -267,6 +267,15 @@ def done_with() -> ColumnElement[bool]:
         batches.c.state == State.COMMITTED, batches.c.dead_letters_loaded_at.is_not(None)
     )
     return or_(batches.c.state == State.SUPERSEDED, is_loaded)
+
+
+def _is_as_judged(
+    connection: Connection, day: date, topics: Iterable[str], judged: Collection[Settled]
+) -> bool:
+    """Whether a date's batches, whose rows are held from here on, are what they were then."""
+    _of_date(connection, day, topics, lock=True)
+    # PostgreSQL shows a statement that had to wait no rows that came meanwhile: a redrive's, say.
+    return set(_of_date(connection, day, topics, lock=False)) == set(judged)
 
 
 def _of_date(connection: Connection, day: date, topics: Iterable[str], lock: bool) -> list[Settled]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from assets.pipeline.batch import Balance, Batch, Range, Staged, State
+from assets.pipeline.batch import Balance, Batch, Kind, Range, Staged, State
 from assets.pipeline.errors import BatchError, LeaseLost, PlanConflict
 from assets.pipeline.redrive import _as_redrive
+from orchestration.ledger import redrives
 from orchestration.ledger.batches import (
     give_up,
     planned_ends,
@@ -20,6 +23,7 @@ from orchestration.ledger.batches import (
     stage_again,
 )
 from orchestration.ledger.leases import Lease, held_lease
+from orchestration.ledger.let_go import batches_to_judge, has_let_go, let_go_of_date
 from orchestration.ledger.redrives import (
     UNDER_WAY,
     Letter,
@@ -33,7 +37,8 @@ from orchestration.ledger.redrives import (
     results_of,
     tries_of,
 )
-from tests.staging import batch_of
+from tests.capture_api.conftest import until
+from tests.staging import DAY, batch_of
 
 OLD = Staged((), {0: Balance(ok=7, rejected=3), 1: Balance(rejected=2)}, {}, 1)
 EVENT, AGAIN = (Outcome.EVENT, ""), (Outcome.REJECTED, "not_utf8")
@@ -225,3 +230,34 @@ def test_a_late_worker_plans_nothing(ledger: Engine, lease: Lease, old: Batch) -
     with pytest.raises(LeaseLost):
         record_redrive(ledger, Lease(lease.name, lease.fence - 1), batch, letters, "{}")
     assert past_of(ledger, "topic-id", [Place(0, 3)]) == {}
+
+
+def test_letters_of_a_redrive_that_is_being_planned_are_not_let_go(
+    ledger: Engine,
+    old: Batch,
+    plan: Callable[..., Batch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Housekeeping waits for the plan's transaction, and then sees what it has added."""
+    judged = batches_to_judge(ledger, DAY, "events")
+    assert [batch.batch_id for batch in judged] == [old.batch_id]
+    found: list[bool] = []
+
+    def let_go() -> None:
+        with held_lease(ledger, "rebuild/events", 60) as own:
+            kinds = (Kind.DEAD_LETTERS,)
+            found.append(let_go_of_date(ledger, own, DAY, kinds, judged, "events"))
+
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    housekeeping = threading.Thread(target=let_go)
+
+    def meanwhile(connection: Connection, olds: Any, kind: Kind) -> bool:
+        housekeeping.start()
+        if ledger.dialect.name == "postgresql":
+            until(lambda: connection.exec_driver_sql(waiting).scalar_one() >= 1, "it waits")
+        return has_let_go(connection, olds, kind)
+
+    monkeypatch.setattr(redrives, "has_let_go", meanwhile)
+    plan((0, 3))
+    housekeeping.join(60)
+    assert found == [False]
