@@ -64,7 +64,8 @@ class Judge:
                 return (WAITS if batch.state in WAITING else UNFINISHED), detail
             if batch.settled_at >= self._before_us:
                 return JUST_LOADED, f"batch {batch.batch_id}"
-        rebuild = last_rebuild(self._worker.ledger, self._worker.settings.topic, day)
+        topic = self._worker.settings.topic
+        rebuild = last_rebuild(self._worker.ledger, topic, day, but=RebuildState.CANCELLED)
         if rebuild is not None and rebuild.state in OPEN:
             return REBUILT, ""
         if day in self._replaced:

@@ -41,7 +41,7 @@ from orchestration.ledger.audits import record_audits
 from orchestration.ledger.batches import planned_ends
 from orchestration.ledger.keys import key_files_let_go, live_key_files
 from orchestration.ledger.projects import create_project
-from orchestration.ledger.rebuilds import Way, begin
+from orchestration.ledger.rebuilds import RebuildState, Way, begin
 from orchestration.ledger.tables import alarms, batches, metadata, rebuilds
 from orchestration.reconcile import everything, reconcile
 from orchestration.settings import Settings
@@ -357,6 +357,8 @@ def test_dates_of_events_are_dropped_and_can_be_rebuilt(new_stack: NewStack) -> 
 
     assert rebuild(stack.worker(), OLD).rows == 8
     assert wrong(stack) == []
+    again = rebuild(stack.worker(), OLD, Way.REENRICH)
+    assert again.state is RebuildState.CANCELLED  # none changes: the rebuild before is the last
     assert let_go_of_events(stack.worker(), KEEP).kept == {judge.REBUILT_LATELY: 8}
     with stack.ledger.begin() as connection:
         connection.execute(update(rebuilds).values(moved_at=1))
