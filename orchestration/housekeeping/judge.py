@@ -39,13 +39,18 @@ class Judgement:
     why_kept: str = ""
 
 
+def midnight_us(day: date) -> int:
+    """When a date begins, in µs since 1970."""
+    return int(datetime.combine(day, time(), UTC).timestamp()) * 1_000_000
+
+
 class Judge:
     """Judges dates as of one moment: `keep_days` after a date is over, and its batches loaded."""
 
     def __init__(self, worker: Worker, keep_days: int) -> None:
         self._worker = worker
         self.before = datetime.now(UTC).date() - timedelta(days=keep_days)
-        self._before_us = int(datetime.combine(self.before, time(), UTC).timestamp()) * 1_000_000
+        self._before_us = midnight_us(self.before)
         self._replaced = frozenset(dates_in(worker, PREVIOUS))
 
     def judge(self, day: date) -> Judgement:

@@ -1,6 +1,7 @@
 """Keys: the index of duplicates, of dates that no batch is compared with any more.
 
-    a date beyond the window ─▶ no batch near it is open ─▶ marked ─▶ deleted ─▶ noted as deleted
+    a date beyond the window, and loaded long ago
+      ─▶ no batch near it is open ─▶ marked ─▶ deleted ─▶ noted as deleted
 
 They hold nothing that staged files or ClickHouse do not: a batch or a redrive of such a date finds
 the marks and makes the index anew (assets/pipeline/key_upkeep.py).
@@ -13,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.key_files import BYTES_A_KEY
 from assets.pipeline.worker import Worker
-from orchestration.housekeeping.judge import UNFINISHED
+from orchestration.housekeeping.judge import JUST_LOADED, UNFINISHED, midnight_us
 from orchestration.housekeeping.staged import NOT_DELETED
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.keys import (
@@ -23,12 +24,13 @@ from orchestration.ledger.keys import (
     marked_key_files,
     note_keys_deleted,
 )
+from orchestration.ledger.let_go import was_settled_since
 
 _FILES_AT_ONCE = 500
 
 
 def let_go_of_index(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
-    """Let go of the index of dates that were over so many days ago; 0: of none."""
+    """Let go of the index of dates that were over, and loaded, so many days ago; 0: of none."""
     tally = Tally("files of the duplicate index")
     if not dry_run:
         _delete(worker, tally)
@@ -40,7 +42,9 @@ def let_go_of_index(worker: Worker, keep_days: int, *, dry_run: bool = False) ->
     for day, count, keys in dates_with_key_files(ledger, before):
         if not tally.has_time():
             break
-        if dry_run:
+        if was_settled_since(ledger, day, midnight_us(before)):
+            tally.kept[JUST_LOADED] += count
+        elif dry_run:
             if has_unsettled_near(ledger, day, reach):
                 tally.kept[UNFINISHED] += count
             else:

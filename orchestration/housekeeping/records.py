@@ -10,14 +10,14 @@ are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.rebuild import PREVIOUS, rebuild_lease
 from assets.pipeline.swap import drop_copies, rows_by_batch
 from assets.pipeline.worker import Worker
-from orchestration.housekeeping.judge import Judge
+from orchestration.housekeeping.judge import Judge, midnight_us
 from orchestration.housekeeping.replaced import REBUILT, dates_in
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.forget import (
@@ -56,7 +56,7 @@ def forget_what_is_over(worker: Worker, keep_days: int, *, dry_run: bool = False
     if not keep_days:
         return tally
     before = datetime.now(UTC).date() - timedelta(days=keep_days)
-    before_us = int(datetime.combine(before, time(), UTC).timestamp()) * 1_000_000
+    before_us = midnight_us(before)
     topic, kept = worker.settings.topic, dates_in(worker, PREVIOUS)
     forgetting: list[Callable[[], int]] = [
         lambda: forget_alarms(worker.ledger, before_us, dry_run=dry_run),

@@ -261,6 +261,17 @@ def is_unsettled(connection: Connection, first: date, last: date) -> bool:
     return found is not None
 
 
+def was_settled_since(ledger: Engine, day: date, since: int) -> bool:
+    """Whether a batch of a date, of any topic, was done with at that time (µs) or later."""
+    with reading(ledger) as connection:
+        found = connection.scalar(
+            select(batches.c.batch_id)
+            .where(batches.c.arrival_date == day, _settled_at() >= since)
+            .limit(1)
+        )
+    return found is not None
+
+
 def done_with() -> ColumnElement[bool]:
     """That nothing is to be done about a batch any more: it is loaded, all of it, or given up."""
     is_loaded = and_(

@@ -451,11 +451,14 @@ def test_an_index_that_was_let_go_is_made_anew_for_a_redrive(
 
 
 def test_the_index_stays_while_a_batch_near_it_is_open(new_stack: NewStack) -> None:
-    """One that is planned afterwards finds it gone, and makes it anew."""
+    """Or its date was loaded lately. One planned afterwards finds it gone, and makes it anew."""
     stack = new_stack().make_topic(1, **CREATE_TIME)
     for numbers in (range(5), range(5, 8)):
         stack.send(*map(sent, numbers))
         stack.run()
+    for dry_run in (True, False):
+        found = let_go_of_index(stack.worker(), KEEP, dry_run=dry_run)
+        assert (found.count, found.kept) == (0, {judge.JUST_LOADED: 2})
     age(stack)
     in_state(State.HELD)(stack)
     assert let_go_of_index(stack.worker(), KEEP, dry_run=True).kept == {judge.UNFINISHED: 2}
