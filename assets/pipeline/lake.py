@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -129,6 +129,26 @@ class Lake:
             self.filesystem.delete_file(self.full_path(path))
         if self.is_local:
             _delete_abandoned(Path(self.full_path(path)))
+
+    def there(self, paths: Iterable[str]) -> set[str]:
+        """Those of many files that are there, or of which a writer that was killed left something.
+
+        Asked folder by folder, which is much less than to ask for each. Where a folder cannot be
+        listed, all of its files may be there.
+        """
+        wanted, found = set(paths), set()
+        for folder in {path.rpartition("/")[0] for path in wanted}:
+            listing = fs.FileSelector(self.full_path(folder), allow_not_found=True)
+            try:
+                names = [info.base_name for info in self.filesystem.get_file_info(listing)]
+            except OSError:
+                found |= {path for path in wanted if path.rpartition("/")[0] == folder}
+                continue
+            for name in names:
+                if name.endswith(_PARTIAL_SUFFIX):
+                    name = name.removesuffix(_PARTIAL_SUFFIX).rpartition(".")[0]
+                found.add(f"{folder}/{name}")
+        return wanted & found
 
     def copy(self, path: str, to: str) -> None:
         """Let a file stand under another name as well; what stood there before is replaced.

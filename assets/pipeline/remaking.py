@@ -323,6 +323,7 @@ def tidy(worker: Worker, lease: Lease, day: date, *, can_be_returned: bool) -> N
 def _delete(worker: Worker, made: Mapping[str, Remake], *, keeps_old: bool) -> None:
     """Delete what does not count of these files, under whatever name it stands."""
     now = {batch.batch_id: batch for batch in batches_named(worker.ledger, list(made))}
+    due: set[str] = set()
     for batch_id, each in made.items():
         staged = now[batch_id].staged
         counts = {file.path for file in staged.files} if staged else set()
@@ -331,8 +332,10 @@ def _delete(worker: Worker, made: Mapping[str, Remake], *, keeps_old: bool) -> N
         paths = {*old, *new, *map(made_path, new)}
         if not keeps_old:
             paths |= set(map(kept_path, old))
-        for path in sorted(paths - counts):
-            worker.lake.delete(path)
+        due |= paths - counts
+    # Of what is kept for days, most is gone since the first time: asked for by the folder.
+    for path in sorted(worker.lake.there(due)):
+        worker.lake.delete(path)
 
 
 def _with(batch: Batch, making: Making, path_of: Callable[[str], str]) -> Batch:

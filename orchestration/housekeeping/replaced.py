@@ -34,6 +34,8 @@ def let_go_of_replaced(worker: Worker, keep_days: int, *, dry_run: bool = False)
     topic = worker.settings.topic
     for table in (PREVIOUS, SHADOW):
         for day in dates_in(worker, table):
+            if not tally.has_time():
+                break
             with suppress(LeaseHeld), rebuild_lease(worker, day):
                 rebuild = last_rebuild(worker.ledger, topic, day)
                 if rebuild is None:
@@ -47,6 +49,8 @@ def let_go_of_replaced(worker: Worker, keep_days: int, *, dry_run: bool = False)
                         drop_partition(worker, table, day)
                         worker.say(f"{day} of {table} is dropped")
     for day in () if dry_run else dates_with_remakes(worker.ledger, topic):
+        if not tally.has_time():
+            break
         with suppress(LeaseHeld), rebuild_lease(worker, day) as lease:
             tidy(worker, lease, day, can_be_returned=_is_kept(worker, day))
     return tally

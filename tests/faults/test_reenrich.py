@@ -23,7 +23,7 @@ from assets.pipeline.failpoints import REBUILD_POINTS, REMAKE_POINTS
 from assets.pipeline.rebuild import PREVIOUS, back, cancel, preview, rebuild
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.definitions import definitions
-from orchestration.housekeeping import replaced
+from orchestration.housekeeping import replaced, tally
 from orchestration.housekeeping.replaced import let_go_of_replaced
 from orchestration.ledger.rebuilds import RebuildState, Way, all_rebuilds
 from orchestration.ledger.remakes import dates_with_remakes
@@ -228,14 +228,26 @@ def test_what_a_re_enrich_refuses_and_how_it_is_given_up(old_scene: NewScene) ->
 
 
 def test_old_files_are_kept_as_long_as_the_partition_that_was_loaded_from_them(
-    old_scene: NewScene,
+    old_scene: NewScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then both go, by housekeeping, and another rebuild does the same at once."""
+    """Then both go, by housekeeping, when it has time; another rebuild does the same at once."""
     scene = old_scene()
     stack, day = scene.stack, day_of(scene)
     batches = len(with_events(scene))
     rebuild(stack.worker(), day, Way.REENRICH)
-    assert let_go_of_replaced(stack.worker(), 7).count == 0
+    worker = stack.worker()
+
+    def refuse(path: str) -> None:
+        raise AssertionError(f"{path} is deleted again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.lake, "delete", refuse)
+        assert let_go_of_replaced(worker, 7).count == 0
+    assert len(kept_files(scene)) == batches
+    with monkeypatch.context() as patched:
+        patched.setattr(tally, "PATIENCE_S", -1.0)
+        found = let_go_of_replaced(stack.worker(), 0)
+        assert (found.count, found.cut_short) == (0, True)
     assert len(kept_files(scene)) == batches
     assert let_go_of_replaced(stack.worker(), 0).count == 1
     assert kept_files(scene) == []

@@ -46,6 +46,15 @@ def test_a_written_file_is_read_back_and_proved(tmp_path: Path, scheme: str) -> 
     assert (tmp_path / "lake/events/arrival_date=2026-03-05/one.parquet").is_file()
 
 
+def test_of_many_files_those_are_named_that_are_there(tmp_path: Path) -> None:
+    """And those of which a killed writer has left something; a folder may be missing."""
+    lake = Lake(str(tmp_path))
+    write(lake, b"some bytes")
+    cut, gone = PATH.replace("one", "cut"), PATH.replace("one", "gone")
+    (tmp_path / f"{cut}.123.partial").touch()
+    assert lake.there([PATH, cut, gone, "remade/none.parquet"]) == {PATH, cut}
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """When the with-block raises there is no file, final or partial; an older one stays."""
     lake = Lake(str(tmp_path))
