@@ -2,9 +2,9 @@
 
     the oldest date ─▶ no file left, judged, proved ─▶ its batches are forgotten ─▶ the next date
 
-It stops at the first date that has to stay: see orchestration/ledger/forget.py. Where rows of
-`events` are to go, too, they go first: of a batch that is forgotten nobody could tell whose they
-are.
+It stops at the first date of a topic that has to stay: see orchestration/ledger/forget.py. A date
+of imports alone holds up no other. Where rows of `events` are to go, too, they go first: of a batch
+that is forgotten nobody could tell whose they are.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ def forget_batches(worker: Worker, keep_days: int, *, dry_run: bool = False) -> 
     tally = Tally("batches of the ledger")
     if not keep_days:
         return tally
-    behind = False
+    behind = ""
     judge = Judge(worker, keep_days)
-    for day, count in dates_on_record(worker.ledger, judge.before, *worker.settings.topics):
+    on_record = dates_on_record(worker.ledger, judge.before, *worker.settings.topics)
+    for day, count, is_imported in on_record:
         if not tally.has_time():
             break
-        why = BEHIND if behind else _forget_date(worker, judge, day, count, tally, dry_run)
+        why = behind or _forget_date(worker, judge, day, count, tally, dry_run)
         if why:
-            behind = True
             tally.kept[why] += count
+            if not is_imported:
+                behind = behind or f"{BEHIND}, {day}"
     return tally
 
 

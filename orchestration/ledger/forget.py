@@ -11,8 +11,9 @@ from collections.abc import Collection
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, not_, select
+from sqlalchemy import Connection, Engine, and_, case, delete, exists, func, not_, select
 
+from assets.pipeline.batch import IMPORT_PREFIX
 from orchestration.ledger.connection import reading
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.let_go import done_with
@@ -46,16 +47,22 @@ _HANG_ON_BATCHES = (
 )
 
 
-def dates_on_record(ledger: Engine, before: date, *topics: str) -> list[tuple[date, int]]:
-    """Arrival dates before that one, the oldest first, and how many batches each has."""
+def dates_on_record(ledger: Engine, before: date, *topics: str) -> list[tuple[date, int, bool]]:
+    """Arrival dates before that one, the oldest first, and how many batches each has.
+
+    And whether all of them were imported: those are in no lane that other dates have a part of.
+    """
+    others = func.sum(
+        case((batches.c.topic.startswith(IMPORT_PREFIX, autoescape=True), 0), else_=1)
+    )
     with reading(ledger) as connection:
         rows = connection.execute(
-            select(batches.c.arrival_date, func.count())
+            select(batches.c.arrival_date, func.count(), others)
             .where(of_topics(topics), batches.c.arrival_date < before)
             .group_by(batches.c.arrival_date)
             .order_by(batches.c.arrival_date)
         ).all()
-    return [(day, int(count)) for day, count in rows]
+    return [(day, int(count), int(lanes) == 0) for day, count, lanes in rows]
 
 
 def has_files(ledger: Engine, day: date, *topics: str) -> bool:

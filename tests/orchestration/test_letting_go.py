@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from assets.pipeline import redrive as redrive_module
 from assets.pipeline.audit import reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind, State
 from assets.pipeline.errors import BatchError, PlanConflict, StagedFileLetGo
+from assets.pipeline.imports import import_file
 from assets.pipeline.rebuild import cancel, preview, rebuild, rebuild_lease
 from assets.pipeline.redrive import Wanted, redrive
 from assets.pipeline.repair import repair
@@ -45,6 +47,7 @@ from orchestration.ledger.rebuilds import RebuildState, Way, begin
 from orchestration.ledger.tables import alarms, batches, metadata, rebuilds
 from orchestration.reconcile import everything, reconcile
 from orchestration.settings import Settings
+from tests.exports import line, write_lines
 from tests.records import Sent, uuid_of, value_of
 from tests.stack import Stack
 
@@ -475,7 +478,7 @@ def test_the_ledger_forgets_what_has_no_file(new_stack: NewStack) -> None:
     """Lanes, and ClickHouse's copies, stay; what is planned next follows what was forgotten."""
     stack = old_stack(new_stack, sent(60, AGO - 1))
     worker, names = stack.worker(), {batch.batch_id for batch in stack.batches()}
-    assert forget_batches(worker, KEEP).kept == {FILES_KEPT: 2, BEHIND: 1}
+    assert forget_batches(worker, KEEP).kept == {FILES_KEPT: 2, f"{BEHIND}, {OLD}": 1}
     redrive(worker, Wanted(date=OLD))
     age(stack)
     for let_go in (let_go_of_staged, let_go_of_letters, let_go_of_index):
@@ -525,6 +528,20 @@ def test_the_ledger_keeps_a_date_that_is_not_done_with(
     if happens is nothing:
         assert let_go_of_events(worker, KEEP).count == 8
         assert forget_batches(worker, KEEP).count == 2
+
+
+def test_an_older_date_of_imports_alone_holds_up_no_other(
+    new_stack: NewStack, tmp_path: Path
+) -> None:
+    """Each file has lanes of its own, and one date."""
+    stack = old_stack(new_stack)
+    create_project(stack.ledger, "shop")
+    for let_go in (let_go_of_staged, let_go_of_letters, let_go_of_index):
+        let_go(stack.worker(), KEEP)
+    file = write_lines(tmp_path / "old.jsonl", [line(500)])
+    import_file(stack.worker("importer"), file, "1", OLD - timedelta(days=3))
+    found = forget_batches(stack.worker(), KEEP)
+    assert (found.count, found.kept) == (2, {FILES_KEPT: 1})
 
 
 def stack_incarnation(stack: Stack) -> tuple[str, str]:
