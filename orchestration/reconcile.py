@@ -6,11 +6,15 @@
 
 By sums a proof costs a granule of a projection, so the newest batches are proved every time and
 all others in turn. What only rows can show stays found until rows, or a repair, say otherwise.
+
+No lease is taken, so a date may be swapped, loaded again or let go of while it is looked at. What
+is found of a batch counts only if the ledger says of it then what it had said before; else it is
+looked at once more, and left to the next time when it has changed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -28,6 +32,7 @@ from assets.pipeline.staged_files import told_let_go
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.audits import AUDITED, HOLDS, audits_of, due_for_audit, record_audits
+from orchestration.ledger.rebuilds import MOVING, last_rebuild
 
 NEWEST_PROVED = 50
 """Batches of each topic that are proved every time."""
@@ -162,23 +167,70 @@ def reconcile(
     By sums; with `by_rows` row by row as well. With `name_offsets`, rows are compared of some
     batches that differ by sums.
     """
-    settings, batches = worker.settings, chosen.batches
-    client, database = worker.clickhouse, settings.clickhouse_database
+    differing = _differences(worker, chosen.batches, by_rows, name_offsets)
+    left: Collection[str] = ()
+    if moved := _moved(worker, chosen.batches, differing):
+        now = tuple(moved.get(batch.batch_id, batch) for batch in chosen.batches)
+        chosen = replace(chosen, batches=now)
+        anew = _differences(worker, list(moved.values()), by_rows, name_offsets)
+        left = _moved(worker, moved.values(), anew)
+        for batch_id in left:
+            worker.say(f"batch {batch_id} is changed by somebody now: it is left to the next time")
+        differing = [
+            *(finding for finding in differing if finding.batch_id not in moved),
+            *(finding for finding in anew if finding.batch_id not in left),
+        ]
+    batches = chosen.batches
+    findings = [*unbalanced(batches), *untiled(chosen.runs), *differing]
+    if not by_rows:
+        findings += _found_before(worker, batches, findings)
+    _record(worker, [batch for batch in batches if batch.batch_id not in left], findings)
+    return Reconciliation(chosen, by_rows, tuple(findings))
+
+
+def _differences(
+    worker: Worker, batches: Sequence[Batch], by_rows: bool, name_offsets: bool
+) -> list[Finding]:
+    """How ClickHouse, and the lake where rows are compared, differ from these batches."""
+    client, database = worker.clickhouse, worker.settings.clickhouse_database
     differing = reprove(client, database, batches, _TABLES)
     by_sums = {finding.batch_id for finding in differing}
     looked_at = [batch for batch in batches if by_rows or batch.batch_id in by_sums]
     if not by_rows:
         looked_at = looked_at[: _COMPARED_BY_ROWS if name_offsets else 0]
-    compared = _still_there(worker, compare(client, database, worker.lake, looked_at, _TABLES))
-    findings = [
-        *unbalanced(batches),
-        *untiled(chosen.runs),
-        *_merged(differing, compared),
-    ]
-    if not by_rows:
-        findings += _found_before(worker, batches, findings)
-    _record(worker, batches, findings)
-    return Reconciliation(chosen, by_rows, tuple(findings))
+    return _merged(differing, compare(client, database, worker.lake, looked_at, _TABLES))
+
+
+def _moved(
+    worker: Worker, batches: Iterable[Batch], findings: Sequence[Finding]
+) -> dict[str, Batch]:
+    """Those of which something was found and which are not what they were, as they are now.
+
+    So is a batch with other columns than its file has while its date is being swapped: the ledger
+    names the new file right after ClickHouse has its rows.
+    """
+    found = {finding.batch_id for finding in findings}
+    before = {batch.batch_id: batch for batch in batches if batch.batch_id in found}
+    altered = {f.batch_id for f in findings if f.trouble is Trouble.ALTERED}
+    days = {batch.arrival_date for id_, batch in before.items() if id_ in altered}
+    swapped = {day for day in days if _is_moving(worker, day)}  # asked before the batches are
+    return {
+        batch.batch_id: batch
+        for batch in ledger_batches.batches_named(worker.ledger, list(before))
+        if _standing(batch) != _standing(before[batch.batch_id])
+        or (batch.batch_id in altered and batch.arrival_date in swapped)
+    }
+
+
+def _is_moving(worker: Worker, day: date) -> bool:
+    rebuild = last_rebuild(worker.ledger, worker.settings.topic, day)
+    return rebuild is not None and rebuild.makes_files and rebuild.state in MOVING
+
+
+def _standing(batch: Batch) -> tuple[object, ...]:
+    """What has to be the same for a finding to count."""
+    files = batch.staged.files if batch.staged else ()
+    return batch.state, batch.dead_letters_loaded_at, batch.rows_let_go_at, files
 
 
 def again(worker: Worker, before: Reconciliation) -> Reconciliation:
@@ -237,18 +289,6 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
         "find out who changed the rows; then delete them in ClickHouse and load the batch again",
         (delete, load_again),
     )
-
-
-def _still_there(worker: Worker, by_rows: Sequence[Finding]) -> list[Finding]:
-    """Without files that housekeeping has let go of since the batches were read."""
-    ids = [f.batch_id for f in by_rows if f.trouble is Trouble.FILE and f.batch_id]
-    now = {batch.batch_id: batch for batch in ledger_batches.batches_named(worker.ledger, ids)}
-    return [
-        finding
-        for finding in by_rows
-        if finding.trouble is not Trouble.FILE
-        or _let_go(now.get(finding.batch_id or ""), finding.kind) is None
-    ]
 
 
 def _let_go(batch: Batch | None, kind: Kind | None) -> StagedFile | None:

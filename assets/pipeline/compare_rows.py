@@ -130,23 +130,33 @@ def compare_rows(
         try:
             if file is not None:
                 check_staged(lake, file)
-        except StagedFileDamaged as error:
+            columns = columns_of(lake, file) if file else _BARE
+        except (StagedFileDamaged, FileNotFoundError) as error:
             yield RowComparison(batch, unreadable=str(error))
             continue
-        subjects.append(_Subject(batch, file, columns_of(lake, file) if file else _BARE))
+        subjects.append(_Subject(batch, file, columns))
     for group in _groups(subjects):
         found = _loaded(client, database, kind, group)
         for subject in group:
-            staged = staged_rows(lake, subject.file) if subject.file else joined([])
-            yield RowComparison(
-                subject.batch,
-                tuple(
-                    _with_columns(client, database, lake, kind, subject, difference)
-                    for difference in differences_between(
-                        staged, found.get(subject.batch.batch_id, joined([]))
-                    )
-                ),
-            )
+            rows = found.get(subject.batch.batch_id, joined([]))
+            try:
+                compared = _compared(client, database, lake, kind, subject, rows)
+            except FileNotFoundError as error:  # it was there when it was checked
+                compared = RowComparison(subject.batch, unreadable=str(error))
+            yield compared
+
+
+def _compared(
+    client: Client, database: str, lake: Lake, kind: Kind, subject: _Subject, rows: HashedRows
+) -> RowComparison:
+    staged = staged_rows(lake, subject.file) if subject.file else joined([])
+    return RowComparison(
+        subject.batch,
+        tuple(
+            _with_columns(client, database, lake, kind, subject, difference)
+            for difference in differences_between(staged, rows)
+        ),
+    )
 
 
 def differences_between(staged: HashedRows, found: HashedRows) -> list[PartitionDifference]:

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine
 
+from assets.pipeline import compare_rows, remaking
+from assets.pipeline import rebuild as rebuild_module
 from assets.pipeline.audit import compare
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.columns import EVENTS
@@ -25,8 +27,10 @@ from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.definitions import definitions
 from orchestration.housekeeping import replaced, tally
 from orchestration.housekeeping.replaced import let_go_of_replaced
+from orchestration.ledger.audits import HOLDS, audits_of
 from orchestration.ledger.rebuilds import RebuildState, Way, all_rebuilds
 from orchestration.ledger.remakes import dates_with_remakes
+from orchestration.reconcile import everything, reconcile
 from tests.faults.conftest import Scene
 from tests.faults.test_rebuild import day_of
 
@@ -305,6 +309,93 @@ def test_files_of_a_batch_that_was_staged_again_since_stay_as_they_are(
     assert scene.work_when_free() == 0
     assert back(stack.worker(), day).state is RebuildState.RETURNED
     prove(scene, {("older", 0): 120 - file.rows, ("web", 1): file.rows})
+
+
+def lose(scene: Scene, batch: Batch, *tables: str) -> int:
+    """The batch's file of events, and its rows in these tables, are lost; gives how many."""
+    stack = scene.stack
+    file = batch.staged.file(Kind.EVENTS) if batch.staged else None
+    assert file is not None
+    stack.lake_file(file.path).unlink()
+    for table in tables:
+        stack.client.command(
+            f"ALTER TABLE {stack.database}.{table} DELETE WHERE _batch_id = '{batch.batch_id}' "
+            "SETTINGS mutations_sync = 2"
+        )
+    with stack.ledger.begin() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE batches SET state = 'loading' WHERE batch_id = '{batch.batch_id}'"
+        )
+    return file.rows
+
+
+def test_what_was_made_of_a_file_that_is_another_by_now_is_not_used(
+    old_scene: NewScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is staged again between the making and the swap: its newest file counts."""
+    scene = old_scene()
+    stack, day = scene.stack, day_of(scene)
+    with monkeypatch.context() as killed:
+        killed.setattr(remaking, "failpoint", interrupt_at("remake-noted"))
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(stack.worker(), day, Way.REENRICH)
+    (made,) = remaking.remakes_of(
+        stack.worker(), all_rebuilds(stack.ledger, stack.settings.topic)[0]
+    ).made
+    [batch] = [each for each in stack.batches() if each.batch_id == made]
+    rows = lose(scene, batch, "events")
+    assert scene.work() == 5
+    assert scene.work_when_free() == 0
+    assert rebuild(stack.worker(), day, Way.REENRICH).state is RebuildState.SWAPPED
+    prove(scene, {("web", 1): 120 - rows, ("web", 0): rows})
+
+
+def interrupt_at(point: str) -> Callable[[str], None]:
+    """A failpoint that interrupts there."""
+
+    def pass_by(name: str) -> None:
+        if name == point:
+            raise KeyboardInterrupt
+
+    return pass_by
+
+
+@pytest.mark.parametrize("moment", ["swapped while rows are compared", "not in the ledger yet"])
+def test_an_audit_beside_a_re_enrich_finds_nothing(
+    old_scene: NewScene, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Old files are not held against new rows, whether they are there or gone; nothing stays."""
+    scene = old_scene()
+    stack, day = scene.stack, day_of(scene)
+    found = []
+
+    def re_enrich() -> None:
+        rebuild(stack.worker("enricher"), day, Way.REENRICH)
+
+    def audit() -> None:
+        found.append(reconcile(stack.worker(), everything(stack.worker()), by_rows=True))
+
+    with monkeypatch.context() as patched:
+        if moment == "not in the ledger yet":
+            at_swap = {"rebuild-replaced": audit}
+            patched.setattr(rebuild_module, "failpoint", lambda name: at_swap.get(name, int)())
+            re_enrich()
+        else:
+            loaded = compare_rows._loaded
+
+            def swap_first(*given: object) -> object:
+                patched.setattr(compare_rows, "_loaded", loaded)
+                re_enrich()
+                return loaded(*given)  # type: ignore[arg-type]
+
+            patched.setattr(compare_rows, "_loaded", swap_first)
+            audit()
+    assert [str(finding) for each in found for finding in each.findings] == []
+    audit()
+    assert found[-1].findings == ()
+    audits = audits_of(stack.ledger, [batch.batch_id for batch in stack.batches()])
+    assert {each.outcome for each in audits} == {HOLDS}
+    prove(scene, {("web", 1): 120})
 
 
 def test_a_date_is_re_enriched_from_dagster(
