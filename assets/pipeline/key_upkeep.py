@@ -32,7 +32,7 @@ from assets.pipeline.key_files import (
 )
 from assets.pipeline.lake import Lake, lake_path
 from assets.pipeline.staged_files import check_staged, told_let_go
-from orchestration.ledger.batches import staged_of_date, unstaged_batches
+from orchestration.ledger.batches import batches_named, staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.keys import (
     KeySwap,
@@ -167,16 +167,15 @@ def make_anew(
     written = []
     unread: set[str] = set()
     for batch in staged_of_date(ledger, day):
-        file = batch.staged.file(Kind.EVENTS) if batch.staged else None
-        if file is None or (file.let_go_at is not None and batch.rows_let_go_at is not None):
-            continue  # it has no events any more that could be sent again
-        keys = SeenKeys(lake.filesystem, [], batch.batch_id)
         try:
-            table = _keys_of(lake, batch, file, loaded)
+            table = _keys_of(ledger, lake, batch, loaded)
         except StagedFileDamaged as error:
             say(f"{error}: events of batch {batch.batch_id} that are sent again may not be found")
             unread.add(batch.batch_id)
             continue
+        if table is None:
+            continue
+        keys = SeenKeys(lake.filesystem, [], batch.batch_id)
         stored = table.column("uuid").combine_chunks()
         stored = stored.storage if isinstance(stored, pa.ExtensionArray) else stored
         uuids = np.frombuffer(stored.buffers()[1], np.uint8).reshape(-1, 16)[: len(table)]
@@ -195,7 +194,32 @@ def make_anew(
     replace_key_files(ledger, before, written)
 
 
-def _keys_of(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys | None) -> pa.Table:
+def _keys_of(
+    ledger: Engine, lake: Lake, batch: Batch, loaded: LoadedKeys | None
+) -> pa.Table | None:
+    """The keys of a batch; None when it has no events any more that could be sent again.
+
+    Its file may be let go of, or give its place to another, before it is read: then what the ledger
+    says by now counts.
+    """
+    while True:
+        file = batch.staged.file(Kind.EVENTS) if batch.staged else None
+        if file is None or (file.let_go_at is not None and batch.rows_let_go_at is not None):
+            return None
+        try:
+            return _read_keys(lake, batch, file, loaded)
+        except StagedFileDamaged:
+            found = batches_named(ledger, [batch.batch_id])
+            if not found:
+                return None
+            (now,) = found
+            file_now = now.staged.file(Kind.EVENTS) if now.staged else None
+            if (file_now, now.rows_let_go_at) == (file, batch.rows_let_go_at):
+                raise
+            batch = now
+
+
+def _read_keys(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys | None) -> pa.Table:
     if file.let_go_at is not None and loaded is not None:
         table = loaded(batch)
         if len(table) != file.rows:
@@ -204,12 +228,15 @@ def _keys_of(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys | No
             )
         return table
     check_staged(lake, file)
-    return pq.read_table(
-        lake.full_path(file.path),
-        columns=["project_id", "uuid", "_partition", "_offset"],
-        filesystem=lake.filesystem,
-        partitioning=None,
-    )
+    try:
+        return pq.read_table(
+            lake.full_path(file.path),
+            columns=["project_id", "uuid", "_partition", "_offset"],
+            filesystem=lake.filesystem,
+            partitioning=None,
+        )
+    except FileNotFoundError as error:  # it was there when it was checked
+        raise StagedFileDamaged(str(error)) from error
 
 
 def _is_readable(lake: Lake, file: KeyFile) -> bool:

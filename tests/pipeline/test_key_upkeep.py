@@ -8,16 +8,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import update
 
 from assets.pipeline import key_upkeep, validate
 from assets.pipeline.batch import Balance, KeyFile, Kind
 from assets.pipeline.errors import Gap, StagedFileDamaged
 from assets.pipeline.lake import Lake
 from assets.pipeline.loading import load_batches
+from assets.pipeline.prove import loaded_keys
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import accept_gap
 from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.keys import live_key_files, retired_key_files
+from orchestration.ledger.tables import staged_files
 from tests.records import delete_before
 from tests.stack import Stack, cannot_be_read
 
@@ -119,6 +122,58 @@ def test_what_a_batch_held_before_it_was_staged_again_is_no_original(
     [newest] = stage_batches(stack.worker())
     assert newest.staged is not None
     assert newest.staged.balance == Balance(duplicate=20)
+
+
+@pytest.mark.parametrize("by_now", ["let go", "another"])
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_file_that_goes_while_the_index_is_made_anew_costs_no_key(
+    new_stack: Callable[..., Stack],
+    monkeypatch: pytest.MonkeyPatch,
+    by_now: str,
+    is_checked: bool,
+) -> None:
+    """Housekeeping lets go of it, or a re-enrich's file takes its place: what counts by now is
+    read, before its check and after."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    [batch] = stack.run()
+    assert batch.staged is not None
+    file = batch.staged.file(Kind.EVENTS)
+    assert file is not None
+
+    def goes() -> None:
+        path = stack.lake_file(file.path)
+        if by_now == "let go":
+            values: dict[str, Any] = {"let_go_at": 1}
+            path.unlink()
+        else:
+            values = {"path": f"{file.path}-r1"}
+            path.rename(f"{path}-r1")
+        with stack.ledger.begin() as connection:
+            connection.execute(
+                update(staged_files).where(staged_files.c.path == file.path).values(values)
+            )
+
+    name = "check_staged" if is_checked else "staged_of_date"
+    before = getattr(key_upkeep, name)
+
+    def then_goes(*given: Any) -> Any:
+        monkeypatch.undo()
+        found = before(*given)
+        goes()
+        return found
+
+    monkeypatch.setattr(key_upkeep, name, then_goes)
+    key_upkeep.make_anew(
+        stack.ledger,
+        Lake(stack.settings.lake),
+        batch.arrival_date,
+        pytest.fail,
+        lambda one: loaded_keys(stack.client, stack.database, one),
+    )
+    [made] = files_of(stack)
+    assert "-anew-" in made.path
+    assert made.rows == 10
 
 
 def left_in_the_lake(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> set[str]:
