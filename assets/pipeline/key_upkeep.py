@@ -59,20 +59,29 @@ def open_index(
     window_days: int,
     say: Callable[[str], None],
     loaded: LoadedKeys | None = None,
+    *,
+    only_looks: bool = False,
 ) -> SeenKeys:
     """What the batch's records are compared with: so many arrival dates before and after.
 
     After, because a batch that was put aside is staged when newer ones are staged already.
-    `loaded` is asked for what housekeeping has let go of.
+    `loaded` is asked for what housekeeping has let go of. Who only looks writes nothing: what is
+    not there, or cannot be read, is said and left out.
     """
     reach = timedelta(days=window_days - 1)
     first, last = batch.arrival_date - reach, batch.arrival_date + reach
     for day in sorted({file.arrival_date for file in key_files_let_go(ledger, first, last)}):
+        if only_looks:
+            say(f"the duplicate index of {day} was let go: its duplicates would count as events")
+            continue
         say(f"the duplicate index of {day} was let go: it is made anew")
         make_anew(ledger, lake, day, say, loaded)
     try:
         return _opened(ledger, lake, batch, first, last)
     except KeyFileUnreadable as error:
+        if only_looks:
+            say(f"{error}: duplicates of what is in it would count as events")
+            return _opened(ledger, lake, batch, first, last, only_readable=True)
         say(f"{error}: the duplicate index of {first} to {last} is made anew")
         for days in range((last - first).days + 1):
             make_anew(ledger, lake, first + timedelta(days=days), say, loaded)
@@ -138,8 +147,18 @@ def _copied(
     return KeyFile(target, day, rows)
 
 
-def _opened(ledger: Engine, lake: Lake, batch: Batch, first: date, last: date) -> SeenKeys:
+def _opened(
+    ledger: Engine,
+    lake: Lake,
+    batch: Batch,
+    first: date,
+    last: date,
+    *,
+    only_readable: bool = False,
+) -> SeenKeys:
     window = live_key_files(ledger, first, last)
+    if only_readable:
+        window = [file for file in window if _is_readable(lake, file)]
     return SeenKeys(
         lake.filesystem,
         [lake.full_path(file.path) for file in window],

@@ -107,14 +107,17 @@ class Redriven:
 
 
 def preview(worker: Worker, wanted: Wanted) -> Redriven:
-    """What would come of a redrive now. Nothing is written, and nobody is kept waiting."""
+    """What would come of a redrive now. Nothing is written, and nobody is kept waiting.
+
+    Where the index of duplicates was let go, `say` is told, and duplicates count as events.
+    """
     choice = _Choice(worker, wanted)
     results: Results = Counter()
     seen: dict[date, SeenKeys] = {}
     for batch, letters, chunk in choice.chunks():
         day = batch.arrival_date
         if day not in seen:
-            seen[day] = worker.index_for(_as_redrive(batch, letters, "preview"))
+            seen[day] = worker.index_for(_as_redrive(batch, letters, "preview"), only_looks=True)
         of = import_of(worker, batch)
         results += _would_become(letters, chunk, seen[day], of)
     return Redriven(True, results, choice.left_out, damaged=tuple(choice.damaged))

@@ -112,8 +112,11 @@ class Worker:
         """Where staged files go."""
         return Lake(self.settings.lake)
 
-    def index_for(self, batch: Batch) -> SeenKeys:
-        """What the records of a batch are compared with, to find duplicates."""
+    def index_for(self, batch: Batch, *, only_looks: bool = False) -> SeenKeys:
+        """What the records of a batch are compared with, to find duplicates.
+
+        Who only looks writes nothing, and may find fewer.
+        """
         database = self.settings.clickhouse_database
         return open_index(
             self.ledger,
@@ -122,6 +125,7 @@ class Worker:
             self.settings.duplicate_window_days,
             self.say,
             loaded=lambda one: loaded_keys(self.clickhouse, database, one),
+            only_looks=only_looks,
         )
 
     @cached_property

@@ -23,6 +23,7 @@ from assets.pipeline.errors import BatchError, PlanConflict, StagedFileLetGo
 from assets.pipeline.imports import import_file
 from assets.pipeline.rebuild import cancel, preview, rebuild, rebuild_lease
 from assets.pipeline.redrive import Wanted, redrive
+from assets.pipeline.redrive import preview as look_at_redrive
 from assets.pipeline.repair import repair
 from assets.pipeline.resends import resends_of
 from assets.pipeline.staging import stage_batches
@@ -44,6 +45,7 @@ from orchestration.ledger.batches import planned_ends
 from orchestration.ledger.keys import key_files_let_go, live_key_files
 from orchestration.ledger.projects import create_project
 from orchestration.ledger.rebuilds import RebuildState, Way, begin
+from orchestration.ledger.redrives import Outcome
 from orchestration.ledger.tables import alarms, batches, metadata, rebuilds
 from orchestration.reconcile import everything, reconcile
 from orchestration.settings import Settings
@@ -444,6 +446,16 @@ def test_an_index_that_was_let_go_is_made_anew_for_a_redrive(
     assert let_go_of_index(stack.worker(), KEEP).count == 0
     if files_go_too:
         assert let_go_of_staged(stack.worker(), KEEP).count == 1
+
+    told: list[str] = []
+    worker = stack.worker()
+    worker.say = told.append
+    assert look_at_redrive(worker, Wanted(date=OLD)).count(Outcome.EVENT) == 2
+    assert told == [
+        f"the duplicate index of {OLD} was let go: its duplicates would count as events"
+    ]
+    assert on_disk(stack, "keys") == set()
+    assert len(key_files_let_go(stack.ledger, OLD, OLD)) == 1
 
     done = redrive(stack.worker(), Wanted(date=OLD))
     came_to = sorted(outcome.value for (_, outcome, _) in done.results)
