@@ -93,8 +93,9 @@ class Imported:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of the file is loaded, with its dead letters."""
-        done = all(b.state is State.COMMITTED and b.dead_letters_loaded_at for b in self.batches)
+        """Whether all of the file is loaded, with its dead letters; whatever redrives came to."""
+        own = [batch for batch in self.batches if not batch.is_redrive]
+        done = all(b.state is State.COMMITTED and b.dead_letters_loaded_at for b in own)
         return done and self.rows == self.one.rows
 
 

@@ -29,8 +29,9 @@ from assets.pipeline.rebuild import preview as look_at_rebuild
 from assets.pipeline.rebuild import rebuild
 from assets.pipeline.redrive import Wanted, preview, redrive
 from assets.pipeline.room import why_no_room
-from assets.pipeline.waiting import accept_gap, release_batch, restage_batch
+from assets.pipeline.waiting import accept_gap, give_up_redrive, release_batch, restage_batch
 from capture_api.refusal import bad_request
+from orchestration.ledger.batches import set_state
 from orchestration.ledger.errors import UnknownProject
 from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.leases import held_lease, is_turn_asked_for
@@ -307,6 +308,29 @@ def test_dead_letters_are_redriven_to_their_lines(
     again = scene.take(scene.folder.joinpath("a").as_posix())
     assert (again.is_old, again.balance.redriven) == (True, 2)
     scene.prove()
+
+
+def test_a_redrive_that_was_given_up_leaves_its_import_done(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its letters are dead letters still; of the file there is nothing to do."""
+    path = scene.lines("a", *lines_of(range(5)), b"{")
+    assert scene.take(path).is_done
+
+    def stop(point: str) -> None:
+        if point == "after-plan":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr("assets.pipeline.redrive.failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            redrive(scene.stack.worker(), Wanted(project="1"))
+    [planned] = [batch for batch in scene.stack.batches() if batch.is_redrive]
+    with scene.stack.worker().lease() as lease:
+        set_state(scene.stack.ledger, lease, planned.batch_id, State.FAILED)
+    assert give_up_redrive(scene.stack.worker(), planned.batch_id).state is State.SUPERSEDED
+    again = scene.take(path)
+    assert (again.is_old, again.is_done) == (True, True)
 
 
 def test_a_rebuild_keeps_what_was_imported(scene: Scene) -> None:
