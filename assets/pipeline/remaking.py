@@ -7,11 +7,13 @@
     returned     –                               events/…-b7.parquet             the old one counts
     let go of    events/…-r7.parquet             –                               the new one counts
 
-So whoever reads all of events/ meets each event once. Placing gives files a second name, and only
-then does the ledger say, in one transaction with the rebuild's state, which of them count: it never
-names a file that is not there. What a crash leaves besides is found by its name, and deleted by
-`tidy`: what counts is never deleted, nor what can be brought back. No name is given twice, so that
-a worker which was paused over a deletion deletes nothing that came to count meanwhile.
+So whoever reads all of events/ meets each event once, but between `place` and the end of `tidy`,
+and after a kill there until somebody goes on: then old and new files both stand in it. Placing
+gives files a second name, and only then does the ledger say, in one transaction with the rebuild's
+state, which of them count: it never names a file that is not there. What a crash leaves besides is
+found by its name, and deleted by `tidy`: what counts is never deleted, nor what can be brought
+back. No name is given twice, so that a worker which was paused over a deletion deletes nothing
+that came to count meanwhile.
 """
 
 from __future__ import annotations
