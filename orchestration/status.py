@@ -6,6 +6,7 @@ it holds is known by its proofs, which stand in the ledger.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -17,7 +18,9 @@ from assets.pipeline.topic import topics_of
 from local_stack.processes import Record, died, running
 from orchestration.ledger.attempts import Attempt, last_failures
 from orchestration.ledger.audits import AuditSummary, audit_summary
-from orchestration.ledger.batches import states, waiting_for_a_person
+from orchestration.ledger.batches import states, waiting_for_a_file, waiting_for_a_person
+from orchestration.ledger.imports import lease_of_imports
+from orchestration.ledger.leases import is_held
 from orchestration.settings import Settings
 from orchestration.standing import Completeness, Standing, stand
 
@@ -29,7 +32,7 @@ class Status:
     """The state of one Tidemark. `standing` is None when Kafka does not answer.
 
     `trouble` is what is wrong with settings, and what is waited for: tables of ClickHouse, single
-    batches, room.
+    batches, room, files of imports.
     """
 
     services: tuple[Record, ...]
@@ -66,5 +69,23 @@ def look(settings: Settings, ledger: Engine, trouble: str = "") -> Status:
         audits=audit_summary(ledger, *settings.topics),
         failures=tuple(last_failures(ledger, FAILURES_TOLD, *settings.topics)),
         waiting_for_a_person=tuple(waiting_for_a_person(ledger, *settings.topics)),
-        trouble=(*([trouble] if trouble else []), *trouble_now(settings, ledger)),
+        trouble=(
+            *([trouble] if trouble else []),
+            *trouble_now(settings, ledger),
+            *_imports_left(settings, ledger),
+        ),
     )
+
+
+def _imports_left(settings: Settings, ledger: Engine) -> list[str]:
+    """Imports that nobody is at, and of which something is planned that needs their file."""
+    if is_held(ledger, lease_of_imports(settings.topic)):
+        return []
+    rows: Counter[str] = Counter()
+    for batch in waiting_for_a_file(ledger, *settings.topics):
+        rows[batch.topic] += batch.offsets
+    return [
+        f"{name}: {count:,} rows are planned and wait for their file. The same `tidemark import` "
+        f"goes on with it; if it is gone for good, `tidemark import --give-up {name}`"
+        for name, count in rows.items()
+    ]

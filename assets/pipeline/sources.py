@@ -35,8 +35,8 @@ def chunks_of(worker: Worker, batch: Batch) -> Iterator[Chunk]:
     if not batch.is_import:
         yield from read_ranges(worker.settings.kafka_client, batch.topic, batch.readable)
         return
-    file = file_of(worker, import_named(worker.ledger, batch.topic))
-    for range_ in batch.readable:
+    for range_ in filter(len, batch.readable):
+        file = file_of(worker, import_named(worker.ledger, batch.topic))
         yield from file.chunks(range_.start, range_.end)
 
 

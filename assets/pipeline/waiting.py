@@ -4,6 +4,7 @@
     gap ─accept_gap─▶ planned, loading;  ─refuse_gap─▶ failed
     held ─release_batch─▶ staged;  ─restage_batch─▶ staged, or held once more
     a redrive ─give_up_redrive─▶ superseded
+    planned, the file of its import gone ─give_up_import─▶ gap
 
 Invariant: the decision is one compare-and-swap in the ledger; the next worker does the rest.
 """
@@ -16,7 +17,7 @@ from contextlib import suppress
 
 from assets.pipeline.batch import WAITING, Batch, Kind, State
 from assets.pipeline.circuit import STAGE
-from assets.pipeline.errors import BatchError, StagedFileDamaged
+from assets.pipeline.errors import BatchError, ImportTrouble, StagedFileDamaged
 from assets.pipeline.key_upkeep import without_batch
 from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.mirror import mirror
@@ -29,8 +30,9 @@ from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import gaps as ledger_gaps
 from orchestration.ledger.attempts import attempts_of, tries_at
+from orchestration.ledger.imports import import_named
 from orchestration.ledger.keys import KeySwap
-from orchestration.ledger.leases import Lease
+from orchestration.ledger.leases import Lease, held_lease
 
 
 def retry_batch(worker: Worker, batch_id: str) -> State:
@@ -88,7 +90,7 @@ def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
     gap, batch = _undecided(worker, gap_id)
     ledger = worker.ledger
     with worker.lease() as lease:
-        if gap.cause == ledger_gaps.KAFKA:
+        if gap.cause in ledger_gaps.UNREAD:
             skips = lost_of(worker, batch)
             lost = ledger_gaps.lost_ranges(batch, skips)
             note = _with_resends(worker, gap, resends_of(worker, batch, lost) if lost else {})
@@ -108,7 +110,7 @@ def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
 def resends_of_lost(worker: Worker, gap: ledger_gaps.Gap) -> Mapping[str, int]:
     """How many resends of what a gap has lost each batch has counted as duplicates so far."""
     batch = ledger_batches.read_batch(worker.ledger, gap.batch_id)
-    if gap.cause == ledger_gaps.KAFKA:
+    if gap.cause in ledger_gaps.UNREAD:
         lost = ranges_in(gap.lost)
         return resends_of(worker, batch, lost) if lost else {}
     return resends_of(worker, batch) if gap.cause == Kind.EVENTS else {}
@@ -210,6 +212,39 @@ def give_up_redrive(worker: Worker, batch_id: str) -> Batch:
         delete_leftovers(worker.ledger, worker.lake, batch, stagings)
         mirror(worker.clickhouse, database, [batch], attempts_of(worker.ledger, batch_id))
     return batch
+
+
+def give_up_import(worker: Worker, name: str) -> list[ledger_gaps.Gap]:
+    """Let what waits for the file of an import be a gap, which can be decided; gives the gaps."""
+    ledger, topic = worker.ledger, worker.settings.topic
+    one = import_named(ledger, name)
+    if one.topic != topic:
+        raise BatchError(f"{name} was imported beside topic {one.topic}: see TIDEMARK_TOPIC")
+    seconds = worker.settings.lease_seconds
+    with held_lease(ledger, worker.import_lease_name, seconds), worker.lease() as lease:
+        planned = [
+            batch
+            for batch in ledger_batches.waiting_for_a_file(ledger, topic)
+            if batch.topic == name
+        ]
+        if not planned:
+            raise BatchError(f"nothing of {name} waits for its file: see `tidemark import --list`")
+        for batch in planned:
+            try:
+                check_source(worker, batch)
+            except ImportTrouble as error:
+                lost, records = " ".join(map(str, batch.readable)), sum(map(len, batch.readable))
+                ledger_gaps.gap_found(
+                    ledger, lease, batch.batch_id, ledger_gaps.IMPORT, lost, records, str(error)
+                )
+            else:
+                raise BatchError(
+                    f"{one.uri} is there: `tidemark import --project {one.project_id} {one.uri}` "
+                    "goes on with it"
+                )
+    ids = {batch.batch_id for batch in planned}
+    found = ledger_gaps.all_gaps(ledger, topic)
+    return [gap for gap in found if gap.batch_id in ids and gap.decision is None]
 
 
 def _check_held(worker: Worker, batch_id: str, to: str) -> Batch:

@@ -47,6 +47,7 @@ from assets.pipeline.topic import Topic, topics_of
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
 from orchestration.ledger.attempts import note_killed
+from orchestration.ledger.imports import lease_of_imports
 from orchestration.ledger.leases import (
     Lease,
     ask_for_turn,
@@ -159,7 +160,7 @@ class Worker:
     @property
     def import_lease_name(self) -> str:
         """The name of the lease that an import has from its beginning to its end."""
-        return f"import/{self.settings.topic}"
+        return lease_of_imports(self.settings.topic)
 
     def _take_lease(self, stack: ExitStack) -> Lease:
         ledger, name = self.ledger, self.lease_name

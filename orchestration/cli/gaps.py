@@ -11,7 +11,7 @@ from assets.pipeline.resends import told
 from assets.pipeline.waiting import accept_gap, refuse_gap, resends_of_lost
 from orchestration.cli.batch import worker_of
 from orchestration.cli.text import exact_iso, utc_text
-from orchestration.ledger.gaps import Gap, all_gaps
+from orchestration.ledger.gaps import UNREAD, Gap, all_gaps
 from orchestration.settings import Settings
 
 _WHY = click.option("--why", required=True, help="The reason, in words. It is kept for ever.")
@@ -34,7 +34,7 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
     if not found:
         print("nothing was ever lost")
     for gap in found:
-        what = f"{gap.records:,} offsets" if gap.cause == "kafka" else f"{gap.records:,} rows"
+        what = f"{gap.records:,} offsets" if gap.cause in UNREAD else f"{gap.records:,} rows"
         print(f"gap {gap.gap_id}  batch {gap.batch_id}: {what}, {gap.lost or 'not known which'}")
         print(f"       found {utc_text(gap.found_at)}: {gap.note}")
         if gap.decided_at is None:

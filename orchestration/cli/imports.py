@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from assets.pipeline.imports import Imported, import_file, standing
+from assets.pipeline.waiting import give_up_import
 from orchestration.cli.arguments import PROJECT
 from orchestration.cli.batch import worker_of
 from orchestration.ledger.imports import all_imports
@@ -25,12 +26,16 @@ from orchestration.settings import Settings
     help="The arrival date of what is imported; without it: today, in UTC.",
 )
 @click.option("--list", "only_list", is_flag=True, help="Only list every import there was.")
+@click.option(
+    "--give-up", metavar="NAME", help="The file of this import is gone: let what waits be a gap."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def import_(
     files: tuple[str, ...],
     project: str | None,
     day: datetime | None,
     only_list: bool,
+    give_up: str | None,
     as_json: bool,
 ) -> None:
     """Import FILES, PostHog's exports as JSON lines or Parquet, into a project.
@@ -40,6 +45,15 @@ def import_(
     """
     settings = Settings()
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
+    if give_up is not None:
+        if files or project or day or only_list or as_json:
+            raise click.UsageError("--give-up goes with nothing else")
+        for gap in give_up_import(worker, give_up):
+            print(
+                f"gap {gap.gap_id}, {gap.records:,} rows: `tidemark gaps accept|refuse "
+                f"{gap.gap_id} --why …`; if the file is back, `tidemark retry {gap.batch_id}`"
+            )
+        return
     if only_list:
         if files or project or day:
             raise click.UsageError("--list goes with nothing but --json")

@@ -474,6 +474,11 @@ def waiting_for_a_person(ledger: Engine, *topics: str) -> list[Batch]:
     )
 
 
+def waiting_for_a_file(ledger: Engine, *topics: str) -> list[Batch]:
+    """Batches that only the same import, said again, carries on: it has to have its file."""
+    return _read(ledger, and_(of_topics(topics), only_its_import_can_read()))
+
+
 def batches_of_run(ledger: Engine, run_id: str) -> list[Batch]:
     """Batches that a run planned, in the order of planning."""
     return _read(ledger, batches.c.run_id == run_id)

@@ -38,7 +38,13 @@ _AGAIN: dict[str, Any] = {"note": "", "retries": batches.c.retries + 1}
 """Given back by a person: ClickHouse may remember the token under which its rows were before."""
 
 KAFKA = "kafka"
-"""Kafka has no longer what was planned. Every other cause is the kind of a staged file."""
+"""Kafka has no longer what was planned."""
+
+IMPORT = "import"
+"""The file of an import is gone, by a person's word, and what was planned of it with it."""
+
+UNREAD = (KAFKA, IMPORT)
+"""Causes that lose offsets before they were read. Every other one is the kind of a staged file."""
 
 
 class Decision(StrEnum):

@@ -27,6 +27,11 @@ FIRST_ROW = 1
 """Rows, and so offsets, are counted from here: as editors count lines."""
 
 
+def lease_of_imports(topic: str) -> str:
+    """The name of the lease that an import beside that topic has from its beginning to its end."""
+    return f"import/{topic}"
+
+
 @dataclass(frozen=True)
 class Import:
     """A file that is imported. `topic` is the deployment's main one, `name` that of its batches.

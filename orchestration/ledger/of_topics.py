@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, String, and_, literal, not_, select, union_all
+from sqlalchemy import ColumnElement, String, and_, literal, not_, or_, select, union_all
 
 from assets.pipeline.batch import IMPORT_PREFIX, State
-from orchestration.ledger.tables import batches, imports, redrives
+from orchestration.ledger.tables import batches, imports, ranges, redrives
 
 
 def of_topics(topics: Sequence[str]) -> ColumnElement[bool]:
@@ -27,10 +27,15 @@ def of_topics(topics: Sequence[str]) -> ColumnElement[bool]:
 def only_its_import_can_read() -> ColumnElement[bool]:
     """Batches planned from a file, which a worker on another host may not have.
 
-    What is staged of them, and redrives, which read the lake, any worker carries on.
+    What is staged of them, redrives, which read the lake, and those of which all is accepted as
+    lost, any worker carries on.
     """
+    to_read = select(ranges.c.batch_id).where(
+        or_(ranges.c.skip_to.is_(None), ranges.c.skip_to < ranges.c.end)
+    )
     return and_(
         batches.c.topic.startswith(IMPORT_PREFIX, autoescape=True),
         batches.c.state == State.PLANNED,
         not_(batches.c.batch_id.in_(select(redrives.c.batch_id))),
+        batches.c.batch_id.in_(to_read),
     )

@@ -50,6 +50,7 @@ def test_files_are_imported_and_listed(stack: Stack, tmp_path: Path) -> None:
         (("x.jsonl",), "--project is needed"),
         ((), "give FILES, or --list"),
         (("--list", "x.jsonl"), "--list goes with nothing"),
+        (("--give-up", "x", "--json"), "--give-up goes with nothing"),
         (("--project", "1", "--date", "soon", "x.jsonl"), "soon"),
     ],
 )
@@ -67,6 +68,35 @@ def test_a_file_that_is_not_there(stack: Stack, tmp_path: Path) -> None:
     assert isinstance(shown.exception, ImportTrouble)
     assert f"{tmp_path / 'two'} is not there" in str(shown.exception)
     assert f"{one}: imported" in shown.stdout
+
+
+def test_an_import_whose_file_is_gone_is_named_and_given_up(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By status, until it is a gap, which waits for a person."""
+    file = Path(write_lines(tmp_path / "one.jsonl", lines_of(range(7))))
+
+    def stop(point: str) -> None:
+        if point == "after-plan":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr("assets.pipeline.imports.failpoint", stop)
+        run(stack, "import", "--project", "1", str(file))
+    file.unlink()
+    [batch] = stack.batches()
+    [told] = json.loads(run(stack, "status", "--json").stdout)["trouble"]
+    assert f"{batch.topic}: 5 rows are planned and wait for their file" in told
+    shown = run(stack, "import", "--give-up", batch.topic)
+    assert "gap 1, 5 rows: `tidemark gaps accept|refuse 1 --why …`" in shown.stdout
+    status = json.loads(run(stack, "status", "--json").stdout)
+    assert status["trouble"] == []
+    assert [each["state"] for each in status["waiting_for_a_person"]] == ["gap"]
+    assert "gap 1  batch" in run(stack, "gaps").stdout
+    assert "5 offsets, 0:[1,6)" in run(stack, "gaps").stdout
+    assert run(stack, "gaps", "accept", "1", "--why", "it is gone").exit_code == 0
+    assert run(stack, "batch").exit_code == 0
+    assert json.loads(run(stack, "status", "--json").stdout)["batches"] == {"committed": 1}
 
 
 def test_explain_names_file_and_line(stack: Stack, tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ from assets.pipeline.rebuild import preview as look_at_rebuild
 from assets.pipeline.rebuild import rebuild
 from assets.pipeline.redrive import Wanted, preview, redrive
 from assets.pipeline.room import why_no_room
-from assets.pipeline.waiting import accept_gap, give_up_redrive, release_batch, restage_batch
+from assets.pipeline.waiting import (
+    accept_gap,
+    give_up_import,
+    give_up_redrive,
+    release_batch,
+    restage_batch,
+)
 from capture_api.refusal import bad_request
 from orchestration.ledger.batches import set_state
 from orchestration.ledger.errors import UnknownProject
@@ -246,6 +252,40 @@ def test_a_file_that_vanishes_half_way(scene: Scene) -> None:
     assert done.balance == Balance(ok=35)
     assert [offset for _, offset, _ in scene.rows()] == list(range(1, 36))
     assert [each.offsets for each in done.batches] == [10, 10, 10, 5]
+    scene.prove()
+
+
+def test_what_is_planned_of_a_file_that_is_gone_is_decided(scene: Scene) -> None:
+    """Given up it is a gap; accepted as lost, a micro-batch carries it on, without the file."""
+    path = Path(scene.lines("a", *lines_of(range(25))))
+    gone = lambda said: "10 of 25" in said and path.rename(f"{path}.away")  # noqa: E731
+    with pytest.raises(ImportTrouble):
+        import_file(replace(scene.stack.worker(), say=gone), str(path), "1")
+    loaded, planned = scene.stack.batches()
+    Path(f"{path}.away").rename(path)
+    with pytest.raises(BatchError, match="is there: `tidemark import"):
+        give_up_import(scene.stack.worker(), planned.topic)
+    content = path.read_bytes()
+    path.unlink()
+    [gap] = give_up_import(scene.stack.worker(), planned.topic)
+    assert (gap.batch_id, gap.records, gap.cause) == (planned.batch_id, 10, "import")
+    assert scene.stack.batches()[1].state is State.GAP
+    with pytest.raises(BatchError, match=r"nothing of import:a@.* waits for its file"):
+        give_up_import(scene.stack.worker(), planned.topic)
+    path.write_bytes(content)
+    with pytest.raises(BatchError, match="is gap"):
+        scene.take(str(path))
+    path.unlink()
+    accept_gap(scene.stack.worker(), gap.gap_id, "the disk is gone")
+    scene.stack.run()
+    assert {batch.state for batch in scene.stack.batches()} == {State.COMMITTED}
+    assert balance_of(scene.stack.batches()) == Balance(ok=10, lost=10)
+    scene.prove()
+    path.write_bytes(content)
+    done = scene.take(str(path))
+    assert done.is_done
+    assert done.balance == Balance(ok=15, lost=10)
+    assert loaded.batch_id == done.batches[0].batch_id
     scene.prove()
 
 
