@@ -26,7 +26,8 @@ from orchestration.partitions import partition_of
 PASSING = (TransientError, OperationalError)
 """Errors after which the same step may go well a little later."""
 
-_LOOKED_BACK = 200  # materializations
+_LOOKED_AT = 200  # materializations at once
+_CLOCKS_APART_S = 3600.0
 _NAMED = 50  # batches
 
 
@@ -107,21 +108,35 @@ def _untold(
         if run_id is not None:
             candidates += batches_of_run(worker.ledger, run_id)
     told = {batch.batch_id for batch in done}
-    untold = {
-        batch.batch_id: batch
-        for batch in candidates
-        if batch.batch_id not in told and sheet.is_done(batch)
-    }
+    found = [each for each in candidates if each.batch_id not in told and sheet.is_done(each)]
+    return not_told(context.instance, context.asset_key, found)
+
+
+def not_told(
+    instance: dg.DagsterInstance, asset_key: dg.AssetKey, batches: Sequence[Batch]
+) -> list[Batch]:
+    """Those of these batches that no materialization of an asset tells of, the oldest plan first.
+
+    Looks through what was told of their partitions since the first of them was planned.
+    """
+    untold = {batch.batch_id: batch for batch in batches}
     if not untold:
         return []
-    partitions = sorted({partition_of(batch.arrival_date) for batch in untold.values()})
-    records = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(context.asset_key, asset_partitions=partitions), limit=_LOOKED_BACK
-    ).records
-    for record in records:
-        materialization = record.asset_materialization
-        if materialization is not None and "batch_id" in materialization.metadata:
-            untold.pop(str(materialization.metadata["batch_id"].value), None)
+    wanted = dg.AssetRecordsFilter(
+        asset_key,
+        asset_partitions=sorted({partition_of(batch.arrival_date) for batch in untold.values()}),
+        after_timestamp=min(batch.planned_at for batch in batches) / 1e6 - _CLOCKS_APART_S,
+    )
+    cursor = None
+    while untold:
+        page = instance.fetch_materializations(wanted, limit=_LOOKED_AT, cursor=cursor)
+        for record in page.records:
+            materialization = record.asset_materialization
+            if materialization is not None and "batch_id" in materialization.metadata:
+                untold.pop(str(materialization.metadata["batch_id"].value), None)
+        if not page.has_more:
+            break
+        cursor = page.cursor
     return sorted(untold.values(), key=lambda batch: (batch.planned_at, batch.batch_id))
 
 

@@ -2,7 +2,8 @@
 
 Its configuration is what `tidemark import` takes; the files have to be where the run is. A run
 that is terminated, or fails, is launched again with the same configuration: it goes on from where
-it stood.
+it stood. What it had loaded by then is told as it ends; a run that was killed leaves that to the
+next one for the same file.
 """
 
 import datetime
@@ -12,10 +13,15 @@ from pydantic import Field
 
 from assets.metadata import loaded_metadata
 from assets.pipeline.batch import State
+from assets.pipeline.import_file import ImportFile
 from assets.pipeline.imports import import_file
-from assets.report import told_failures
+from assets.pipeline.worker import Worker
+from assets.report import not_told, told_failures
 from orchestration.cli.imports import document, text
+from orchestration.ledger.batches import batches_in
+from orchestration.ledger.connection import now_us
 from orchestration.ledger.errors import LedgerRefused
+from orchestration.ledger.imports import all_imports
 from orchestration.partitions import partition_of
 from orchestration.resources import TOPIC_TAG, Pipeline
 from orchestration.retries import retry_policy
@@ -64,17 +70,11 @@ def import_job(settings: Settings) -> dg.JobDefinition:
                     done = import_file(worker, file, config.project, day)
             except LedgerRefused as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
+            finally:
+                with told_failures(context):
+                    _tell(context, worker, file)
             context.log.info(text(done))
             documents.append(document(done))
-            for batch in done.batches:
-                if batch.run_id == context.run.run_id and batch.state is State.COMMITTED:
-                    context.log_event(
-                        dg.AssetMaterialization(
-                            "events",
-                            partition=partition_of(batch.arrival_date),
-                            metadata=loaded_metadata(worker, batch),
-                        )
-                    )
         context.add_output_metadata({"imported": dg.MetadataValue.json(documents)})
 
     @dg.job(
@@ -90,3 +90,28 @@ def import_job(settings: Settings) -> dg.JobDefinition:
         op()
 
     return job
+
+
+def _tell(context: dg.OpExecutionContext, worker: Worker, file: str) -> None:
+    """A materialization for each loaded batch of a file that none tells of, whoever loaded it.
+
+    What is older than the runs that are kept was told by one that is gone.
+    """
+    days = worker.settings.keep_runs_days
+    since = now_us() - days * 86_400_000_000 if days else 0
+    uri = ImportFile(file).uri
+    loaded = [
+        batch
+        for one in all_imports(worker.ledger, worker.settings.topic)
+        if one.uri == uri
+        for batch in batches_in(worker.ledger, one.name, State.COMMITTED)
+        if not batch.is_redrive and (batch.committed_at or 0) >= since
+    ]
+    for batch in not_told(context.instance, dg.AssetKey("events"), loaded):
+        context.log_event(
+            dg.AssetMaterialization(
+                "events",
+                partition=partition_of(batch.arrival_date),
+                metadata=loaded_metadata(worker, batch),
+            )
+        )

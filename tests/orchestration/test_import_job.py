@@ -58,6 +58,13 @@ def test_files_are_imported_and_told(
     assert len(stack.batches()) == 3
 
 
+def told_of(instance: dg.DagsterInstance) -> list[Any]:
+    """The batches that materializations of `events` tell of."""
+    records = instance.fetch_materializations(dg.AssetKey("events"), limit=9).records
+    found = [each.asset_materialization for each in records]
+    return [each.metadata["batch_id"].value for each in found if each is not None]
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [
@@ -94,5 +101,12 @@ def test_a_run_that_is_ended_is_gone_on_with_by_the_next(
         patch.setattr("assets.pipeline.imports.failpoint", end)
         assert not _run(stack, instance, files=[file], project="1").success
     assert [batch.state for batch in stack.batches()] == [State.COMMITTED, State.PLANNED]
+    assert told_of(instance) == [stack.batches()[0].batch_id]
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestration.import_job._tell", lambda *given: None)  # as after a kill
+        assert _run(stack, instance, files=[file], project="1").success
+    assert len(told_of(instance)) == 1
     assert _run(stack, instance, files=[file], project="1").success
+    assert sorted(told_of(instance)) == sorted(batch.batch_id for batch in stack.batches())
+    assert len(told_of(instance)) == 3
     assert stack.rows("SELECT count(), uniqExact(_offset) FROM {database}.events") == [(12, 12)]
