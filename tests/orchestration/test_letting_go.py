@@ -159,10 +159,12 @@ def test_staged_files_of_an_old_date_go_and_everybody_knows(new_stack: NewStack)
         first.batch_id,
         second.batch_id,
     }
-    for way in Way:
+    for way in (Way.REBUILD, Way.REENRICH):
         with pytest.raises(StagedFileLetGo, match="TIDEMARK_KEEP_STAGED_DAYS"):
             rebuild(stack.worker(), OLD, way)
         cancel(stack.worker(), OLD)
+    replay = rebuild(stack.worker(), OLD, Way.REPLAY)
+    assert replay.state is RebuildState.CANCELLED  # what was let go of is not lost
     said_of_resends: list[str] = []
     worker = stack.worker()
     worker.say = said_of_resends.append
