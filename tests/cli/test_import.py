@@ -115,7 +115,7 @@ def test_explain_names_file_and_line(stack: Stack, tmp_path: Path) -> None:
     found = json.loads(run(stack, "explain", uuid_of(2), "--json").stdout)
     assert found["records"][0]["seconds"].keys() == {"to_stage", "to_load", "to_commit"}
     shown = run(stack, "explain", uuid_of(2)).stdout
-    assert f"file      line 2 of {file}"[:60] in shown
+    assert f"fileline2of{file}" in "".join(shown.split())  # a long path goes over lines
     today = datetime.now(UTC).date().isoformat()
     assert "import    begun 2024-02-29" in shown
     assert f"planned   {today}" in shown
