@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 from local_stack.kafka.topics import ensure_topic
@@ -141,6 +141,17 @@ class Capture:
         return [r for r in self.records(suffix) if r.value["request_id"] == receipt]
 
 
+def _ends_of(consumer: Consumer, lane: TopicPartition) -> tuple[int, int]:
+    """The lane's first offset and its end; a new client does not know all partitions at once."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return consumer.get_watermark_offsets(lane, 10)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._UNKNOWN_PARTITION or time.monotonic() > end:
+                raise
+
+
 def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
     """Every record of the topic up to its present end, partition by partition."""
     consumer = Consumer(
@@ -155,7 +166,7 @@ def read_topic(kafka: str, topic: str) -> list[StoredRecord]:
         ends: dict[int, int] = {}
         starts = []
         for partition in consumer.list_topics(topic, 10).topics[topic].partitions:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+            low, high = _ends_of(consumer, TopicPartition(topic, partition))
             if low < high:
                 starts.append(TopicPartition(topic, partition, low))
                 ends[partition] = high
