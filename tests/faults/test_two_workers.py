@@ -11,6 +11,10 @@ from tests.faults.run_worker import AGAIN
 
 NewScene = Callable[..., Scene]
 
+PUT_OFF = (0, AGAIN)
+"""How a worker ends that another one has overtaken: told so, or, if it was at an early load and has
+nothing left to stage, with nothing left to do."""
+
 
 @pytest.mark.matrix("two planners at once")
 def test_workers_that_start_together(new_scene: NewScene, ledger_values: dict[str, object]) -> None:
@@ -44,7 +48,7 @@ def test_a_paused_worker_wakes(new_scene: NewScene, point: str) -> None:
     assert scene.work() == AGAIN  # the lease is not over yet
     scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
-    assert scene.wake(paused) == AGAIN
+    assert scene.wake(paused) in PUT_OFF
     scene.prove()
 
 
@@ -57,7 +61,7 @@ def test_a_paused_worker_wakes_on_postgresql(
     paused = scene.stop_at("before-send")
     scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
-    assert scene.wake(paused) == AGAIN
+    assert scene.wake(paused) in PUT_OFF
     scene.prove()
 
 
@@ -74,5 +78,5 @@ def test_a_paused_worker_wakes_when_its_token_is_forgotten(new_scene: NewScene) 
     )
     scene.send_more(40)
     assert scene.work_when_free() == 0
-    assert scene.wake(paused) == AGAIN
+    assert scene.wake(paused) in PUT_OFF
     scene.prove()
