@@ -48,7 +48,8 @@ def test_a_paused_worker_wakes(new_scene: NewScene, point: str) -> None:
     assert scene.work() == AGAIN  # the lease is not over yet
     scene.let_the_lease_run_out()
     assert scene.work_when_free() == 0
-    assert scene.wake(paused) in PUT_OFF
+    is_at_a_load = point in ("before-insert", "before-send")
+    assert scene.wake(paused) in (PUT_OFF if is_at_a_load else (AGAIN,))
     scene.prove()
 
 
