@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 
 from assets.pipeline.batch import KeyFile
 from assets.pipeline.errors import PlanConflict
@@ -32,28 +32,23 @@ class KeySwap:
 
 def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
     """The index files of the arrival dates from first to last, both included."""
-    with reading(ledger) as connection:
-        rows = connection.execute(
-            select(key_files.c.path, key_files.c.arrival_date, key_files.c.rows)
-            .where(
-                key_files.c.arrival_date.between(first, last),
-                key_files.c.retired_at.is_(None),
-                key_files.c.let_go_at.is_(None),
-            )
-            .order_by(key_files.c.path)
-        ).all()
-    return [KeyFile(*row) for row in rows]
+    return _of_dates(ledger, first, last, key_files.c.let_go_at.is_(None))
 
 
 def key_files_let_go(ledger: Engine, first: date, last: date) -> list[KeyFile]:
     """Files of the index that are gone, of these arrival dates, and not made anew since."""
+    return _of_dates(ledger, first, last, key_files.c.let_go_at.is_not(None))
+
+
+def _of_dates(ledger: Engine, first: date, last: date, which: ColumnElement[bool]) -> list[KeyFile]:
+    """The files of these dates that were not replaced, and of which that holds."""
     with reading(ledger) as connection:
         rows = connection.execute(
             select(key_files.c.path, key_files.c.arrival_date, key_files.c.rows)
             .where(
                 key_files.c.arrival_date.between(first, last),
                 key_files.c.retired_at.is_(None),
-                key_files.c.let_go_at.is_not(None),
+                which,
             )
             .order_by(key_files.c.path)
         ).all()
