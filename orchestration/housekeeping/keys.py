@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.key_files import BYTES_A_KEY
 from assets.pipeline.worker import Worker
+from orchestration.housekeeping.deleting import delete_marked
 from orchestration.housekeeping.judge import JUST_LOADED, UNFINISHED, midnight_us
-from orchestration.housekeeping.staged import NOT_DELETED
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.keys import (
     dates_with_key_files,
@@ -25,8 +25,6 @@ from orchestration.ledger.keys import (
     note_keys_deleted,
 )
 from orchestration.ledger.let_go import was_settled_since
-
-_FILES_AT_ONCE = 500
 
 
 def let_go_of_index(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
@@ -58,20 +56,11 @@ def let_go_of_index(worker: Worker, keep_days: int, *, dry_run: bool = False) ->
 
 
 def _delete(worker: Worker, tally: Tally) -> None:
-    while tally.has_time():
-        files = marked_key_files(worker.ledger, _FILES_AT_ONCE)
-        gone = []
-        for file in files:
-            try:
-                worker.lake.delete(file.path)
-            except OSError as error:
-                worker.say(f"{file.path}: {NOT_DELETED} ({error})")
-                tally.kept[NOT_DELETED] += 1
-            else:
-                gone.append(file)
-        if gone:
-            failpoint("keys-deleted")
-            note_keys_deleted(worker.ledger, [file.path for file in gone])
-            tally.add(len(gone), sum(file.rows for file in gone) * BYTES_A_KEY)
-        if len(gone) < _FILES_AT_ONCE:
-            return
+    delete_marked(
+        worker,
+        tally,
+        lambda limit: marked_key_files(worker.ledger, limit),
+        lambda gone: note_keys_deleted(worker.ledger, [file.path for file in gone]),
+        lambda file: (1, file.rows * BYTES_A_KEY),
+        "keys-deleted",
+    )

@@ -16,8 +16,9 @@ from assets.pipeline.batch import Kind
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.worker import Worker
+from orchestration.housekeeping.deleting import delete_marked
 from orchestration.housekeeping.judge import Judge
-from orchestration.housekeeping.staged import NOT_DELETED, mark
+from orchestration.housekeeping.staged import mark
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.let_go import (
     MarkedFile,
@@ -27,8 +28,6 @@ from orchestration.ledger.let_go import (
 )
 
 LETTERS = (Kind.DEAD_LETTERS,)
-
-_FILES_AT_ONCE = 500
 
 
 def let_go_of_letters(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
@@ -53,25 +52,21 @@ def let_go_of_letters(worker: Worker, keep_days: int, *, dry_run: bool = False) 
 
 
 def _delete(worker: Worker, tally: Tally) -> None:
-    while tally.has_time():
-        files = marked_files(worker.ledger, _FILES_AT_ONCE, LETTERS, *worker.settings.topics)
+    ledger, topics = worker.ledger, worker.settings.topics
+
+    def delete_their_rows(files: Sequence[MarkedFile]) -> None:
         for day, of_day in groupby(files, key=lambda file: file.arrival_date):
             _delete_rows(worker, day, [file.batch_id for file in of_day])
-        gone: list[MarkedFile] = []
-        for file in files:
-            try:
-                worker.lake.delete(file.path)
-            except OSError as error:
-                worker.say(f"{file.path}: {NOT_DELETED} ({error})")
-                tally.kept[NOT_DELETED] += file.rows
-            else:
-                gone.append(file)
-        if gone:
-            failpoint("letters-deleted")
-            note_deleted(worker.ledger, gone)
-            tally.add(sum(file.rows for file in gone), sum(file.bytes for file in gone))
-        if len(gone) < _FILES_AT_ONCE:
-            return
+
+    delete_marked(
+        worker,
+        tally,
+        lambda limit: marked_files(ledger, limit, LETTERS, *topics),
+        lambda gone: note_deleted(ledger, gone),
+        lambda file: (file.rows, file.bytes),
+        "letters-deleted",
+        before=delete_their_rows,
+    )
 
 
 def _delete_rows(worker: Worker, day: date, batch_ids: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.rebuild import rebuild_lease
 from assets.pipeline.worker import Worker
+from orchestration.housekeeping.deleting import delete_marked
 from orchestration.housekeeping.judge import CHANGED, Judge
 from orchestration.housekeeping.replaced import REBUILT
 from orchestration.housekeeping.tally import Tally
@@ -30,10 +31,6 @@ from orchestration.ledger.let_go import (
 
 STAGED = (Kind.EVENTS, Kind.DUPLICATES)
 """What goes by TIDEMARK_KEEP_STAGED_DAYS; dead letters have a setting of their own."""
-
-NOT_DELETED = "it could not be deleted: the next run tries again"
-
-_FILES_AT_ONCE = 500
 
 
 def let_go_of_staged(worker: Worker, keep_days: int, *, dry_run: bool = False) -> Tally:
@@ -81,21 +78,12 @@ def mark(
 
 
 def _delete(worker: Worker, tally: Tally) -> None:
-    """Delete what is let go of, as long as there is time."""
-    while tally.has_time():
-        files = marked_files(worker.ledger, _FILES_AT_ONCE, STAGED, *worker.settings.topics)
-        gone = []
-        for file in files:
-            try:
-                worker.lake.delete(file.path)
-            except OSError as error:
-                worker.say(f"{file.path}: {NOT_DELETED} ({error})")
-                tally.kept[NOT_DELETED] += 1
-            else:
-                gone.append(file)
-        if gone:
-            failpoint("let-go-deleted")
-            note_deleted(worker.ledger, gone)
-            tally.add(len(gone), sum(file.bytes for file in gone))
-        if len(gone) < _FILES_AT_ONCE:
-            return
+    ledger, topics = worker.ledger, worker.settings.topics
+    delete_marked(
+        worker,
+        tally,
+        lambda limit: marked_files(ledger, limit, STAGED, *topics),
+        lambda gone: note_deleted(ledger, gone),
+        lambda file: (1, file.bytes),
+        "let-go-deleted",
+    )

@@ -33,13 +33,14 @@ from orchestration.explain.explanation import explain
 from orchestration.explain.record import Verdict
 from orchestration.explain.wanted import wanted
 from orchestration.housekeeping import judge
+from orchestration.housekeeping.deleting import NOT_DELETED
 from orchestration.housekeeping.keep_house import keep_house
 from orchestration.housekeeping.keys import let_go_of_index
 from orchestration.housekeeping.letters import let_go_of_letters
 from orchestration.housekeeping.records import BEHIND, FILES_KEPT, ROWS_KEPT, forget_batches
 from orchestration.housekeeping.replaced import REBUILT
 from orchestration.housekeeping.rows import STRANGERS, let_go_of_events
-from orchestration.housekeeping.staged import NOT_DELETED, let_go_of_staged
+from orchestration.housekeeping.staged import let_go_of_staged
 from orchestration.ledger.audits import record_audits
 from orchestration.ledger.batches import planned_ends
 from orchestration.ledger.keys import key_files_let_go, live_key_files
