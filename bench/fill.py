@@ -222,7 +222,7 @@ def _flat_value(head: RecordHead, properties: bytes) -> bytes:
 def _columns_value(head: RecordHead, properties: bytes) -> bytes:
     fields = {name: value for name, value in msgspec.structs.asdict(head).items() if name != "v"}
     fields["client_timestamp"] = head.client_timestamp or ""
-    for name in ("timestamp", "received_at"):  # µs, which ClickHouse reads as seconds
+    for name in ("timestamp", "sent_at", "received_at"):  # µs, which ClickHouse reads as seconds
         fields[name] = fields[name] / 1e6
     found = json.loads(properties)
     url = urlsplit(found["$current_url"])
