@@ -12,11 +12,12 @@ from typing import Any
 
 import dagster as dg
 
-from assets.metadata import appended_between, public_address, utc
+from assets.metadata import appended_between, utc
 from assets.pipeline.batch import Batch
 from assets.pipeline.commit import group_id
 from assets.pipeline.errors import KafkaAway
 from assets.pipeline.worker import Worker
+from orchestration.addresses import public_address
 from orchestration.settings import Settings
 from orchestration.standing import Completeness, Standing, TopicStanding, complete_of, stand
 

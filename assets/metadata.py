@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
-from urllib.parse import quote_plus, urlsplit, urlunsplit
+from urllib.parse import quote_plus
 
 import dagster as dg
 import pyarrow as pa
@@ -21,6 +21,7 @@ from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.declared_tables import declared_tables
 from assets.pipeline.lake import Lake
 from assets.pipeline.worker import Worker
+from orchestration.addresses import public_address
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.batches import staged_rows_of_date
 from orchestration.settings import Settings
@@ -187,12 +188,6 @@ def utc(microseconds: int) -> datetime:
     return datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
-def public_address(address: str) -> str:
-    """An address without the user and password that may stand in it."""
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-
-
 def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
     attempts = [
         attempt for attempt in attempts_of(worker.ledger, batch.batch_id) if attempt.stage == stage
@@ -277,7 +272,7 @@ def _file(lake: Lake, batch: Batch, kind: Kind) -> Metadata:
         return {}
     if lake.is_local:
         return {"file": dg.MetadataValue.path(lake.full_path(file.path))}
-    return {"file": dg.MetadataValue.url(f"{public_address(lake.uri)}/{file.path}")}
+    return {"file": dg.MetadataValue.url(f"{lake.uri}/{file.path}")}
 
 
 def _query_link(settings: Settings, batch: Batch, kind: Kind) -> dg.MetadataValue[Any]:

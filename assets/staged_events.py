@@ -3,12 +3,13 @@
 import dagster as dg
 
 from assets.kafka_events import GROUP, kafka_key, observe
-from assets.metadata import arrow_schema, public_address, staged_metadata
+from assets.metadata import arrow_schema, staged_metadata
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.columns import EVENTS
 from assets.pipeline.errors import BatchError, KafkaRefusesUs
 from assets.pipeline.staging import stage_batches
 from assets.report import Sheet, report, told_failures
+from orchestration.addresses import public_address
 from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy

@@ -19,6 +19,7 @@ from assets.pipeline.clickhouse import connect, make_tables
 from local_stack.kafka.topics import ensure_topic, unready_reason
 from local_stack.ports import Port
 from local_stack.processes import Service
+from orchestration.addresses import public_address
 from orchestration.ledger.connection import open_ledger
 from orchestration.services import dagster_services
 from orchestration.settings import Settings
@@ -127,9 +128,9 @@ def addresses(settings: Settings) -> list[tuple[str, str]]:
     return [
         ("Dagster UI", settings.dagster_address),
         ("capture API", settings.capture_address),
-        ("ClickHouse", settings.clickhouse_address),
+        ("ClickHouse", public_address(settings.clickhouse_address)),
         ("Kafka", settings.bootstrap_servers),
-        ("lake", settings.lake),
+        ("lake", public_address(settings.lake)),
     ]
 
 

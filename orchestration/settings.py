@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import Any
 
 from cronsim import CronSim, CronSimError
 from pydantic import Field, ValidationInfo, field_validator
@@ -31,8 +33,21 @@ from pydantic_settings import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from orchestration.addresses import (
+    HIDDEN,
+    has_login,
+    is_http,
+    is_redis,
+    masked_address,
+    masked_path,
+    masked_values,
+)
+
 _INTERVAL = re.compile(r"^(\d+)\s*(s|m|h)$")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+_STORES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Schemes that pyarrow.fs knows."""
 
 _PATTERN_SIGNS = "?*{}[]"
 
@@ -157,6 +172,20 @@ def _absolute_folder(folder: Path) -> Path:
     return folder
 
 
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "kafka_options": masked_values,
+    "clickhouse_url": masked_address,
+    "clickhouse_password": lambda password: HIDDEN,
+    "lake_uri": masked_address,
+    "ledger_url": masked_address,
+    "dagster_storage_url": masked_address,
+    "alarm_webhook_url": masked_path,
+    "alarm_webhook_headers": masked_values,
+    "capture_redis_url": masked_address,
+}
+"""How settings are shown that may hold secrets."""
+
+
 class Settings(BaseSettings):
     """The settings of every Tidemark process."""
 
@@ -164,6 +193,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TIDEMARK_", extra="ignore", hide_input_in_errors=True
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """What stands in a log that prints them."""
+        for name in type(self).model_fields:
+            yield name, self.shown(name) if name in _SHOWN else getattr(self, name)
+
+    def shown(self, name: str) -> str:
+        """A setting as text, without what is secret in it."""
+        value = getattr(self, name)
+        return _SHOWN[name](value) if value and name in _SHOWN else str(value)
 
     @classmethod
     def settings_customise_sources(
@@ -220,7 +259,7 @@ class Settings(BaseSettings):
         8123, ge=1, le=65535, description="Port of the local ClickHouse, on loopback."
     )
     clickhouse_user: str = Field("default", description="ClickHouse user.")
-    clickhouse_password: str = Field("", description="ClickHouse password.", repr=False)
+    clickhouse_password: str = Field("", description="ClickHouse password.")
     clickhouse_database: str = Field("tidemark", description="ClickHouse database of the tables.")
 
     lake_uri: str = Field(
@@ -235,7 +274,6 @@ class Settings(BaseSettings):
         "",
         description="PostgreSQL URL of Dagster's runs and events, which may be the ledger's "
         "database; empty: SQLite in <home>/dagster.",
-        repr=False,
     )
 
     cadence: str = Field(
@@ -388,12 +426,10 @@ class Settings(BaseSettings):
         "",
         description="Where alarms are posted, as JSON with a `text` that chat services show; "
         "empty: they stand in the log alone.",
-        repr=False,
     )
     alarm_webhook_headers: dict[str, str] = Field(
         default_factory=dict,
         description="Headers of that request, as JSON (Authorization, …).",
-        repr=False,
     )
     alarm_interval_seconds: int = Field(
         60, ge=5, description="Seconds between two looks at what there is to be alarmed about."
@@ -503,7 +539,6 @@ class Settings(BaseSettings):
         "",
         description="Redis or Valkey in which replicas share their rate limits; empty: each worker "
         "has its own.",
-        repr=False,
     )
     log_format: LogFormat = Field(
         LogFormat.TEXT,
@@ -609,17 +644,29 @@ class Settings(BaseSettings):
             raise ValueError(f"{days} is below TIDEMARK_KEEP_EVENTS_DAYS: rows need their batches")
         return days
 
+    @field_validator("clickhouse_url")
+    @classmethod
+    def _clickhouse_is_http(cls, url: str) -> str:
+        if url and not is_http(url):
+            raise ValueError("not an address of ClickHouse: write https://HOST:PORT")
+        return url
+
     @field_validator("alarm_webhook_url")
     @classmethod
     def _webhook_is_http(cls, url: str) -> str:
-        if url and not re.match(r"^https?://[^/\s]+", url):
+        if url and not is_http(url):
             raise ValueError("not an address of a webhook: write https://HOST/PATH")
+        if has_login(url):
+            raise ValueError(
+                "user and password do not go there: write them as TIDEMARK_ALARM_WEBHOOK_HEADERS, "
+                '{"Authorization": "Basic …"}'
+            )
         return url
 
     @field_validator("capture_redis_url")
     @classmethod
     def _redis_url_has_a_scheme(cls, url: str) -> str:
-        if url and not url.startswith(("redis://", "rediss://", "unix://")):
+        if url and not is_redis(url):
             raise ValueError(
                 "not an address of Redis: write redis://HOST:PORT/0, rediss:// or unix://"
             )
@@ -637,8 +684,11 @@ class Settings(BaseSettings):
 
     @field_validator("lake_uri")
     @classmethod
-    def _lake_folder_is_absolute(cls, uri: str) -> str:
-        return uri if not uri or "://" in uri else str(_absolute_folder(Path(uri)))
+    def _lake_is_an_absolute_folder_or_a_store(cls, uri: str) -> str:
+        scheme, is_uri, _ = uri.partition("://")
+        if is_uri and scheme not in _STORES:
+            raise ValueError("no such store: write a folder, s3://BUCKET/PATH, gs://… or abfs://…")
+        return uri if not uri or is_uri else str(_absolute_folder(Path(uri)))
 
     @field_validator("ledger_url")
     @classmethod

@@ -28,9 +28,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from assets.pipeline.columns import DEAD_LETTER_BYTES, RAW
-from assets.pipeline.errors import ImportTrouble
+from assets.pipeline.errors import ImportTrouble, LakeTrouble
+from assets.pipeline.lake import filesystem_of
 from assets.pipeline.parquet_rows import lines_of
 from assets.pipeline.read import CHUNK_BYTES, CHUNK_RECORDS, Chunk
+from orchestration.addresses import public_address
 from orchestration.ledger.imports import FIRST_ROW
 
 MAX_LINE_BYTES = 4 << 20
@@ -81,17 +83,15 @@ class ImportFile:
 
     def __init__(self, uri: str, appended_at: int = 0) -> None:
         """`appended_at` (ms) is what its rows are said to have arrived at."""
-        self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
+        shown = public_address(uri)
+        self.uri = shown if "://" in uri else str(Path(uri).expanduser().absolute())
         self.appended_at = appended_at
         self.looked_at: Stamp | None = None
         self._lines: tuple[int, Iterator[Line]] | None = None
         try:
-            if "://" in self.uri:
-                self._filesystem, self._path = fs.FileSystem.from_uri(self.uri)
-            else:
-                self._filesystem, self._path = fs.LocalFileSystem(), self.uri
-        except (pa.ArrowException, OSError) as error:
-            raise ImportTrouble(f"{uri} is no place that can be read: {error}") from error
+            self._filesystem, self._path = filesystem_of(uri)
+        except LakeTrouble as error:
+            raise ImportTrouble(str(error)) from None
 
     @property
     def file_name(self) -> str:

@@ -21,10 +21,12 @@ from datetime import date
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import pyarrow as pa
 from pyarrow import fs
 
 from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
+from orchestration.addresses import public_address
 
 _HASH_CHUNK_BYTES = 1 << 20
 _PARTIAL_SUFFIX = ".partial"
@@ -59,15 +61,30 @@ class HashingWriter:
         return self._hash.hexdigest()
 
 
+def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
+    """Where a URI or a folder is, and its path there.
+
+    Raises LakeTrouble, which does not say the keys that the URI may hold.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError) as error:
+        shown = public_address(uri)
+        reason = str(error).partition("\n")[0].replace(uri, shown)
+        raise LakeTrouble(f"{shown} is no place that can be reached: {reason}") from None
+    return filesystem, path
+
+
 class Lake:
     """A root folder or URI. All paths given and taken are below it, with `/` between parts."""
 
     def __init__(self, root: str) -> None:
-        if "://" in root:
-            self.filesystem, self._root = fs.FileSystem.from_uri(root)
-        else:
-            self.filesystem, self._root = fs.LocalFileSystem(), str(Path(root).absolute())
-        self.uri = root
+        """Raises LakeTrouble when it is no place that can be reached."""
+        self.uri = public_address(root)
+        """To be shown: without keys and options."""
+        self.filesystem, self._root = filesystem_of(root)
 
     @property
     def is_local(self) -> bool:

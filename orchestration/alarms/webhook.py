@@ -17,11 +17,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
+from urllib.parse import urlsplit
 
+from orchestration.addresses import without_secrets
 from orchestration.ledger.alarms import Alarm
 
 _TIMEOUT_S = 10.0
-_TOLD_OF_AN_ANSWER = 200  # bytes
+_READ_OF_AN_ANSWER = 2_000  # bytes
+_TOLD_OF_AN_ANSWER = 200  # characters
 
 
 class WebhookFailed(Exception):
@@ -77,11 +80,20 @@ def post(url: str, headers: Mapping[str, str], content: Mapping[str, object]) ->
     except urllib.error.HTTPError as error:
         said = ""
         with suppress(OSError, HTTPException):
-            said = error.read(_TOLD_OF_AN_ANSWER).decode(errors="replace").strip()
-        raise WebhookFailed(f"the webhook answered {error.code}: {said or error.reason}") from None
+            said = error.read(_READ_OF_AN_ANSWER).decode(errors="replace").strip()
+        # Servers say back what was asked for, and a webhook's path is a password.
+        said = without_secrets(said or error.reason, *_secrets(url, headers))
+        raise WebhookFailed(
+            f"the webhook answered {error.code}: {said[:_TOLD_OF_AN_ANSWER]}"
+        ) from None
     except (OSError, HTTPException, ValueError) as error:
-        why = getattr(error, "reason", None) or error
+        why = without_secrets(str(getattr(error, "reason", None) or error), *_secrets(url, headers))
         raise WebhookFailed(f"the webhook cannot be reached: {why}") from None
+
+
+def _secrets(url: str, headers: Mapping[str, str]) -> list[str]:
+    parts = urlsplit(url)
+    return [parts.path, parts.query, *headers.values()]
 
 
 def _state(alarm: Alarm) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
 from orchestration.settings import Settings
 from orchestration.settings_in_force import SettingsTrouble, settings_in_force
-
-_SECRET = {"clickhouse_password", "ledger_url", "dagster_storage_url", "kafka_options"}
 
 
 @click.command()
@@ -24,7 +21,7 @@ def settings(as_json: bool) -> None:
     rows = [
         {
             "variable": f"TIDEMARK_{name.upper()}",
-            "value": _shown(name, getattr(now, name)),
+            "value": now.shown(name),
             "default": str(field.get_default(call_default_factory=True)),
             "meaning": field.description,
         }
@@ -36,7 +33,3 @@ def settings(as_json: bool) -> None:
     for row in rows:
         changed = "" if row["value"] == row["default"] else f"  (default {row['default'] or '–'})"
         print(f"{row['variable']}={row['value']}{changed}\n    {row['meaning']}")
-
-
-def _shown(name: str, value: Any) -> str:
-    return "********" if name in _SECRET and value else str(value)

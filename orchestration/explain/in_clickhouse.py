@@ -9,6 +9,7 @@ from clickhouse_connect.driver.client import Client
 
 from assets.pipeline.clickhouse import connect, named_errors
 from assets.pipeline.errors import BatchError
+from orchestration.addresses import public_address
 from orchestration.explain.record import MOST_RECORDS, Place, Record, Search, Verdict, with_head
 from orchestration.explain.wanted import Wanted
 from orchestration.settings import Settings
@@ -39,7 +40,7 @@ _SLACK = timedelta(days=1)
 
 def search_clickhouse(settings: Settings, wanted: Wanted, search: Search) -> None:
     """Add what the tables hold."""
-    address = settings.clickhouse_address.rpartition("@")[2]
+    address = public_address(settings.clickhouse_address)
     try:
         client = connect(
             settings.clickhouse_address, settings.clickhouse_user, settings.clickhouse_password

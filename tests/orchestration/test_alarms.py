@@ -44,7 +44,7 @@ class Webhook:
     """A server that keeps what is posted, and answers what it is told to."""
 
     def __init__(self) -> None:
-        self.status = 200
+        self.status, self.answer = 200, b"no such channel"
         self.posts: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         outer = self
@@ -57,7 +57,7 @@ class Webhook:
                 self.send_response(outer.status)
                 self.send_header("Location", outer.url)
                 self.end_headers()
-                self.wfile.write(b"no such channel")
+                self.wfile.write(outer.answer)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -288,6 +288,10 @@ def test_the_command_lists_alarms_and_tries_the_webhook(
     assert webhook.told() == [("test", "raised"), ("test", "over")]
     webhook.status = 403
     assert "answered 403: no such channel" in call(tidemark, ["alarms", "test"]).output
+    monkeypatch.setenv("TIDEMARK_ALARM_WEBHOOK_URL", f"{webhook.url}/hunter2")
+    webhook.answer = b"Cannot POST /hook/hunter2: hunter2 is none"
+    said = call(tidemark, ["alarms", "test"]).output
+    assert "answered 403: Cannot POST ********: ******** is none" in said
 
 
 def test_the_sensor_stands_in_the_definitions(settings: Callable[..., Settings]) -> None:

@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 from pydantic import ValidationError
 
-from assets.metadata import clickhouse_schema, public_address
+from assets.metadata import clickhouse_schema
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from orchestration.definitions import definitions
 from orchestration.instance import open_instance, write_instance
@@ -211,12 +211,6 @@ def test_the_columns_shown_are_those_of_the_tables() -> None:
     assert events["sent_at"] == "Nullable(DateTime64(6, 'UTC'))"
     dead_letters = [column.name for column in clickhouse_schema("dead_letters").columns]
     assert sorted(dead_letters) == sorted([*DEAD_LETTERS.names, *added])
-
-
-def test_links_hold_no_password() -> None:
-    """What stands in front of the host stays out of the UI."""
-    assert public_address("https://user:secret@db.example:8443/") == "https://db.example:8443"
-    assert public_address("/data/lake") == "/data/lake"
 
 
 def test_today_is_a_partition_and_strange_dates_have_one_near() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.pipeline.errors import StagedFileDamaged, TransientError
+from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.lake import Lake, lake_path
 from tests.stack import ROOT
 
@@ -104,3 +104,26 @@ def test_a_full_disk_is_worth_another_try(tmp_path: Path) -> None:
     with pytest.raises(TransientError, match=r"one\.parquet"), lake.create(PATH):
         raise OSError(28, os.strerror(28))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:hunter2@bucket/x?option=none",
+        "s3://KEY:hunter/2@bucket/x",
+        "s4://KEY:hunter2@bucket/x",
+        "s3://KEY:hunter2@bucket/x?region=a b",
+    ],
+)
+def test_a_place_that_is_none_is_told_without_its_keys(uri: str) -> None:
+    """What cannot be read of a URI is said back by Arrow as it stands."""
+    with pytest.raises(LakeTrouble, match=r"s[34]://bucket/x is no place") as told:
+        Lake(uri)
+    assert "hunter" not in str(told.value)
+    assert told.value.__cause__ is None
+    assert told.value.__suppress_context__
+
+
+def test_what_is_shown_of_a_store_has_no_keys() -> None:
+    """Its URI stands in errors, in logs and in the UI."""
+    assert Lake("s3://KEY:hunter2@bucket/x?region=eu-west-1").uri == "s3://bucket/x"
