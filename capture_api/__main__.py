@@ -29,6 +29,7 @@ from capture_api.scripts import check_scripts_dir
 from capture_api.wire.connections import Sweep, connection_limits
 from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
+from orchestration.settings_trouble import sentences
 
 GRACE_SECONDS = 2
 
@@ -47,12 +48,14 @@ def main() -> int:
         if (problem := _scripts_problem(settings)) is not None:
             print(f"capture_api: TIDEMARK_CAPTURE_SCRIPTS_DIR: {problem}", file=sys.stderr)
             return 1
-        _make_spool_folder(settings)
+        if (problem := _spool_problem(settings)) is not None:
+            print(f"capture_api: TIDEMARK_CAPTURE_SPOOL_DIR: {problem}", file=sys.stderr)
+            return 1
         app = create_app(settings) if settings.capture_workers == 1 else None
         if app is None:
             try_configuration(settings)  # else its workers would die of it one after the other
     except OSError as error:
-        print(f"capture_api: TIDEMARK_CAPTURE_SPOOL_DIR: {error}", file=sys.stderr)
+        print(f"capture_api: {error}", file=sys.stderr)
         return 1
     except (ValidationError, SettingsError, KafkaException) as error:
         print(f"capture_api: {_in_one_line(error)}", file=sys.stderr)
@@ -100,13 +103,17 @@ def workers_folder(settings: Settings) -> Path:
     return settings.home / "capture" / f"workers-{settings.capture_port}"
 
 
-def _make_spool_folder(settings: Settings) -> None:
-    """Find out now, rather than in an outage, that nothing can be written there."""
+def _spool_problem(settings: Settings) -> OSError | None:
+    """Why nothing can be written there, now rather than in an outage."""
     if settings.capture_spool_dir:
         folder = Path(settings.capture_spool_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            return error
+    return None
 
 
 def _scripts_problem(settings: Settings) -> OSError | None:
@@ -125,13 +132,7 @@ def _in_one_line(error: ValidationError | SettingsError | KafkaException) -> str
             f"Kafka's client refuses its settings: {error.args[0].str()} "
             "(see TIDEMARK_KAFKA_OPTIONS and TIDEMARK_CAPTURE_*)"
         )
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            f"TIDEMARK_{'_'.join(map(str, problem['loc'])).upper()}: "
-            + problem["msg"].removeprefix("Value error, ")
-            for problem in error.errors()
-        )
-    return f"{error}: is it valid JSON?"
+    return "; ".join(sentences(error))
 
 
 if __name__ == "__main__":

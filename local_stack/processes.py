@@ -409,10 +409,15 @@ def _log_end(record: Record) -> str:
 
 
 def _read(home: Path, name: str) -> Record | None:
+    path = home / "run" / f"{name}.json"
     try:
-        return Record(**json.loads((home / "run" / f"{name}.json").read_text()))
+        return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError):
+        raise StackError(
+            f"{path} is damaged: stop {name}, if `ps` shows that it runs, and delete the file"
+        ) from None
 
 
 def _write(home: Path, record: Record) -> None:

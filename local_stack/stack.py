@@ -20,6 +20,7 @@ from local_stack.kafka.topics import ensure_topic, unready_reason
 from local_stack.ports import Port
 from local_stack.processes import Service
 from orchestration.addresses import public_address
+from orchestration.instance import prepare_instance
 from orchestration.ledger.connection import open_ledger
 from orchestration.services import dagster_services
 from orchestration.settings import Settings
@@ -92,6 +93,7 @@ def start_stack(
 
     `launch` starts a service, `wait` returns when it is ready; both raise StackError.
     """
+    prepare_instance(settings)  # now, rather than when the engines are there
     first = engines(settings)
     for service in first:
         launch(service)

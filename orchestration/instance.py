@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
 from local_stack.errors import StackError
-from orchestration.ledger.errors import in_one_line
+from orchestration.ledger.errors import in_one_line, what_to_do
 from orchestration.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ telemetry:
   enabled: false
 """
 
+_OF_DAGSTER = ("dagster", "dagster_shared", "dagster_postgres")
 _STORAGE_MODULE = "orchestration.dagster_storage"
 _TICK_DAYS = 7
 _LEAST_CONCURRENT_RUNS = 2
@@ -102,6 +103,12 @@ _LEAST_CONCURRENT_RUNS = 2
 def dagster_home(home: Path) -> Path:
     """Where Dagster keeps its runs and events."""
     return home / "dagster"
+
+
+def prepare_instance(settings: Settings) -> None:
+    """Write what is missing of it. Raises StackError when what is there cannot be used as it is."""
+    write_instance(settings.home)
+    require_storage(settings)
 
 
 def write_instance(home: Path) -> Path:
@@ -139,11 +146,12 @@ def open_instance(settings: Settings, folder: Path | None = None) -> Iterator[Da
     from dagster import DagsterInstance  # the command line can do without it, and starts sooner
 
     folder = folder or dagster_home(settings.home)
+    _read(folder / "dagster.yaml")
     with _in_environment({**instance_environment(settings), "DAGSTER_HOME": str(folder)}):
         try:
             instance = DagsterInstance.from_config(str(folder))
         except Exception as error:
-            if not (is_of_dagster(error) or isinstance(error, (SQLAlchemyError, yaml.YAMLError))):
+            if not (is_of_dagster(error) or isinstance(error, SQLAlchemyError)):
                 raise
             raise StackError(dagster_trouble(error)) from error
         with instance:
@@ -165,26 +173,42 @@ def _in_environment(wanted: dict[str, str]) -> Iterator[None]:
 
 
 def is_of_dagster(error: Exception) -> bool:
-    """Whether it is Dagster's; that of its PostgreSQL storage is no DagsterError."""
-    return type(error).__module__.partition(".")[0] in ("dagster", "dagster_postgres")
+    """Whether it is Dagster's; those of its checks and of PostgreSQL are no DagsterError."""
+    return type(error).__module__.partition(".")[0] in _OF_DAGSTER
 
 
 def dagster_trouble(error: Exception) -> str:
     """What Dagster cannot do, in a line, with what to do."""
     database = next((e for e in (error, error.__cause__) if isinstance(e, SQLAlchemyError)), None)
     reason = in_one_line(database) if database else " ".join(str(error).split())
-    return (
-        f"Dagster's instance cannot be used ({reason}); see dagster.yaml in DAGSTER_HOME, and "
-        "TIDEMARK_DAGSTER_STORAGE_URL"
-    )
+    where = "dagster.yaml in DAGSTER_HOME, and TIDEMARK_DAGSTER_STORAGE_URL"
+    return f"Dagster's instance cannot be used ({reason}); {what_to_do(reason, where)}"
 
 
 def require_storage(settings: Settings) -> None:
     """Raise StackError if the settings name a storage that `dagster.yaml` would pass over."""
     path = dagster_home(settings.home) / "dagster.yaml"
-    found = (yaml.safe_load(path.read_text()) or {}).get("storage", {})
+    found = _read(path).get("storage", {})
     if settings.dagster_storage_url and _STORAGE_MODULE not in str(found):
         raise StackError(
             f"TIDEMARK_DAGSTER_STORAGE_URL is set, but {path} is of an earlier version or has a "
             "storage of its own: delete the file to have it renewed, or unset the variable"
         )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the file says; nothing when it is not there. Raises StackError with the line."""
+    how = "mend it, or delete it to have it renewed"
+    try:
+        found = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise StackError(f"{path}{line}: {error.problem or error.context}: {how}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StackError(f"{path} is no YAML ({' '.join(str(error).split())}): {how}") from None
+    if not isinstance(found, dict | None):
+        raise StackError(f"{path} has no sections, `storage:` and the like: {how}")
+    return found or {}

@@ -39,11 +39,13 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._serdes import serialize_value
 from dagster._serdes.config_class import ConfigurableClassData
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from orchestration.lost_runs import worker_of
 from orchestration.run_forker import FORKED, MESSAGE_BYTES, READY, STALE
 from orchestration.settings import SETTINGS_FILE
 from orchestration.settings_in_force import settings_in_force
+from orchestration.settings_trouble import sentences
 
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _ANSWER_LIMIT_S = 60.0
@@ -252,8 +254,9 @@ def _wanted() -> bool:
     """The setting, read anew: settings.env may have changed."""
     try:
         return settings_in_force().settings.fork_runs
-    except ValidationError as error:
-        _log.warning("The settings cannot be read (%s): runs start in new processes", error)
+    except (ValidationError, SettingsError) as error:
+        told = "; ".join(sentences(error))
+        _log.warning("The settings cannot be read (%s): runs start in new processes", told)
         return False
 
 

@@ -25,8 +25,7 @@ from orchestration.instance import (
     dagster_home,
     instance_environment,
     open_instance,
-    require_storage,
-    write_instance,
+    prepare_instance,
 )
 from orchestration.settings import Settings
 from orchestration.webserver import WebserverSilent, ask
@@ -55,8 +54,7 @@ def dagster_services(
     The code server loads the module, from the folder.
     """
     home = dagster_home(settings.home)
-    write_instance(settings.home)
-    require_storage(settings)
+    prepare_instance(settings)
     with open_instance(settings):
         pass  # its tables are there: webserver and daemon would make them at the same time
     code_port = free_port(settings.dagster_port + 1)

@@ -42,9 +42,13 @@ from orchestration.addresses import (
     masked_path,
     masked_values,
 )
+from orchestration.settings_trouble import check_settings_file, variable_of
 
 _INTERVAL = re.compile(r"^(\d+)\s*(s|m|h)$")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+_TOPIC = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,238}")
+"""Kafka's 249 characters, less those of _historical."""
 
 _STORES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Schemes that pyarrow.fs knows."""
@@ -216,6 +220,7 @@ class Settings(BaseSettings):
         """What the caller says goes first, then the environment, then settings.env."""
         said = {**env_settings(), **init_settings()}
         home = Path(said.get("home") or DEFAULT_HOME).expanduser()
+        check_settings_file(home / SETTINGS_FILE)
         file = DotEnvSettingsSource(settings_cls, env_file=home / SETTINGS_FILE)
         return init_settings, env_settings, file
 
@@ -632,7 +637,7 @@ class Settings(BaseSettings):
         if not days:
             return days
         for name in ("keep_staged_days", "keep_dead_letters_days", "keep_keys_days"):
-            variable, kept = f"TIDEMARK_{name.upper()}", info.data.get(name, 1)
+            variable, kept = variable_of(name), info.data.get(name, 1)
             if not kept:
                 raise ValueError(
                     f"{variable} is 0, so files are kept for ever, and their rows with them: set "
@@ -681,6 +686,20 @@ class Settings(BaseSettings):
     @classmethod
     def _home_is_absolute(cls, home: Path) -> Path:
         return _absolute_folder(home)
+
+    @field_validator("topic")
+    @classmethod
+    def _topic_is_one_of_kafka(cls, topic: str) -> str:
+        if not _TOPIC.fullmatch(topic):
+            raise ValueError("not a topic of Kafka: write letters, digits, dots, - and _")
+        return topic
+
+    @field_validator("clickhouse_database")
+    @classmethod
+    def _database_is_an_identifier(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("not a database's name: write letters, digits and _")
+        return name
 
     @field_validator("lake_uri")
     @classmethod
@@ -752,7 +771,7 @@ class Settings(BaseSettings):
         """
         otherwise = Settings(home=self.home).model_dump(mode="json")
         return {"TIDEMARK_HOME": str(self.home)} | {
-            f"TIDEMARK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            variable_of(name): value if isinstance(value, str) else json.dumps(value)
             for name, value in self.model_dump(mode="json").items()
             if value != otherwise[name]
         }

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestration.settings import Settings
+from orchestration.settings_trouble import text_of, variable_of
 
 CADENCES = ("cadence", "cadence_overflow", "cadence_historical")
 
@@ -51,7 +52,7 @@ def settings_in_force() -> InForce:
     try:
         return InForce(Settings())
     except ValidationError as error:
-        problems = {str(problem["loc"][0]): str(problem["msg"]) for problem in error.errors()}
+        problems = {str(problem["loc"][0]): text_of(problem) for problem in error.errors()}
         if not problems.keys() <= set(CADENCES):
             raise
         fields = Settings.model_fields
@@ -98,6 +99,6 @@ def _noted(home: Path) -> dict[str, Any]:
 def _told(name: str, problem: str, noted: dict[str, Any]) -> str:
     kept = noted[name] or "going with the main topic"
     return (
-        f"TIDEMARK_{name.upper()}: {problem.removeprefix('Value error, ')}. {kept} stays in "
+        f"{variable_of(name)}: {problem}. {kept} stays in "
         "force until it is mended and the code is reloaded"
     )

@@ -7,7 +7,7 @@ and nothing else.
 
 from __future__ import annotations
 
-import re
+import errno
 import sys
 from importlib import import_module
 
@@ -22,8 +22,9 @@ from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
 from orchestration.instance import dagster_trouble, is_of_dagster
-from orchestration.ledger.errors import LedgerRefused, in_one_line
+from orchestration.ledger.errors import LedgerRefused, in_one_line, what_to_do
 from orchestration.settings_in_force import SettingsTrouble
+from orchestration.settings_trouble import sentences
 from orchestration.webserver import WebserverSilent
 
 EXIT_FAILED = 1
@@ -38,7 +39,6 @@ _USER_ERRORS = (
     LedgerRefused,
     WebserverSilent,
     KafkaException,
-    SettingsError,
     SettingsTrouble,
     SQLAlchemyError,
     ImportError,
@@ -101,11 +101,9 @@ def main() -> None:
     """Run the command line; the edge at which errors become one line and an exit code."""
     try:
         tidemark(prog_name="tidemark")
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(map(str, problem["loc"])).upper()
-            text = problem["msg"].removeprefix("Value error, ")
-            print(f"tidemark: TIDEMARK_{name}: {text}", file=sys.stderr)
+    except (ValidationError, SettingsError) as error:
+        for sentence in sentences(error):
+            print(f"tidemark: {sentence}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except _USER_ERRORS as error:
         if isinstance(error, ImportError) and (error.name or "").split(".")[0] in _OWN_PACKAGES:
@@ -121,15 +119,26 @@ def main() -> None:
 
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, KafkaException):
-        return f"Kafka: {error.args[0].str()}"
-    if isinstance(error, SettingsError):
-        name = re.search(r'field "(\w+)"', str(error))
-        variable = f"TIDEMARK_{name[1].upper()}" if name else "a TIDEMARK_ variable"
-        return f'{variable} is not JSON: write it as {{"name": "value"}}'
+        return f"Kafka: {error.args[0].str()}; see TIDEMARK_KAFKA_BOOTSTRAP_SERVERS and …_OPTIONS"
     if isinstance(error, SQLAlchemyError):
-        return f"the ledger cannot be used ({in_one_line(error)}); see TIDEMARK_LEDGER_URL"
+        reason = in_one_line(error)
+        help_ = what_to_do(reason, "TIDEMARK_LEDGER_URL")
+        return f"the ledger cannot be used ({reason}); {help_}"
     if isinstance(error, ImportError):
         return f"{error}: install it, or name a driver that is there in TIDEMARK_LEDGER_URL"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}; see TIDEMARK_HOME"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        help_ = _OF_FILES.get(error.errno or 0, "see TIDEMARK_HOME" if where else "")
+        return f"{where}{error.strerror}{help_ and f'; {help_}'}"
     return str(error)
+
+
+_OF_FILES = {
+    errno.ENOSPC: "make room on the disk of TIDEMARK_HOME",
+    errno.EDQUOT: "make room on the disk of TIDEMARK_HOME",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "let this user write there, or name another folder in TIDEMARK_HOME",
+    ),
+}
+"""What helps against an error of the operating system."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
-from orchestration.settings import Settings
+from orchestration.settings import SETTINGS_FILE, Settings
 from orchestration.settings_in_force import SettingsTrouble, settings_in_force
+from orchestration.settings_trouble import misspelt, variable_of
 
 
 @click.command()
@@ -18,9 +20,10 @@ def settings(as_json: bool) -> None:
     if in_force.trouble:
         raise SettingsTrouble(in_force.trouble)
     now = in_force.settings
+    tell_misspelt(now.home)
     rows = [
         {
-            "variable": f"TIDEMARK_{name.upper()}",
+            "variable": variable_of(name),
             "value": now.shown(name),
             "default": str(field.get_default(call_default_factory=True)),
             "meaning": field.description,
@@ -33,3 +36,9 @@ def settings(as_json: bool) -> None:
     for row in rows:
         changed = "" if row["value"] == row["default"] else f"  (default {row['default'] or '–'})"
         print(f"{row['variable']}={row['value']}{changed}\n    {row['meaning']}")
+
+
+def tell_misspelt(home: Path) -> None:
+    """Say on stderr which lines of settings.env set nothing, because no setting has that name."""
+    for sentence in misspelt(home / SETTINGS_FILE, list(Settings.model_fields)):
+        click.echo(f"tidemark: {sentence}", err=True)

@@ -21,6 +21,7 @@ from local_stack.processes import (
     wait_ready,
 )
 from local_stack.stack import START_LIMIT_S, addresses, start_stack
+from orchestration.cli.settings import tell_misspelt
 from orchestration.settings import Settings
 
 
@@ -29,6 +30,7 @@ from orchestration.settings import Settings
 def up(detach: bool) -> None:
     """Start the local stack: Kafka, ClickHouse, the capture API, Dagster."""
     settings = Settings()
+    tell_misspelt(settings.home)
     begun = time.monotonic()
 
     def announce(service: Service) -> None:

@@ -33,3 +33,25 @@ def in_one_line(error: Exception) -> str:
     """What the database or its driver says, without the lines that drivers and SQLAlchemy add."""
     reason = str(error.orig if isinstance(error, DBAPIError) else error)
     return next(iter(reason.strip().splitlines()), type(error).__name__)
+
+
+def what_to_do(reason: str, variable: str) -> str:
+    """What helps when a database gives that reason; `variable` is the setting that names it."""
+    advice = (text for signs, text in _ADVICE if any(sign in reason for sign in signs))
+    return next(advice, f"see {variable}").format(variable=variable)
+
+
+_ADVICE = (
+    (
+        ("is not a database", "is malformed"),
+        "the file is damaged: put a copy of it in its place, and see {variable}",
+    ),
+    (("disk is full", "No space left"), "make room on its disk"),
+    (
+        ("readonly database", "unable to open database file"),
+        "let this user write its folder, or see {variable}",
+    ),
+    (("database is locked",), "another process holds it: try again, or end that one"),
+    (("authentication failed",), "see user and password in {variable}"),
+)
+"""What SQLite and PostgreSQL say, and what helps."""

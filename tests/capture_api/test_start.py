@@ -28,7 +28,7 @@ def start_fails(home: Path, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("TIDEMARK_KAFKA_OPTIONS", "notjson", "kafka_options"),
+        ("TIDEMARK_KAFKA_OPTIONS", "notjson", "TIDEMARK_KAFKA_OPTIONS is not JSON"),
         ("TIDEMARK_KAFKA_OPTIONS", '{"no.such": "setting"}', "no.such"),
         ("TIDEMARK_CAPTURE_LINGER_MS", "6000", "linger.ms"),
         ("TIDEMARK_CAPTURE_LINGER_MS", "-1", "TIDEMARK_CAPTURE_LINGER_MS"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from local_stack.processes import Record, Service, died, recorded, running, start, stop_all
+from orchestration.cli import _in_one_line
 from tests.conftest import unused_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -106,7 +109,11 @@ def test_a_batch_without_kafka_fails_in_one_line(tidemark: Run) -> None:
     ("variable", "value", "told"),
     [
         ("kafka_options", "notjson", "TIDEMARK_KAFKA_OPTIONS is not JSON"),
+        ("kafka_options", '{"linger.ms": 5}', "TIDEMARK_KAFKA_OPTIONS, linger.ms: "),
         ("capture_port", "99999", "TIDEMARK_CAPTURE_PORT"),
+        ("clickhouse_url", "ch:8123", "TIDEMARK_CLICKHOUSE_URL: "),
+        ("clickhouse_database", "my-events", "TIDEMARK_CLICKHOUSE_DATABASE: "),
+        ("topic", "my events", "TIDEMARK_TOPIC: "),
         ("ledger_url", "nonsense", "TIDEMARK_LEDGER_URL"),
         ("ledger_url", "nosuchbase://host/name", "TIDEMARK_LEDGER_URL"),
         ("ledger_url", "mssql+pymssql://host/name", "TIDEMARK_LEDGER_URL"),
@@ -121,6 +128,83 @@ def test_what_cannot_be_used_is_one_line(
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1, failed.stderr
     assert told in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "arguments", "told"),
+    [
+        ("settings.env", b"# ours\n\nTIDEMARK_CADENCE 2h\n", ("settings",), ", line 3: not a s"),
+        ("settings.env", b"TIDEMARK_CADENCE\n", ("settings",), ", line 1: not a setting; write"),
+        ("settings.env", b"TIDEMARK_TOPIC='a\nTIDEMARK_CADENCE=2h", ("settings",), ", line 1: not"),
+        (
+            "settings.env",
+            b"TIDEMARK_TOPIC=\xff",
+            ("settings",),
+            "is no text in UTF-8, from byte 15",
+        ),
+        (
+            "ledger.db",
+            b"no database at all" * 99,
+            ("projects", "list"),
+            "a copy of it in its place",
+        ),
+        ("run/kafka.json", b"", ("status",), "delete the file"),
+        ("run/kafka.json", b'{"name": "kafka"}', ("down",), "delete the file"),
+        ("dagster/dagster.yaml", b"\nstorage: [\n", ("up",), "/dagster.yaml, line 3: "),
+        ("dagster/dagster.yaml", b"- storage\n", ("up",), "delete it to have it renewed"),
+        ("dagster/dagster.yaml", b"nux: \xff\n", ("up",), "delete it to have it renewed"),
+        ("dagster", b"", ("up",), "see TIDEMARK_HOME"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_says_what_to_do(
+    tidemark: Run, tmp_path: Path, file: str, content: bytes, arguments: tuple[str], told: str
+) -> None:
+    """No traceback, and nothing is started or written over."""
+    damaged = tmp_path / "home" / file
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(content)
+    away = {"kafka_bootstrap_servers": "127.0.0.1:9"}
+    failed = tidemark(*arguments, **away)
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1, failed.stderr
+    assert told in failed.stderr
+    assert file in failed.stderr or "ledger" in failed.stderr
+    assert damaged.read_bytes() == content
+
+
+def test_a_setting_that_is_misspelt_is_told(tidemark: Run, tmp_path: Path) -> None:
+    """It would be passed over without a word; the list is printed all the same."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "settings.env").write_text(
+        "OTHERS=1\ntidemark_cadance=2h\nTIDEMARK_QQQ=1\nTIDEMARK_CADENCE=2h\n"
+    )
+    listed = tidemark("settings")
+    assert listed.returncode == 0
+    assert "TIDEMARK_CADENCE=2h" in listed.stdout
+    first, second = listed.stderr.splitlines()
+    assert first.endswith("line 2: TIDEMARK_CADANCE is no setting: is TIDEMARK_CADENCE meant?")
+    assert second.endswith("TIDEMARK_QQQ is no setting: `tidemark settings` lists what there is")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "device; make room on the disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "/h/run"), "/h/run: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/h/run"), "in TIDEMARK_HOME"),
+        (OperationalError("", {}, Exception("database or disk is full")), "make room on its disk"),
+        (
+            OperationalError("", {}, Exception("attempt to write a readonly database")),
+            "let this user write its folder",
+        ),
+        (OperationalError("", {}, Exception("odd\nlines")), "(odd); see TIDEMARK_LEDGER_URL"),
+    ],
+)
+def test_a_full_disk_and_a_folder_of_others_are_told_with_what_to_do(
+    error: Exception, told: str
+) -> None:
+    """In the words of the system, and then ours."""
+    assert told in _in_one_line(error)
 
 
 @pytest.mark.parametrize(
