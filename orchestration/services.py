@@ -8,18 +8,25 @@ The code server is a process of its own, because a daemon that loads the code it
 every minute. `dagster code-server` reads the settings again when somebody presses Reload in the UI.
 Runs are forked below the daemon (run_launcher.py); those that cannot be are children of the code
 server. Whoever is their parent sees at once when one is killed.
+
+The code server listens on a socket file of the home: gRPC would share a port without a word with
+the code server of another stack that was started at the same moment.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
-from local_stack.ports import HOST, Port, free_port
+from local_stack.errors import StackError
+from local_stack.ports import HOST, Port
 from local_stack.processes import Service
 from orchestration.instance import (
     dagster_home,
@@ -35,6 +42,7 @@ LOCATION = "tidemark"
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _CODE_LIMIT_S = 120.0
 _PAUSE_S = 0.05
+_PROBE_LIMIT_S = 1.0
 
 _LOADED = """
 { workspaceOrError { __typename ... on Workspace { locationEntries {
@@ -57,20 +65,20 @@ def dagster_services(
     prepare_instance(settings)
     with open_instance(settings):
         pass  # its tables are there: webserver and daemon would make them at the same time
-    code_port = free_port(settings.dagster_port + 1)
-    workspace = _write_workspace(home, code_port)
+    code = code_socket(settings.home)
+    workspace = _write_workspace(home, code)
     env = instance_environment(settings)
-    after_code = [sys.executable, "-m", "orchestration.services", str(code_port)]
+    after_code = [sys.executable, "-m", "orchestration.services", str(code)]
     return [
         Service(
             name="dagster-code",
             argv=[
                 *(sys.executable, "-m", "dagster", "code-server", "start"),
                 *("-m", module, "-d", str(folder)),
-                *("-h", HOST, "-p", str(code_port), "--location-name", LOCATION),
+                *("-s", str(code), "--location-name", LOCATION),
                 *("--log-level", "warning"),
             ],
-            ready=lambda: _listens(code_port),
+            ready=lambda: _listens(code),
             env=env,
             cwd=_REPOSITORY,
         ),
@@ -100,21 +108,54 @@ def dagster_services(
     ]
 
 
-def _write_workspace(home: Path, code_port: int) -> Path:
+def code_socket(home: Path) -> Path:
+    """Where the code server of a home is to listen.
+
+    Below the home; where that is no place for a socket (its path is too long, or the folder is one
+    of another system's), in a folder of this user's own among the temporary ones.
+    """
+    own = Path(tempfile.gettempdir()) / f"tidemark-{os.getuid()}"
+    name = blake2b(os.fsencode(home), digest_size=12).hexdigest()
+    for path in (home / "run" / "code.sock", own / f"{name}.sock"):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.parent.stat().st_uid == os.getuid() and _takes_sockets(path.parent, path.name):
+            return path
+    raise StackError(
+        f"neither {home} nor {own} takes the code server's socket: set TIDEMARK_HOME to a folder "
+        "of a local disk with a shorter path"
+    )
+
+
+def _takes_sockets(folder: Path, name: str) -> bool:
+    """Whether a socket of a name as long as this one can be made there."""
+    probe = folder / f"{name[:-1]}~"
+    probe.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as made:
+        try:
+            made.bind(str(probe))
+        except OSError:
+            return False
+    probe.unlink()
+    return True
+
+
+def _write_workspace(home: Path, code: Path) -> Path:
     path = home / "workspace.yaml"
     path.write_text(
         "# Written by tidemark at every start.\n"
         "load_from:\n"
-        f"  - grpc_server: {{host: {HOST}, port: {code_port}, location_name: {LOCATION}}}\n"
+        f"  - grpc_server: {{socket: {json.dumps(str(code))}, location_name: {LOCATION}}}\n"
     )
     return path
 
 
-def _listens(port: int) -> str | None:
-    try:
-        socket.create_connection((HOST, port), timeout=1).close()
-    except OSError as error:
-        return f"port {port}: {error}"
+def _listens(code: Path) -> str | None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_LIMIT_S)
+        try:
+            probe.connect(str(code))
+        except OSError as error:
+            return f"{code}: {error}"
     return None
 
 
@@ -151,13 +192,13 @@ def _heartbeats(address: str) -> Callable[[], str | None]:
     return probe
 
 
-def _become(port: int, argv: list[str]) -> None:
+def _become(code: Path, argv: list[str]) -> None:
     """Wait until the code server listens, then become the command.
 
     Webserver and daemon that come first would look for the code again only after a minute.
     """
     end = time.monotonic() + _CODE_LIMIT_S
-    while (reason := _listens(port)) is not None:
+    while (reason := _listens(code)) is not None:
         if time.monotonic() > end:
             sys.exit(f"the code server does not listen: {reason}")
         time.sleep(_PAUSE_S)
@@ -165,4 +206,4 @@ def _become(port: int, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _become(int(sys.argv[1]), sys.argv[2:])
+    _become(Path(sys.argv[1]), sys.argv[2:])

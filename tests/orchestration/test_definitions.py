@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from assets.metadata import clickhouse_schema
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
+from local_stack.errors import StackError
 from orchestration.definitions import definitions
 from orchestration.instance import open_instance, write_instance
 from orchestration.partitions import FIRST_ARRIVAL_DATE, arrival_dates, partition_of
-from orchestration.services import dagster_services
+from orchestration.services import code_socket, dagster_services
 from orchestration.settings import Settings
 
 OTHERS = {"checks_schedule", "housekeeping_schedule"}
@@ -241,15 +244,44 @@ def test_the_instance_file_is_sound_and_never_written_over(tmp_path: Path) -> No
 
 
 def test_services_share_one_code_server(settings: Callable[..., Settings]) -> None:
-    """Webserver and daemon read the workspace that names the code server's port."""
-    stack = settings(dagster_port=34100)
+    """Webserver and daemon read the workspace that names the code server's socket."""
+    stack = settings()
     services = {service.name: service for service in dagster_services(stack)}
     assert list(services) == ["dagster-code", "dagster-webserver", "dagster-daemon"]
     workspace = stack.home / "dagster" / "workspace.yaml"
-    port = re.search(r"port: (\d+)", workspace.read_text())
-    assert port is not None
-    assert port[1] in services["dagster-code"].argv
+    [server] = yaml.safe_load(workspace.read_text())["load_from"]
+    assert server["grpc_server"]["socket"] in services["dagster-code"].argv
     for name in ("dagster-webserver", "dagster-daemon"):
         assert str(workspace) in services[name].argv
     homes = {service.env["DAGSTER_HOME"] for service in services.values()}
     assert homes == {str(stack.home / "dagster")}
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files of its own, with a path as short as that usually is."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_every_home_has_a_socket_of_its_own_that_can_be_listened_on(temporary: Path) -> None:
+    """Also one whose path is too long for a socket, of which only this user sees the folder."""
+    short, *long = (temporary / name for name in ("a", "b" * 100, "c" * 100))
+    assert code_socket(short) == short / "run" / "code.sock"
+    paths = [code_socket(home) for home in (short, *long)]
+    assert len(set(paths)) == 3
+    for path in paths:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    assert {path.parent.stat().st_mode & 0o777 for path in paths[1:]} == {0o700}
+    assert code_socket(short) == paths[0]  # one that was left behind is no hindrance
+
+
+def test_a_machine_without_room_for_a_socket_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to do stands in the error."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("t" * 100)))
+    with pytest.raises(StackError, match="a shorter path"):
+        code_socket(tmp_path / ("a" * 100))
