@@ -3,12 +3,15 @@
 Dagster opens a connection for nearly every statement, a hundred and more a run, each of which is a
 process of the server. Here runs, events and ticks share a few in each process. One that the server
 has closed meanwhile is noticed before it is used, and one whose server is gone without a word
-within a minute while it is used.
+within a minute while it is used. Of processes that are started together on an empty database one
+makes the tables, and the others wait for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -19,13 +22,17 @@ from dagster_postgres import (
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from dagster_postgres.utils import set_pg_statement_timeout
-from sqlalchemy import Engine, create_engine, event, make_url
+from dagster_postgres.utils import create_pg_connection, set_pg_statement_timeout
+from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from orchestration.dagster_storage.connections import KeepsConnections
 
 _KEPT_CONNECTIONS = 2  # by a process, beyond which they are closed after use
 _KEPT_SECONDS = 300  # after which a connection is made anew
+_MAKING_TABLES = 0x7469646D61726B
+"""What is locked meanwhile: a number that nobody else locks in Dagster's database."""
+_PATIENCE_S = 60
 _SIGNS_OF_LIFE = {
     "keepalives_idle": 30,  # seconds
     "keepalives_interval": 10,  # seconds
@@ -33,6 +40,8 @@ _SIGNS_OF_LIFE = {
     "tcp_user_timeout": 30_000,  # milliseconds
 }
 """Of libpq, which by the system's own would wait for hours; what the URL says goes before them."""
+
+_log = logging.getLogger(__name__)
 
 
 class _SharedEngine(KeepsConnections):
@@ -90,9 +99,6 @@ class PostgresqlStorage(DagsterPostgresStorage):
         self.postgres_url = postgres_url
         self.should_autocreate_tables = True
         self._inst_data = inst_data
-        self._run_storage = PostgresqlRuns(postgres_url)
-        self._event_log_storage = PostgresqlEvents(postgres_url)
-        self._schedule_storage = PostgresqlSchedules(postgres_url)
         said = make_url(postgres_url).query
         engine = create_engine(
             postgres_url,
@@ -105,7 +111,29 @@ class PostgresqlStorage(DagsterPostgresStorage):
             # What stands there goes before the URL.
             connect_args={name: n for name, n in _SIGNS_OF_LIFE.items() if name not in said},
         )
+        with _one_at_a_time(engine):
+            self._run_storage = PostgresqlRuns(postgres_url)
+            self._event_log_storage = PostgresqlEvents(postgres_url)
+            self._schedule_storage = PostgresqlSchedules(postgres_url)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage.share(engine)
         # Dagster's own would open its three first.
         super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _one_at_a_time(engine: Engine) -> Iterator[None]:
+    """Hold off other processes, which would make the same tables.
+
+    Until the transaction ends, also by this process's death. A holder that is gone without a word
+    is not waited for longer than a minute: two that make tables try again, as Dagster has it.
+    """
+    with create_pg_connection(engine) as connection:
+        held = connection.execution_options(isolation_level="READ COMMITTED")
+        with held.begin():
+            held.execute(text(f"SET LOCAL lock_timeout = '{_PATIENCE_S}s'"))
+            try:
+                held.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAKING_TABLES})
+            except OperationalError as error:
+                _log.warning("Dagster's tables are looked at without a lock: %s", error.orig)
+            yield

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -18,7 +19,11 @@ from sqlalchemy import create_engine, inspect, text
 
 from local_stack.errors import StackError
 from orchestration.dagster_storage.connections import close_connections
-from orchestration.dagster_storage.postgresql import PostgresqlRuns
+from orchestration.dagster_storage.postgresql import (
+    _MAKING_TABLES,
+    PostgresqlRuns,
+    PostgresqlStorage,
+)
 from orchestration.dagster_storage.sqlite import SqliteEvents
 from orchestration.instance import dagster_home, open_instance, require_storage, write_instance
 from orchestration.ledger.connection import open_ledger
@@ -314,6 +319,28 @@ def test_a_connection_that_the_server_closed_is_made_anew(
         run_once(instance)
         assert len(instance.get_runs()) == 2
     assert connection.closed
+    engine.dispose()
+
+
+def test_of_processes_that_start_together_one_makes_the_tables(
+    postgresql: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """None looks before it may, and none makes what another is making."""
+    url = postgresql()
+    engine = create_engine(url)
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with engine.connect() as connection, ThreadPoolExecutor(3) as pool:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAKING_TABLES})
+        opened = [pool.submit(PostgresqlStorage, url) for _ in range(3)]
+        until(lambda: connection.scalar(text(waiting)) == 3, "all of them wait")
+        assert inspect(connection).get_table_names() == []
+        connection.rollback()
+        storages = [each.result() for each in opened]
+    assert [record.message for record in caplog.records] == []
+    for storage in storages:
+        assert storage.run_storage.get_runs() == []
+        assert storage.schedule_storage.all_instigator_state() == []
+        storage.run_storage.dispose()
     engine.dispose()
 
 
