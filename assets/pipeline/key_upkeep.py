@@ -58,7 +58,7 @@ def open_index(
     batch: Batch,
     window_days: int,
     say: Callable[[str], None],
-    loaded: LoadedKeys | None = None,
+    loaded: LoadedKeys,
     *,
     only_looks: bool = False,
 ) -> SeenKeys:
@@ -103,7 +103,9 @@ def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:
         forget_key_files(ledger, retired)
 
 
-def without_batch(ledger: Engine, lake: Lake, batch: Batch, say: Callable[[str], None]) -> KeySwap:
+def without_batch(
+    ledger: Engine, lake: Lake, batch: Batch, say: Callable[[str], None], loaded: LoadedKeys
+) -> KeySwap:
     """Write the files of the index that have keys of a batch again, without them.
 
     For a batch that is staged anew, or whose events are lost: what it held before and holds no
@@ -117,7 +119,7 @@ def without_batch(ledger: Engine, lake: Lake, batch: Batch, say: Callable[[str],
         before = [file for file in live_key_files(ledger, day, day) if _has_keys(lake, file, batch)]
     except KeyFileUnreadable as error:
         say(f"{error}: the duplicate index of {day} is made anew")
-        make_anew(ledger, lake, day, say)
+        make_anew(ledger, lake, day, say, loaded)
         before = [file for file in live_key_files(ledger, day, day) if _has_keys(lake, file, batch)]
     if not before:
         return KeySwap()
@@ -173,7 +175,7 @@ def make_anew(
     lake: Lake,
     day: date,
     say: Callable[[str], None],
-    loaded: LoadedKeys | None = None,
+    loaded: LoadedKeys,
 ) -> None:
     """Write the keys of every staged batch of a date again, in place of the date's files.
 
@@ -213,9 +215,7 @@ def make_anew(
     replace_key_files(ledger, before, written)
 
 
-def _keys_of(
-    ledger: Engine, lake: Lake, batch: Batch, loaded: LoadedKeys | None
-) -> pa.Table | None:
+def _keys_of(ledger: Engine, lake: Lake, batch: Batch, loaded: LoadedKeys) -> pa.Table | None:
     """The keys of a batch; None when it has no events any more that could be sent again.
 
     Its file may be let go of, or give its place to another, before it is read: then what the ledger
@@ -238,8 +238,8 @@ def _keys_of(
             batch = now
 
 
-def _read_keys(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys | None) -> pa.Table:
-    if file.let_go_at is not None and loaded is not None:
+def _read_keys(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys) -> pa.Table:
+    if file.let_go_at is not None:
         table = loaded(batch)
         if len(table) != file.rows:
             raise StagedFileDamaged(

@@ -31,7 +31,6 @@ from assets.pipeline.duplicates import Found
 from assets.pipeline.errors import BatchError, Gap, StagedFileDamaged, TopicReplaced
 from assets.pipeline.garbage import searched_rarely
 from assets.pipeline.key_files import Ints, Keys, Longs, Words
-from assets.pipeline.key_upkeep import open_index
 from assets.pipeline.lake import Lake
 from assets.pipeline.read import check_readable, lost_below, read_ranges
 from assets.pipeline.stage import stage
@@ -173,10 +172,7 @@ class _FirstsStay:
     def __init__(self, worker: Worker, batch: Batch) -> None:
         self._own = batch.batch_id
         stand_in = f"{batch.batch_id} replayed"
-        days = worker.settings.duplicate_window_days
-        self._seen = open_index(
-            worker.ledger, worker.lake, replace(batch, batch_id=stand_in), days, worker.say
-        )
+        self._seen = worker.index_for(replace(batch, batch_id=stand_in))
         self._stand_in = stand_in
 
     def mark(self, h1: Words, h2: Words, partition: Ints, offset: Longs) -> Found:

@@ -229,7 +229,7 @@ def _stage_and_register(
     failpoint("after-stage")
     index = KeySwap()
     if number > 1:  # else the index has nothing of it, and need not be opened once more
-        index = without_batch(ledger, worker.lake, batch, worker.say)
+        index = without_batch(ledger, worker.lake, batch, worker.say, worker.loaded_keys)
 
     def also(connection: Connection) -> None:
         if batch.is_redrive:

@@ -100,7 +100,7 @@ def accept_gap(worker: Worker, gap_id: int, why: str) -> ledger_gaps.Gap:
             _check_lost(worker, batch, kind)
             index, resends = KeySwap(), Counter[str]()
             if kind is Kind.EVENTS:
-                index = without_batch(ledger, worker.lake, batch, worker.say)
+                index = without_batch(ledger, worker.lake, batch, worker.say, worker.loaded_keys)
                 resends = resends_of(worker, batch)
             note = _with_resends(worker, gap, resends)
             ledger_gaps.accept_lost_file(ledger, lease, gap, index, why, note)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
@@ -118,16 +119,19 @@ class Worker:
 
         Who only looks writes nothing, and may find fewer.
         """
-        database = self.settings.clickhouse_database
         return open_index(
             self.ledger,
             self.lake,
             batch,
             self.settings.duplicate_window_days,
             self.say,
-            loaded=lambda one: loaded_keys(self.clickhouse, database, one),
+            self.loaded_keys,
             only_looks=only_looks,
         )
+
+    def loaded_keys(self, batch: Batch) -> pa.Table:
+        """The keys of a batch that ClickHouse has, of which the lake has let go."""
+        return loaded_keys(self.clickhouse, self.settings.clickhouse_database, batch)
 
     @cached_property
     def clickhouse(self) -> Client:

@@ -24,6 +24,7 @@ from assets.pipeline.imports import import_file
 from assets.pipeline.rebuild import cancel, preview, rebuild, rebuild_lease
 from assets.pipeline.redrive import Wanted, redrive
 from assets.pipeline.redrive import preview as look_at_redrive
+from assets.pipeline.remaking import Asked
 from assets.pipeline.repair import repair
 from assets.pipeline.resends import resends_of
 from assets.pipeline.staging import stage_batches
@@ -466,6 +467,25 @@ def test_an_index_that_was_let_go_is_made_anew_for_a_redrive(
     assert key_files_let_go(stack.ledger, OLD, OLD) == []
     assert sum(file.rows for file in live_key_files(stack.ledger, OLD, OLD)) == 6
     assert stack.rows("SELECT count() FROM {database}.events") == [(6,)]
+
+
+def test_a_replay_makes_an_index_that_was_let_go_anew_from_the_rows(new_stack: NewStack) -> None:
+    """The date before has no staged file any more: its events are still known when they return."""
+    stack = new_stack().make_topic(1, **CREATE_TIME)
+    for days_ago, numbers in ((KEEP + 1, range(5)), (KEEP, range(10, 13))):
+        stack.send(*(sent(number, days_ago) for number in numbers))
+        stack.run()
+    age(stack)
+    assert let_go_of_index(stack.worker(), KEEP).count == 1
+    assert let_go_of_staged(stack.worker(), KEEP).count == 1
+    first = TODAY - timedelta(days=KEEP + 1)
+    rebuild(stack.worker(), first + timedelta(days=1), Way.REPLAY, Asked(all_files=True))
+    assert key_files_let_go(stack.ledger, first, first) == []
+    assert sum(file.rows for file in live_key_files(stack.ledger, first, first)) == 5
+    stack.send(sent(4, KEEP), sent(50, KEEP))
+    *_, batch = stage_batches(stack.worker())
+    assert batch.staged is not None
+    assert (batch.staged.balance.ok, batch.staged.balance.duplicate) == (1, 1)
 
 
 def test_the_index_stays_while_a_batch_near_it_is_open(new_stack: NewStack) -> None:

@@ -15,7 +15,6 @@ from assets.pipeline.batch import Balance, KeyFile, Kind
 from assets.pipeline.errors import Gap, StagedFileDamaged
 from assets.pipeline.lake import Lake
 from assets.pipeline.loading import load_batches
-from assets.pipeline.prove import loaded_keys
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import accept_gap
 from orchestration.ledger.gaps import all_gaps
@@ -169,11 +168,41 @@ def test_a_file_that_goes_while_the_index_is_made_anew_costs_no_key(
         Lake(stack.settings.lake),
         batch.arrival_date,
         pytest.fail,
-        lambda one: loaded_keys(stack.client, stack.database, one),
+        stack.worker().loaded_keys,
     )
     [made] = files_of(stack)
     assert "-anew-" in made.path
     assert made.rows == 10
+
+
+def test_an_index_that_is_damaged_when_a_batch_is_taken_out_keeps_what_was_let_go(
+    new_stack: Callable[..., Stack],
+) -> None:
+    """Keys of a batch whose staged file housekeeping deleted are read from ClickHouse."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    [old] = stack.run()
+    assert old.staged is not None
+    stack.send_numbers(range(20, 25))
+    *_, staged = stage_batches(stack.worker())
+    with stack.ledger.begin() as connection:
+        connection.execute(
+            update(staged_files).where(staged_files.c.batch_id == old.batch_id).values(let_go_at=1)
+        )
+    stack.lake_file(old.staged.files[0].path).unlink()
+    [of_old] = [file for file in files_of(stack) if old.batch_id in file.path]
+    stack.lake_file(of_old.path).unlink()
+
+    lake, worker = Lake(stack.settings.lake), stack.worker()
+    told: list[str] = []
+    swap = key_upkeep.without_batch(stack.ledger, lake, staged, told.append, worker.loaded_keys)
+    assert [line for line in told if "may not be found" in line] == []
+    key_upkeep.replace_key_files(stack.ledger, swap.before, swap.after)
+    assert sum(file.rows for file in files_of(stack)) == 10
+    stack.send_numbers(range(30))
+    *_, resent = stage_batches(stack.worker())
+    assert resent.staged is not None
+    assert resent.staged.balance == Balance(ok=20, duplicate=10)
 
 
 def left_in_the_lake(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -215,9 +244,10 @@ def test_a_key_file_that_is_never_swapped_in_is_not_left(
         if what == "merged":
             key_upkeep.keep_index(stack.ledger, lake, [day])
         elif what == "anew":
-            key_upkeep.make_anew(stack.ledger, lake, day, print)
+            key_upkeep.make_anew(stack.ledger, lake, day, print, stack.worker().loaded_keys)
         else:
-            swap = key_upkeep.without_batch(stack.ledger, lake, first, print)
+            loaded = stack.worker().loaded_keys
+            swap = key_upkeep.without_batch(stack.ledger, lake, first, print, loaded)
             key_upkeep.replace_key_files(stack.ledger, swap.before, swap.after)
 
     with monkeypatch.context() as patched:
