@@ -10,6 +10,10 @@ from capture_api.refusal import bad_request
 _object_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
+NOTHING = (b"", b"null", b"[]")
+"""JSON of an object that is not there; the last is what PHP makes of an empty array."""
+
+
 def splice_person_properties(properties: bytes, set_: Raw, set_once: Raw) -> bytes:
     """The properties with `$set` and `$set_once` in them.
 
@@ -18,7 +22,7 @@ def splice_person_properties(properties: bytes, set_: Raw, set_once: Raw) -> byt
     """
     for key, raw in (("$set", set_), ("$set_once", set_once)):
         value = bytes(raw)
-        if value in (b"", b"null"):  # absent
+        if value in NOTHING:
             continue
         if not value.startswith(b"{"):
             raise bad_request(f"`{key}` is not an object", "bad_properties")

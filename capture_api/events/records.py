@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from capture_api.events.person_properties import splice_person_properties
+from capture_api.events.person_properties import NOTHING, splice_person_properties
 from capture_api.events.record import (
     CLIENT_TIMESTAMP_LENGTH,
     DISTINCT_ID_LENGTH,
@@ -255,7 +255,7 @@ def _object(event: Event) -> bytes:
     properties = bytes(event.properties)
     if properties.startswith(b"{"):
         return properties
-    if properties != b"null":
+    if properties not in NOTHING:
         raise bad_request("`properties` is not an object", "bad_properties")
     return b"{}"
 
