@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.metadata import appended_between, utc
+from assets.metadata import appended_between
 from assets.pipeline.batch import Batch
 from assets.pipeline.commit import group_id
 from assets.pipeline.errors import KafkaAway
@@ -20,6 +20,7 @@ from assets.pipeline.worker import Worker
 from orchestration.addresses import public_address
 from orchestration.settings import Settings
 from orchestration.standing import Completeness, Standing, TopicStanding, complete_of, stand
+from orchestration.times import utc
 
 GROUP = "ingest"
 

@@ -7,7 +7,7 @@ Numbers stand under names of their own, because the UI plots them; what a person
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -25,6 +25,7 @@ from orchestration.addresses import public_address
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.batches import staged_rows_of_date
 from orchestration.settings import Settings
+from orchestration.times import utc
 
 Metadata = dict[str, dg.MetadataValue[Any]]
 
@@ -181,11 +182,6 @@ def table_of(rows: Sequence[Sequence[Any]], *columns: tuple[str, str]) -> dg.Met
         ],
         schema=dg.TableSchema([dg.TableColumn(name, type_) for name, type_ in columns]),
     )
-
-
-def utc(microseconds: int) -> datetime:
-    """A time of the ledger."""
-    return datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
 def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:

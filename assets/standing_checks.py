@@ -14,11 +14,11 @@ import dagster as dg
 from assets.metadata import table_of
 from assets.pipeline.errors import KafkaAway
 from assets.pipeline.worker import Worker
-from orchestration.cli.text import span_text, utc_text
 from orchestration.completeness import what_stands_still
 from orchestration.freshness import Oldest, oldest_of
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.standing import Standing, complete_of, stand
+from orchestration.times import span_text, utc_text
 
 COMPLETENESS = dg.AssetCheckSpec(
     "completeness",

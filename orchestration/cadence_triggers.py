@@ -40,6 +40,7 @@ from orchestration.lost_runs import fail_lost_runs
 from orchestration.partitions import partition_of
 from orchestration.resources import TOPICS_TAG
 from orchestration.settings import Settings
+from orchestration.times import utc
 
 UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
@@ -100,7 +101,7 @@ class Lookout:
         reasons = [str(full)] if full else []
         reasons += map(str, loading_paused(self._settings, self._ledger))
         if at is not None:
-            reasons.append(f"next try at {datetime.fromtimestamp(at / 1e6, UTC):%H:%M:%S} UTC")
+            reasons.append(f"next try at {utc(at):%H:%M:%S} UTC")
         return "; ".join(reasons)
 
 

@@ -8,10 +8,10 @@ alarm `oldest/…` go by the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from orchestration.settings import Settings
 from orchestration.standing import TopicStanding
+from orchestration.times import utc
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def oldest_of(
     at = known[partition]
     may_wait = None
     if settings.alarm_oldest_seconds:
-        appended = datetime.fromtimestamp(at / 1e6, UTC)
+        appended = utc(at)
         tick = settings.cadence_of(topic.topic).next_tick(appended)
         may_wait = int(((tick - appended).total_seconds() + settings.alarm_oldest_seconds) * 1e6)
     return Oldest(topic.topic, partition, at, max(0, topic.seen_at - at), may_wait)

@@ -17,7 +17,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,6 +46,7 @@ from orchestration.ledger.batches import unfinished_batches
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.leases import Lease
 from orchestration.settings import Settings
+from orchestration.times import utc_text
 
 _TABLE_FIRST_S = 2.0
 _BATCH_FIRST_S = 30.0
@@ -288,8 +288,8 @@ def failing_batches(settings: Settings, ledger: Engine) -> list[FailingBatch]:
         stage, _ = STAGE_OF[batch.state]
         if backoff := known.get(batch_name(batch.batch_id, stage)):
             text = (
-                f"fails at {stage} since {_clock(backoff.since)}, {backoff.failures:,} times so "
-                f"far: {backoff.error_text}. Next try at {_clock(backoff.next_try_at)}: mend the "
+                f"fails at {stage} since {utc_text(backoff.since)}, {backoff.failures:,} times so "
+                f"far: {backoff.error_text}. Next try at {utc_text(backoff.next_try_at)}: mend the "
                 "cause (docs/batch-failed.md), then `tidemark batch` tries at once"
             )
             found.append(FailingBatch(batch.batch_id, stage, text))
@@ -319,9 +319,9 @@ def _is_due(backoff: Backoff) -> bool:
 def _paused(waits: Backoff) -> LoadingPaused:
     _, _, table = waits.name.rpartition("/")
     error = LoadingPaused(
-        f"the table {table} takes nothing since {_clock(waits.since)}, {waits.failures:,} failures "
-        f"in a row: {waits.error_text}. What is staged waits; next try at "
-        f"{_clock(waits.next_try_at)}"
+        f"the table {table} takes nothing since {utc_text(waits.since)}, {waits.failures:,} "
+        f"failures in a row: {waits.error_text}. What is staged waits; next try at "
+        f"{utc_text(waits.next_try_at)}"
     )
     error.code, error.next_try_at = waits.error_code, waits.next_try_at
     return error
@@ -343,7 +343,3 @@ def _doubling(first_s: float, longest_s: float) -> Callable[[int], int]:
         return int(seconds * random.uniform(0.5, 1.0) * 1_000_000)
 
     return delay_us
-
-
-def _clock(at: int) -> str:
-    return f"{datetime.fromtimestamp(at / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"

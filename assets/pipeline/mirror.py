@@ -7,7 +7,7 @@ with a repair. How the topics stood is noted beside it, once a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
@@ -17,6 +17,7 @@ from assets.pipeline.batch import Balance, Batch, Kind
 from assets.pipeline.clickhouse import named_errors
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.standing import Completeness, Standing, TopicStanding, complete_of
+from orchestration.times import utc
 
 _BATCH_COLUMNS = [
     "batch_id",
@@ -217,6 +218,4 @@ def _standing_row(topic: TopicStanding, all_complete: Completeness) -> list[Any]
 
 
 def _time(microseconds: int | None) -> datetime | None:
-    if microseconds is None:
-        return None
-    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)
+    return None if microseconds is None else utc(microseconds)

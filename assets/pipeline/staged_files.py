@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from assets.pipeline.batch import Batch, Kind, Staged, StagedFile
 from assets.pipeline.clock import StageClock
 from assets.pipeline.errors import StagedFileLetGo
 from assets.pipeline.lake import HashingWriter, Lake, lake_path
+from orchestration.times import utc
 
 # Columns with few values; dictionaries of the others cost more than they save.
 _DICTIONARY_COLUMNS = [
@@ -149,7 +150,7 @@ def told_let_go(file: StagedFile) -> str:
 
 def let_go_on(file: StagedFile) -> date:
     """The UTC day on which housekeeping let go of a file."""
-    return datetime.fromtimestamp((file.let_go_at or 0) / 1e6, UTC).date()
+    return utc(file.let_go_at or 0).date()
 
 
 def staged_places(lake: Lake, staged: Staged, kind: Kind) -> list[tuple[int, int]]:

@@ -15,12 +15,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from orchestration.addresses import without_secrets
 from orchestration.ledger.alarms import Alarm
+from orchestration.times import iso
 
 _TIMEOUT_S = 10.0
 _READ_OF_AN_ANSWER = 2_000  # bytes
@@ -51,8 +51,8 @@ def body(alarms: Sequence[Alarm]) -> dict[str, object]:
                 "state": _state(alarm),
                 "name": alarm.name,
                 "text": alarm.text,
-                "raised_at": _iso(alarm.raised_at),
-                "over_at": None if alarm.over_at is None else _iso(alarm.over_at),
+                "raised_at": iso(alarm.raised_at, "seconds"),
+                "over_at": iso(alarm.over_at, "seconds"),
             }
             for alarm in alarms
         ],
@@ -63,7 +63,7 @@ def line(alarm: Alarm) -> str:
     """An alarm in one line, for a log or a chat."""
     if alarm.over_at is None:
         return f"Tidemark: {alarm.text}"
-    return f"Tidemark: over since {_iso(alarm.over_at)}: {alarm.text}"
+    return f"Tidemark: over since {iso(alarm.over_at, 'seconds')}: {alarm.text}"
 
 
 def post(url: str, headers: Mapping[str, str], content: Mapping[str, object]) -> None:
@@ -98,7 +98,3 @@ def _secrets(url: str, headers: Mapping[str, str]) -> list[str]:
 
 def _state(alarm: Alarm) -> str:
     return "raised" if alarm.over_at is None else "over"
-
-
-def _iso(at: int) -> str:
-    return datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="seconds")

@@ -8,10 +8,11 @@ from dataclasses import replace
 import click
 
 from orchestration.alarms.webhook import WebhookFailed, body, post
-from orchestration.cli.text import iso, labelled, utc_text
+from orchestration.cli.text import labelled
 from orchestration.ledger.alarms import Alarm, last_alarms
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.settings import Settings
+from orchestration.times import iso, utc_text
 
 _SHOWN = 50
 

@@ -16,10 +16,10 @@ from assets.pipeline.rebuild import rebuild as make_anew
 from assets.pipeline.reenrich import changes_text
 from assets.pipeline.remaking import Asked
 from orchestration.cli.batch import worker_of
-from orchestration.cli.text import iso, utc_text
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.rebuilds import Rebuild, Way, all_rebuilds
 from orchestration.settings import Settings
+from orchestration.times import iso, utc_text
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

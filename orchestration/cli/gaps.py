@@ -10,9 +10,9 @@ import click
 from assets.pipeline.resends import told
 from assets.pipeline.waiting import accept_gap, refuse_gap, resends_of_lost
 from orchestration.cli.batch import worker_of
-from orchestration.cli.text import exact_iso, utc_text
 from orchestration.ledger.gaps import UNREAD, Gap, all_gaps
 from orchestration.settings import Settings
+from orchestration.times import exact_iso, utc_text
 
 _WHY = click.option("--why", required=True, help="The reason, in words. It is kept for ever.")
 

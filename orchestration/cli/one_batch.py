@@ -7,8 +7,8 @@ from typing import Any
 
 from assets.pipeline.batch import Batch
 from assets.pipeline.staged_files import let_go_on
-from orchestration.cli.text import exact_iso, utc_text
 from orchestration.ledger.attempts import Attempt
+from orchestration.times import exact_iso, utc_text
 
 
 def document(batch: Batch, attempts: Sequence[Attempt]) -> dict[str, Any]:

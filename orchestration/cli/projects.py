@@ -31,6 +31,7 @@ from orchestration.ledger.projects import (
 )
 from orchestration.ledger.usage import usage_of
 from orchestration.settings import Settings
+from orchestration.times import utc
 
 as_one_document = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -203,7 +204,7 @@ def _state(revoked_at: int | None) -> str:
 
 
 def _minute(at: int) -> str:
-    return f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d %H:%M}"
+    return f"{utc(at):%Y-%m-%d %H:%M}"
 
 
 def _described(limits: Limits) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from orchestration.cli.text import bytes_text, iso, labelled, span_text, utc_text
+from orchestration.cli.text import bytes_text, labelled
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings_in_force import settings_in_force
 from orchestration.standing import Completeness, TopicStanding, complete_of
 from orchestration.status import Status, look
+from orchestration.times import iso, span_text, utc_text
 
 _MISSING = "not in Kafka, there is nothing of it to read"
 _AUDITS_SHOWN = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from assets.pipeline.batch import Balance, Batch
@@ -11,6 +10,7 @@ from orchestration.explain.explanation import Explanation
 from orchestration.explain.record import Record
 from orchestration.explain.steps import steps
 from orchestration.ledger.attempts import Attempt
+from orchestration.times import iso
 
 
 def document(explanation: Explanation) -> dict[str, Any]:
@@ -44,13 +44,6 @@ def requests(explanation: Explanation) -> list[dict[str, Any]]:
         request["received_at"] = request["received_at"] or iso(record.received_at)
         request["records"] += 1
     return list(found.values())
-
-
-def iso(microseconds: int | None) -> str | None:
-    """A time of the ledger or of a record."""
-    if microseconds is None:
-        return None
-    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
 
 
 def sentence_of(reason: str) -> str:

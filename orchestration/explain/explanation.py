@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 from sqlalchemy import Engine
 
@@ -39,6 +39,7 @@ from orchestration.ledger.batches import (
 from orchestration.ledger.imports import import_named
 from orchestration.ledger.redrives import Outcome, tries_of
 from orchestration.settings import Settings
+from orchestration.times import utc
 
 MOST_FILES = 500
 MOST_SECONDS = 15.0
@@ -170,7 +171,7 @@ def _days(settings: Settings, wanted: Wanted, search: Search) -> tuple[date, dat
     if not times:
         times = [_middle_us(wanted, search)]
         reach = max(reach, timedelta(days=1))
-    first, last = (datetime.fromtimestamp(us / 1e6, UTC).date() for us in (min(times), max(times)))
+    first, last = (utc(us).date() for us in (min(times), max(times)))
     return first - reach, last + reach
 
 
@@ -193,7 +194,7 @@ def _judged(record: Record, batch: Batch, search: Search) -> Record:
     if record.verdict is not Verdict.STAGED or batch.state not in LOADED:
         return record
     if batch.rows_let_go_at is not None:
-        day = datetime.fromtimestamp(batch.rows_let_go_at / 1e6, UTC).date()
+        day = utc(batch.rows_let_go_at).date()
         note = f"it stands in the lake; its date of events was let go on {day}"
         return replace(record, verdict=Verdict.LET_GO, note=note)
     if "ClickHouse" in search.away:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 from assets.pipeline.batch import Batch
 from assets.pipeline.staged_files import let_go_on
@@ -14,6 +13,7 @@ from orchestration.explain.explanation import Explanation
 from orchestration.explain.record import SENTENCES, Record, Verdict
 from orchestration.explain.steps import steps
 from orchestration.ledger.attempts import Attempt
+from orchestration.times import utc
 
 WIDTH = 100
 
@@ -144,4 +144,4 @@ def _wrapped(line: str, indent: str, hang: str = "  ") -> Iterator[str]:
 
 
 def _time(microseconds: int) -> str:
-    return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC"
+    return f"{utc(microseconds):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC"

@@ -18,7 +18,8 @@ from assets.pipeline.tell_standing import tell_standing
 from assets.pipeline.waiting import retry_batch
 from assets.pipeline.worker import Worker
 from orchestration.cli import tidemark
-from orchestration.cli.text import bytes_text, labelled, span_text
+from orchestration.cli.text import bytes_text, labelled
+from orchestration.times import span_text
 from tests.records import delete_before, value_of
 from tests.stack import Stack
 
