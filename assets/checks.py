@@ -21,6 +21,7 @@ from datetime import date
 
 import dagster as dg
 
+from assets.answers import answer, listed
 from assets.duplicates_check import DUPLICATES, duplicates_result
 from assets.pipeline.audit import Finding, Trouble, balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind
@@ -48,6 +49,7 @@ MICRO_BATCH = "micro_batch"
 
 _NEWEST_OF_DATE = 50
 _NEWEST = 1_000
+_FINDINGS_TOLD = 3
 _FINDINGS_SHOWN = 20
 
 Audit = Callable[[Worker, Sequence[Batch]], list[Finding]]
@@ -183,12 +185,7 @@ def _checked(
         full = why_no_room(worker.settings, worker.ledger, worker.lake)
         told = [*map(str, paused), *([f"no more is planned: {full}"] if full else [])]
         for spec in asking:
-            yield dg.AssetCheckResult(
-                passed=False,
-                check_name=spec.name,
-                asset_key=spec.asset_key,
-                description=f"not proved: {'; '.join(told)}",
-            )
+            yield answer(spec, False, f"not proved: {'; '.join(told)}")
         return
     if SCHEMA in asking:  # first: of a table without the columns nothing can be proved
         yield schema_result(worker)
@@ -226,27 +223,17 @@ def _result(
     spec: dg.AssetCheckSpec, findings: Sequence[Finding], batches: Sequence[Batch], scope: str
 ) -> dg.AssetCheckResult:
     balance = balance_of(batches)
-    return dg.AssetCheckResult(
-        passed=not findings,
-        check_name=spec.name,
-        asset_key=spec.asset_key,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description="; ".join(map(str, findings[:3]))
-        or f"nothing wrong; batches: {len(batches):,}; {balance}",
-        metadata={
+    told = "; ".join(map(str, findings[:_FINDINGS_TOLD]))
+    return answer(
+        spec,
+        not findings,
+        told or f"nothing wrong; batches: {len(batches):,}; {balance}",
+        {
             "scope": scope,
             "batches": len(batches),
             "findings": len(findings),
             **vars(balance),
             "offsets": balance.offsets,
-            **(
-                {
-                    "found": dg.MetadataValue.md(
-                        "\n".join(f"- {f}" for f in findings[:_FINDINGS_SHOWN])
-                    )
-                }
-                if findings
-                else {}
-            ),
+            **({"found": listed(findings, _FINDINGS_SHOWN)} if findings else {}),
         },
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.answers import answer
 from assets.metadata import table_of
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import ClickHouseAway
@@ -50,7 +51,7 @@ def duplicates_result(worker: Worker) -> dg.AssetCheckResult:
     try:
         return _looked_at(worker)
     except ClickHouseAway as error:
-        return _answer(False, f"cannot be told now: {error}", {})
+        return answer(DUPLICATES, False, f"cannot be told now: {error}")
 
 
 def _looked_at(worker: Worker) -> dg.AssetCheckResult:
@@ -61,7 +62,7 @@ def _looked_at(worker: Worker) -> dg.AssetCheckResult:
     with named_errors("looking for duplicates"):
         [(last, rows)] = worker.clickhouse.query(_WINDOW, parameters=asked).result_rows
         if not rows:
-            return _answer(True, "the table is empty", {"rows": 0})
+            return answer(DUPLICATES, True, "the table is empty", {"rows": 0})
         parts = -(-int(rows) // ROWS_A_RUN)
         asked |= {"last": last, "parts": parts, "part": random.randrange(parts), "named": _NAMED}
         found = worker.clickhouse.query(_TWICE, parameters=asked).result_rows
@@ -69,7 +70,9 @@ def _looked_at(worker: Worker) -> dg.AssetCheckResult:
     scope = f"one in {parts} of the uuids" if parts > 1 else "all uuids"
     metadata: dict[str, Any] = {"scope": f"{scope} of {first} to {last}", "rows": int(rows)}
     if not found:
-        return _answer(True, f"{scope} of {first} to {last} looked at: each stands once", metadata)
+        return answer(
+            DUPLICATES, True, f"{scope} of {first} to {last} looked at: each stands once", metadata
+        )
     metadata["twice"] = table_of(
         [(project, str(uuid), *map(_place, places)) for project, uuid, places in found],
         ("project", "int"),
@@ -82,20 +85,9 @@ def _looked_at(worker: Worker) -> dg.AssetCheckResult:
         f"{more}{len(found)} uuids stand more than once, such as {found[0][1]}: "
         f"`tidemark explain {found[0][1]}` shows where its records came from"
     )
-    return _answer(False, told, metadata)
+    return answer(DUPLICATES, False, told, metadata)
 
 
 def _place(place: tuple[str, int, int]) -> str:
     topic, partition, offset = place
     return f"{topic}/{partition}:{offset}"
-
-
-def _answer(passed: bool, told: str, metadata: dict[str, Any]) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        passed=passed,
-        check_name=DUPLICATES.name,
-        asset_key=DUPLICATES.asset_key,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=told,
-        metadata=metadata,
-    )

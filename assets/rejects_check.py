@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.answers import answer
 from assets.metadata import table_of
 from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.worker import Worker
@@ -76,14 +77,7 @@ def rejects_result(worker: Worker, day: date | None) -> dg.AssetCheckResult:
     if of_run.records:
         metadata["records_of_run"] = of_run.records
         metadata["rejected_percent_of_run"] = round(of_run.percent, 3)
-    return dg.AssetCheckResult(
-        passed=not many,
-        check_name=REJECTS_SHARE.name,
-        asset_key=REJECTS_SHARE.asset_key,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=told,
-        metadata=metadata,
-    )
+    return answer(REJECTS_SHARE, not many, told, metadata, dg.AssetCheckSeverity.WARN)
 
 
 def _are_too_many(settings: Settings, rejects: Rejects) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.answers import answer, listed
 from assets.pipeline.errors import ClickHouseAway
 from assets.pipeline.schema import look_at_schemas
 from assets.pipeline.worker import Worker
@@ -37,31 +38,18 @@ def schema_result(worker: Worker) -> dg.AssetCheckResult:
     try:
         seen = look_at_schemas(worker.clickhouse, settings.clickhouse_database, worker.lake, newest)
     except ClickHouseAway as error:
-        return _answer(False, f"cannot be told now: {error}", {})
+        return answer(SCHEMA, False, f"cannot be told now: {error}")
     metadata: dict[str, Any] = {
         "tables": seen.tables,
         "files": seen.files,
         "drifts": len(seen.drifts),
     }
     if seen.drifts:
-        metadata["drifted"] = dg.MetadataValue.md(
-            "\n".join(f"- {drift}" for drift in seen.drifts[:_SHOWN])
-        )
+        metadata["drifted"] = listed(seen.drifts, _SHOWN)
     if seen.besides:
         metadata["besides"] = ", ".join(seen.besides[:_SHOWN])
     told = "; ".join(seen.drifts[:_TOLD]) or (
         f"{seen.tables} tables of {settings.clickhouse_database} and {seen.files} staged files "
         "are as this version makes them"
     )
-    return _answer(not seen.drifts, told, metadata)
-
-
-def _answer(passed: bool, told: str, metadata: dict[str, Any]) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        passed=passed,
-        check_name=SCHEMA.name,
-        asset_key=SCHEMA.asset_key,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=told,
-        metadata=metadata,
-    )
+    return answer(SCHEMA, not seen.drifts, told, metadata)

@@ -6,11 +6,12 @@ ClickHouse is not asked: what it holds of what is loaded is up to the checks tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
+from assets.answers import answer, listed
 from assets.metadata import table_of
 from assets.pipeline.errors import KafkaAway
 from assets.pipeline.worker import Worker
@@ -55,7 +56,7 @@ def standing_results(
         seen = stand(worker.topics.values(), worker.ledger, worker.settings.kafka_client)
     except KafkaAway as error:
         for spec in specs:
-            yield _answer(spec, False, f"cannot be told now: {error}", {})
+            yield answer(spec, False, f"cannot be told now: {error}")
         return
     for spec in specs:
         yield (_completeness if spec is COMPLETENESS else _freshness)(worker, seen)
@@ -98,8 +99,8 @@ def _completeness(worker: Worker, standing: Standing) -> dg.AssetCheckResult:
         metadata["complete_before"] = dg.MetadataValue.timestamp(complete.before / 1e6)
         metadata["complete_age_seconds"] = _seconds(standing.seen_at - complete.before)
     if still:
-        metadata["stands_still"] = _list(still)
-    return _answer(COMPLETENESS, not still, told, metadata)
+        metadata["stands_still"] = listed(still, _SHOWN)
+    return answer(COMPLETENESS, not still, told, metadata)
 
 
 def _freshness(worker: Worker, standing: Standing) -> dg.AssetCheckResult:
@@ -143,7 +144,7 @@ def _freshness(worker: Worker, standing: Standing) -> dg.AssetCheckResult:
             ("cadence", "string"),
         ),
     }
-    return _answer(FRESHNESS, not late and not unknown, told, metadata)
+    return answer(FRESHNESS, not late and not unknown, told, metadata)
 
 
 def _late(one: Oldest) -> str:
@@ -154,23 +155,6 @@ def _late(one: Oldest) -> str:
         "green and it grows, the worker is too slow: give it more cores, or see in Automation "
         "whether ticks are skipped"
     )
-
-
-def _answer(
-    spec: dg.AssetCheckSpec, passed: bool, told: str, metadata: dict[str, Any]
-) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        passed=passed,
-        check_name=spec.name,
-        asset_key=spec.asset_key,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=told,
-        metadata=metadata,
-    )
-
-
-def _list(lines: Sequence[str]) -> dg.MetadataValue[Any]:
-    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines[:_SHOWN]))
 
 
 def _when(at: int | None) -> str:
