@@ -10,15 +10,13 @@ from datetime import date
 import dagster as dg
 from pydantic import Field
 
+from assets.backfill import backfill_asset, rebuilt_metadata
 from assets.metadata import Metadata
 from assets.pipeline.rebuild import Preview, preview, rebuild
 from assets.pipeline.reenrich import changes_text
-from assets.rebuilt_events import GROUP, pool_of_rebuilds, rebuilt_metadata
 from assets.report import told_failures
 from orchestration.ledger.rebuilds import RebuildState, Way
-from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
-from orchestration.retries import retry_policy
 from orchestration.settings import Settings
 
 NAME = "reenriched_events"
@@ -35,14 +33,10 @@ class ReenrichConfig(dg.Config):
 def reenriched_events(settings: Settings) -> dg.AssetsDefinition:
     """The asset, for a deployment's topics."""
 
-    @dg.asset(
-        name=NAME,
-        deps=["staged_events", "events"],
-        partitions_def=arrival_dates,
-        group_name=GROUP,
-        kinds={"clickhouse", "parquet"},
-        pool=pool_of_rebuilds(settings),
-        retry_policy=retry_policy(settings),
+    @backfill_asset(
+        settings,
+        NAME,
+        {"clickhouse", "parquet"},
         output_required=False,
         description=(
             "A date's staged files made again with today's code, from the inputs they hold, and "

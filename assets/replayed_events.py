@@ -10,15 +10,13 @@ from datetime import date
 import dagster as dg
 from pydantic import Field
 
+from assets.backfill import backfill_asset, rebuilt_metadata
 from assets.metadata import Metadata
 from assets.pipeline.rebuild import preview, rebuild, replay_text
 from assets.pipeline.remaking import Asked
-from assets.rebuilt_events import GROUP, pool_of_rebuilds, rebuilt_metadata
 from assets.report import told_failures
 from orchestration.ledger.rebuilds import RebuildState, Way
-from orchestration.partitions import arrival_dates
 from orchestration.resources import Pipeline
-from orchestration.retries import retry_policy
 from orchestration.settings import Settings
 
 NAME = "replayed_events"
@@ -36,14 +34,10 @@ class ReplayConfig(dg.Config):
 def replayed_events(settings: Settings) -> dg.AssetsDefinition:
     """The asset, for a deployment's topics."""
 
-    @dg.asset(
-        name=NAME,
-        deps=["staged_events", "events"],
-        partitions_def=arrival_dates,
-        group_name=GROUP,
-        kinds={"kafka", "parquet"},
-        pool=pool_of_rebuilds(settings),
-        retry_policy=retry_policy(settings),
+    @backfill_asset(
+        settings,
+        NAME,
+        {"kafka", "parquet"},
         output_required=False,
         description=(
             "A date's records read again from Kafka, where the lake has lost their files, and the "

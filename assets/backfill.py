@@ -1,0 +1,60 @@
+"""What the assets have in common that make dates of `events` anew, by hand or by a backfill.
+
+No micro-batch carries them. One run a date, so that each stands by itself: cancelled, tried again,
+resumed from what it had filled. How many go at once is up to the pool, which all of them share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from orchestration.ledger.rebuilds import Rebuild
+from orchestration.partitions import arrival_dates
+from orchestration.retries import retry_policy
+from orchestration.settings import Settings
+
+GROUP = "backfill"
+"""Not that of the micro-batch: Materialize all, there, is to rebuild nothing."""
+
+
+def backfill_asset(
+    settings: Settings,
+    name: str,
+    kinds: set[str],
+    description: str,
+    *,
+    output_required: bool = True,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """`dg.asset` for one of them. Where no output is required a run may only look."""
+    return dg.asset(
+        name=name,
+        deps=["staged_events", "events"],
+        partitions_def=arrival_dates,
+        group_name=GROUP,
+        kinds=kinds,
+        pool=pool_of_rebuilds(settings),
+        retry_policy=retry_policy(settings),
+        output_required=output_required,
+        description=description,
+    )
+
+
+def pool_of_rebuilds(settings: Settings) -> str:
+    """The pool in which one date at a time is made anew, unless its limit says otherwise."""
+    return f"rebuild_{settings.topic}"
+
+
+def rebuilt_metadata(done: Rebuild) -> dict[str, str | int | float]:
+    """What was swapped in, and how to bring back what was there before."""
+    found: dict[str, str | int | float] = {
+        "dagster/partition_row_count": done.rows or 0,
+        "batches": done.batches or 0,
+        "seconds": round((done.moved_at - done.begun_at) / 1e6, 3),
+        "bring_back": f"tidemark backfill back {done.arrival_date}",
+    }
+    if done.generation:
+        found["generation"] = done.generation
+    return found
