@@ -23,10 +23,11 @@ from rich.console import Console
 from sqlalchemy import URL
 
 from assets.pipeline.clickhouse import connect, make_tables
+from bench import options
 from bench.children import Deadline, run_child
 from bench.dates import Dates
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, table, write_json
+from bench.figures import table, write_json
 from bench.parts import Part, bench_settings, local_clickhouse, temporary_home
 from bench.rebuild_dates import Rebuilt
 from bench.usage import require_proc, usage_of
@@ -69,13 +70,11 @@ class Run:
     show_default=True,
     help="How many at once, besides one: for the most dates, with commas between, or none.",
 )
-@click.option("--limit", default=900.0, show_default=True, help="Seconds until it is given up.")
+@options.limit(900.0)
 @click.option(
     "--folder", type=click.Path(path_type=Path, exists=True), help="For the files; else /tmp."
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.json_file
 def main(
     dates: str,
     events: int,
@@ -90,9 +89,7 @@ def main(
     arms = [(size, 1) for size in sizes]
     if at_once != "none":
         arms += [(sizes[-1], number) for number in _numbers("--at-once", at_once)]
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     if folder is not None:
         tempfile.tempdir = str(folder)

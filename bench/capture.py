@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from bench import options
 from bench.capture_load import (
     WORKLOADS,
     Driven,
@@ -37,7 +37,7 @@ from bench.capture_servers import (
 )
 from bench.children import Deadline
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, write_json
+from bench.figures import write_json
 from bench.parts import local_kafka, temporary_home
 from bench.usage import require_proc, resident_bytes_of, usage_of
 
@@ -84,10 +84,8 @@ class Window:
     help="Windows of each server and workload, interleaved.",
 )
 @click.option("--seconds", default=5.0, show_default=True, help="How long a window is.")
-@click.option("--limit", default=900.0, show_default=True, help="Seconds until it is given up.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.limit(900.0)
+@options.json_file
 def main(
     peer: str | None,
     peer_pid: int | None,
@@ -106,9 +104,7 @@ def main(
     chosen = chosen_workloads(workloads)
     if peer and not (peer_pid and kafka):
         raise BenchFailed("a peer needs --peer-pid, and --kafka with the Kafka it writes to")
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     windows: list[Window] = []
     with ExitStack() as exits:

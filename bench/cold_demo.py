@@ -23,9 +23,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from bench import options
 from bench.children import REPOSITORY, Deadline
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, table, write_json
+from bench.figures import table, write_json
 from bench.parts import temporary_home
 from bench.usage import require_proc
 from local_stack.process_table import has_in_environment, processes
@@ -47,16 +48,12 @@ _DROPPED_OF_PIP = ("PIP_CACHE_DIR", "PIP_NO_CACHE_DIR")
     help="Interpreter that makes the virtual environment.",
 )
 @click.option("--events", default=10_000, show_default=True, help="Events of the demo.")
-@click.option("--limit", default=900.0, show_default=True, help="Seconds until it is given up.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.limit(900.0)
+@options.json_file
 def main(python: str, events: int, limit: float, json_file: Path | None) -> None:
     """Measure set-up and demo from nothing but a clone of HEAD; needs the network."""
     require_proc()
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     with temporary_home() as home:
         clone, env = home / "tidemark", _empty_account(home)

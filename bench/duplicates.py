@@ -38,6 +38,7 @@ from assets.pipeline.key_files import (
 from assets.pipeline.lake import Lake
 from assets.pipeline.read import Chunk
 from assets.pipeline.stage import stage
+from bench import options
 from bench.errors import BenchFailed, run_command
 from bench.figures import Spread, describe, machine, spread, table, write_json
 from bench.fill import make_records
@@ -131,9 +132,7 @@ class Window:
 )
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--folder", type=click.Path(path_type=Path), help="For the files; else a temporary.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.json_file
 def main(events: int, sizes: str, repeat: int, folder: Path | None, json_file: Path | None) -> None:
     """Measure what looking up duplicates costs a batch, with ever more keys in the window."""
     wanted = sorted(int(size) for size in sizes.split(","))

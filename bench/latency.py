@@ -22,12 +22,12 @@ from pathlib import Path
 
 import click
 from clickhouse_connect.driver.client import Client
-from rich.console import Console
 
 from assets.pipeline.clickhouse import connect
+from bench import options
 from bench.children import Deadline
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, write_json
+from bench.figures import write_json
 from bench.fill import make_records
 from bench.latency_report import Delay, show, summary
 from bench.parts import bench_settings, temporary_home
@@ -69,15 +69,11 @@ class Seen:
     type=click.FloatRange(min=0, min_open=True),
     help="How long events are sent.",
 )
-@click.option("--limit", default=600.0, show_default=True, help="Seconds until it is given up.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.limit(600.0)
+@options.json_file
 def main(cadence: str, rate: float, seconds: float, limit: float, json_file: Path | None) -> None:
     """Measure the time from an event's 200 until it can be queried, on the whole stack."""
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     with temporary_home() as home:
         settings = bench_settings(home, cadence=cadence)

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import click
 from clickhouse_connect.driver.client import Client
-from rich.console import Console
 
 from assets.pipeline.clickhouse import connect, make_tables
+from bench import options
 from bench.children import Carried, Deadline, run_child
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, write_json
+from bench.figures import write_json
 from bench.fill import Filled
 from bench.micro_batch_report import show, summary
 from bench.parts import Part, local_clickhouse, local_kafka, temporary_home
@@ -95,10 +95,8 @@ class Run:
     type=click.IntRange(min=1),
     help="Also carry so many times the records in one go, to show that memory stays the same.",
 )
-@click.option("--limit", default=900.0, show_default=True, help="Seconds until it is given up.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.limit(900.0)
+@options.json_file
 def main(
     events: int,
     malformed: int,
@@ -111,9 +109,7 @@ def main(
     """Measure one micro-batch on a real Kafka and ClickHouse, beside the usual Python loop."""
     require_proc()
     arms = [OURS, *_chosen(peers)]
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     runs: list[Run] = []
     waited: Run | None = None

@@ -22,9 +22,10 @@ import click
 import dagster as dg
 from rich.console import Console
 
+from bench import options
 from bench.children import REPOSITORY, Deadline
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, spread, table, write_json
+from bench.figures import spread, table, write_json
 from bench.parts import bench_settings, local_clickhouse, local_kafka, temporary_home
 from bench.postgresql import Postgresql, local_postgresql
 from bench.usage import require_proc, resident_bytes_of, usage_of
@@ -73,10 +74,8 @@ class Measured:
     type=click.Choice(["forked", "default"]),
     help="What starts a run; both unless said.",
 )
-@click.option("--limit", default=1800.0, show_default=True, help="Seconds until it is given up.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.limit(1800.0)
+@options.json_file
 def main(
     runs: int,
     repeat: int,
@@ -88,9 +87,7 @@ def main(
     """Measure a micro-batch that has nothing to do, by launcher and storage."""
     require_proc()
     wanted = storages or ("sqlite", "postgresql")
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     found: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     with temporary_home() as home, _postgresql(wanted) as server, local_kafka(home) as kafka:
