@@ -12,7 +12,8 @@ from pydantic import Field
 
 from assets.backfill import backfill_asset, rebuilt_metadata
 from assets.metadata import Metadata
-from assets.pipeline.rebuild import preview, rebuild, replay_text
+from assets.pipeline.rebuild import rebuild
+from assets.pipeline.rebuild_preview import preview, replay_text
 from assets.pipeline.remaking import Asked
 from assets.report import told_failures
 from orchestration.ledger.rebuilds import RebuildState, Way

@@ -8,11 +8,11 @@ from datetime import date, datetime, timedelta
 import click
 
 from assets.pipeline.errors import BatchError
-from assets.pipeline.rebuild import Preview, replay_text
 from assets.pipeline.rebuild import back as bring_back
 from assets.pipeline.rebuild import cancel as give_up
-from assets.pipeline.rebuild import preview as look
 from assets.pipeline.rebuild import rebuild as make_anew
+from assets.pipeline.rebuild_preview import Preview, replay_text
+from assets.pipeline.rebuild_preview import preview as look
 from assets.pipeline.reenrich import changes_text
 from assets.pipeline.remaking import Asked
 from orchestration.cli.batch import worker_of

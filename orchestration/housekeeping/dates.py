@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from datetime import date
 
 from assets.pipeline.batch import Kind
+from assets.pipeline.date_anew import rebuild_lease
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.rebuild import rebuild_lease
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.judge import CHANGED, Judge
 from orchestration.housekeeping.replaced import REBUILT

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from assets.pipeline.audit import reprove
 from assets.pipeline.batch import WAITING, Kind
-from assets.pipeline.rebuild import PREVIOUS
+from assets.pipeline.shadow import PREVIOUS
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.replaced import REBUILT, dates_in
 from orchestration.ledger.audits import HOLDS, audits_of

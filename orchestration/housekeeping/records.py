@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
+from assets.pipeline.date_anew import rebuild_lease
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.rebuild import PREVIOUS, rebuild_lease
+from assets.pipeline.shadow import PREVIOUS
 from assets.pipeline.swap import drop_copies, rows_by_batch
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.judge import Judge, midnight_us

@@ -6,9 +6,10 @@ from contextlib import suppress
 from datetime import date
 
 from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.date_anew import rebuild_lease
 from assets.pipeline.errors import LeaseHeld
-from assets.pipeline.rebuild import PREVIOUS, SHADOW, rebuild_lease
 from assets.pipeline.remaking import tidy
+from assets.pipeline.shadow import PREVIOUS, SHADOW
 from assets.pipeline.swap import drop_partition, rows_by_batch
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.tally import Tally

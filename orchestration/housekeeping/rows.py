@@ -15,8 +15,8 @@ from contextlib import ExitStack, suppress
 from datetime import date
 
 from assets.pipeline.clickhouse import named_errors
+from assets.pipeline.date_anew import rebuild_lease
 from assets.pipeline.errors import LeaseHeld
-from assets.pipeline.rebuild import rebuild_lease
 from assets.pipeline.swap import days_with_copies, drop_copies, rows_by_batch, take_away
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.judge import CHANGED, Judge

@@ -15,7 +15,8 @@ from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.errors import BatchError, StagedFileDamaged
 from assets.pipeline.failpoints import REBUILD_POINTS
-from assets.pipeline.rebuild import back, cancel, preview, rebuild
+from assets.pipeline.rebuild import back, cancel, rebuild
+from assets.pipeline.rebuild_preview import preview
 from assets.pipeline.remaking import Asked
 from assets.pipeline.staging import stage_batches
 from orchestration.definitions import definitions

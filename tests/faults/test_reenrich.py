@@ -22,7 +22,9 @@ from assets.pipeline.columns import EVENTS
 from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError, StagedFileDamaged
 from assets.pipeline.failpoints import REBUILD_POINTS, REMAKE_POINTS
-from assets.pipeline.rebuild import PREVIOUS, back, cancel, preview, rebuild
+from assets.pipeline.rebuild import back, cancel, rebuild
+from assets.pipeline.rebuild_preview import preview
+from assets.pipeline.shadow import PREVIOUS
 from assets.pipeline.version import TRANSFORM_VERSION
 from orchestration.definitions import definitions
 from orchestration.housekeeping import replaced, tally

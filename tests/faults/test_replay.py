@@ -16,7 +16,8 @@ from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.errors import StagedFileDamaged
 from assets.pipeline.failpoints import REBUILD_POINTS, REMAKE_POINTS
 from assets.pipeline.reasons import Reason, Rejection
-from assets.pipeline.rebuild import back, cancel, preview, rebuild, replay_text
+from assets.pipeline.rebuild import back, cancel, rebuild
+from assets.pipeline.rebuild_preview import preview, replay_text
 from assets.pipeline.remaking import Asked
 from assets.pipeline.validate import Judged, Verdict, judge
 from orchestration.definitions import definitions

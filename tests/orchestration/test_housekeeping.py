@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from assets.pipeline.errors import BatchError
-from assets.pipeline.rebuild import PREVIOUS, back, rebuild
+from assets.pipeline.rebuild import back, rebuild
+from assets.pipeline.shadow import PREVIOUS
 from orchestration.definitions import definitions
 from orchestration.housekeeping.parts import Parts
 from orchestration.housekeeping.replaced import let_go_of_replaced

@@ -19,9 +19,11 @@ from sqlalchemy import func, select, update
 from assets.pipeline import redrive as redrive_module
 from assets.pipeline.audit import reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.date_anew import rebuild_lease
 from assets.pipeline.errors import BatchError, PlanConflict, StagedFileLetGo
 from assets.pipeline.imports import import_file
-from assets.pipeline.rebuild import cancel, preview, rebuild, rebuild_lease
+from assets.pipeline.rebuild import cancel, rebuild
+from assets.pipeline.rebuild_preview import preview
 from assets.pipeline.redrive import Wanted, redrive
 from assets.pipeline.redrive import preview as look_at_redrive
 from assets.pipeline.remaking import Asked

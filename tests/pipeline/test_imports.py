@@ -25,8 +25,8 @@ from assets.pipeline.errors import (
 )
 from assets.pipeline.imports import Imported, import_file
 from assets.pipeline.loading import load_batches, load_dead_letters
-from assets.pipeline.rebuild import preview as look_at_rebuild
 from assets.pipeline.rebuild import rebuild
+from assets.pipeline.rebuild_preview import preview as look_at_rebuild
 from assets.pipeline.redrive import Wanted, preview, redrive
 from assets.pipeline.room import why_no_room
 from assets.pipeline.waiting import (
