@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
-from orchestration.settings import Cadence, Settings
+from orchestration.cadence import Cadence
+from orchestration.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from assets.pipeline.topic import Retention
 from assets.pipeline.waiting import release_batch
 from orchestration.alarms.conditions import of_standing
 from orchestration.alarms.sensor import Watch
+from orchestration.cadence import Cadence
 from orchestration.cli import tidemark
 from orchestration.definitions import definitions
 from orchestration.ledger.alarms import note_alarms
@@ -30,7 +31,7 @@ from orchestration.ledger.backoffs import batch_name, table_name
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.ledger.tables import backoffs, lanes
-from orchestration.settings import Cadence, Settings
+from orchestration.settings import Settings
 from orchestration.standing import Completeness, LaneStanding, Standing, TopicStanding
 from tests.records import Sent, value_of
 from tests.stack import Stack

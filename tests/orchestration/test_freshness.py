@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from orchestration.cadence import Cadence
 from orchestration.freshness import Oldest, oldest_of
-from orchestration.settings import Cadence, Settings
+from orchestration.settings import Settings
 from orchestration.standing import LaneStanding, TopicStanding
 
 FRIDAY = datetime(2026, 11, 27, 4, 0, tzinfo=UTC)
