@@ -124,7 +124,7 @@ ROWS = [
     Row("no uuid", "/e", event(uuid="nonsense"), status=400),
     Row("one bad event among good ones", "/batch",
         batch(event(), event(distinct_id=None), event()), status=400, text="event 1"),
-    Row("properties are an array", "/e", event(properties=[]), status=400),
+    Row("properties are an array", "/e", event(properties=[1]), status=400),
     Row("unreadable time", "/e", event(timestamp="one day"), events=("one",)),
     Row("historical batch", "/batch", {**TWO, "historical_migration": True}),
     Row("cookieless", "/e", event(distinct_id="$posthog_cookieless",
