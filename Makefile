@@ -39,7 +39,7 @@ status: $(VENV)/.runtime  ## what runs, and how far loading has come
 	@$(BIN)/tidemark status
 
 test: $(VENV)/.dev  ## the whole test suite, on real Kafka, ClickHouse and Dagster
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5 $(ARGS)
 
 fmt: $(VENV)/.dev  ## format the code
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
