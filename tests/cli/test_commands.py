@@ -22,6 +22,9 @@ from tests.conftest import unused_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+NOBODY = "127.0.0.1:9"
+"""Where no Kafka answers."""
+
 
 @pytest.fixture
 def tidemark(tmp_path: Path) -> Run:
@@ -30,8 +33,11 @@ def tidemark(tmp_path: Path) -> Run:
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if "TIDEMARK" not in name}
         given = {f"TIDEMARK_{name.upper()}": value for name, value in settings.items()}
+        code = "from orchestration.cli import main; main()"
+        if settings.get("kafka_bootstrap_servers") == NOBODY:  # away after a second, not after ten
+            code = f"from assets.pipeline import topic; topic._METADATA_TIMEOUT_S = 1.0; {code}"
         return subprocess.run(
-            [sys.executable, "-c", "from orchestration.cli import main; main()", *arguments],
+            [sys.executable, "-c", code, *arguments],
             env={**clean, "TIDEMARK_HOME": str(tmp_path / "home"), **given},
             capture_output=True,
             text=True,
@@ -85,7 +91,7 @@ def test_a_secret_is_not_printed(tidemark: Run) -> None:
 
 def test_status_without_a_stack_says_how_to_start_one(tidemark: Run) -> None:
     """`status` of nothing is not an error: it says what to do."""
-    status = tidemark("status", kafka_bootstrap_servers="127.0.0.1:9")
+    status = tidemark("status", kafka_bootstrap_servers=NOBODY)
     assert status.returncode == 0
     assert "make up" in status.stdout
 
@@ -99,7 +105,7 @@ def test_down_without_a_stack_is_calm(tidemark: Run) -> None:
 
 def test_a_batch_without_kafka_fails_in_one_line(tidemark: Run) -> None:
     """`batch` without Kafka says so, without a traceback, and fails."""
-    failed = tidemark("batch", kafka_bootstrap_servers="127.0.0.1:9")
+    failed = tidemark("batch", kafka_bootstrap_servers=NOBODY)
     assert failed.returncode == 1
     assert "Kafka did not answer" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -163,7 +169,7 @@ def test_a_damaged_file_is_one_line_that_says_what_to_do(
     damaged = tmp_path / "home" / file
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(content)
-    away = {"kafka_bootstrap_servers": "127.0.0.1:9"}
+    away = {"kafka_bootstrap_servers": NOBODY}
     failed = tidemark(*arguments, **away)
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1, failed.stderr
@@ -234,7 +240,7 @@ def test_a_service_that_died_is_told(tidemark: Run, tmp_path: Path) -> None:
         os.kill(dead.pid, signal.SIGKILL)
         while not died(home):
             time.sleep(0.02)
-        away = {"kafka_bootstrap_servers": "127.0.0.1:9"}
+        away = {"kafka_bootstrap_servers": NOBODY}
         seen = json.loads(tidemark("status", "--json", **away).stdout)
         assert list(seen["services"]) == ["capture"]
         assert seen["died"] == [{"service": "kafka", "log": dead.log}]

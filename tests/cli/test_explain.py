@@ -13,6 +13,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from assets.pipeline import topic as kafka_topic
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.redrive import Wanted, redrive
 from assets.pipeline.staging import stage_batches
@@ -260,12 +261,13 @@ def test_without_clickhouse_the_lake_and_the_ledger_answer(stack: Stack) -> None
     assert "AWAY: ClickHouse" in run(stack, uuid, clickhouse_url=away).output
 
 
-def test_without_kafka_the_rest_answers(stack: Stack) -> None:
+def test_without_kafka_the_rest_answers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is staged or loaded is explained without Kafka; what it alone knows is not found."""
     stack.send(value_of(1))
     stack.run()
     stack.send(value_of(2))
     away = f"127.0.0.1:{unused_port()}"
+    monkeypatch.setattr(kafka_topic, "_METADATA_TIMEOUT_S", 1.0)
     seen = explained(stack, uuid_of(1), kafka_bootstrap_servers=away)
     assert verdicts(seen) == [(stack.settings.topic, 0, "loaded")]
     assert list(seen["away"]) == ["Kafka"]

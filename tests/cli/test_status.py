@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from assets.pipeline import topic as kafka_topic
 from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.errors import ProofFailed, StagedFileDamaged
 from assets.pipeline.loading import load_batches
@@ -192,8 +193,11 @@ def test_the_view_tells_sql_how_each_topic_stands(new_stack: NewStack) -> None:
         assert (oldest, complete) == (None, seen)
 
 
-def test_without_kafka_nothing_is_said_to_be_complete(new_stack: NewStack) -> None:
+def test_without_kafka_nothing_is_said_to_be_complete(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the ledger knows is told all the same; the view keeps what was seen last."""
+    monkeypatch.setattr(kafka_topic, "_METADATA_TIMEOUT_S", 1.0)
     stack = new_stack(kafka_bootstrap_servers="127.0.0.1:1")
     found = document(stack)
     assert (found["complete"]["before"], found["topics"]) == (None, [])

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from assets.pipeline import topic as kafka_topic
 from assets.pipeline.errors import LogTruncated
 from assets.pipeline.loading import load_batches
 from assets.pipeline.staging import stage_batches
@@ -135,7 +136,10 @@ def test_what_the_webhook_does_not_take_is_told_later(
 
 
 def test_kafka_away_is_an_alarm_and_no_end_of_another(
-    new_stack: NewStack, instance: dg.DagsterInstance, webhook: Webhook
+    new_stack: NewStack,
+    instance: dg.DagsterInstance,
+    webhook: Webhook,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What only Kafka can say stays as it was."""
     stack = new_stack(alarm_webhook_url=webhook.url, alarm_lag_records=1).make_topic()
@@ -146,7 +150,9 @@ def test_kafka_away_is_an_alarm_and_no_end_of_another(
     away = stack.settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
     del away.__dict__["bootstrap_servers"]
     del away.__dict__["kafka_client"]
-    Watch(away, 0).tell(instance)
+    with monkeypatch.context() as patched:
+        patched.setattr(kafka_topic, "_METADATA_TIMEOUT_S", 1.0)
+        Watch(away, 0).tell(instance)
     assert webhook.told()[1:] == [("kafka", "raised")]
     assert "capture API" in webhook.posts[-1]["text"]
     stack.run()
