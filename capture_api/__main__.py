@@ -26,6 +26,7 @@ from capture_api.garbage import use_few_arenas
 from capture_api.kafka.configuration import try_configuration
 from capture_api.logs import start_logging
 from capture_api.scripts import check_scripts_dir
+from capture_api.turns import PATIENCE_SECONDS
 from capture_api.wire.connections import Sweep, connection_limits
 from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
@@ -84,8 +85,10 @@ def main() -> int:
         server_header=False,
         backlog=2048,
         log_config=None,  # uvicorn's lines go the way of ours
-        # A request waits at most for Kafka's acknowledgement.
-        timeout_graceful_shutdown=settings.capture_ack_timeout_ms // 1000 + GRACE_SECONDS,
+        # A request waits at most for its turn, if it is long, and for Kafka's acknowledgement.
+        timeout_graceful_shutdown=settings.capture_ack_timeout_ms // 1000
+        + int(PATIENCE_SECONDS)
+        + GRACE_SECONDS,
     )
     return 0
 

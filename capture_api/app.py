@@ -107,7 +107,7 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     metrics = Metrics()
     ingest = Ingest(settings, projects, producer, guard, metrics)
     leaving = Leaving(settings.capture_leave_seconds)
-    worker = Worker(metrics, projects, guard, producer, ingest.budget, leaving)
+    worker = Worker(metrics, projects, guard, producer, ingest.budget, ingest.turns, leaving)
     exposition = Exposition(worker.read, workers_folder)
 
     def admit(request: Request) -> None:
@@ -138,9 +138,11 @@ def create_app(settings: Settings, workers_folder: Path | None = None) -> Captur
     app.ingest = ingest
     app.metrics = metrics
     app._ingest_paths = _spellings(INGEST_PATHS)
-    app.v1 = V1Endpoint(settings, projects, producer, guard, metrics, ingest.senders, ingest.budget)
+    app.v1 = V1Endpoint(
+        settings, projects, producer, guard, metrics, ingest.senders, ingest.budget, ingest.turns
+    )
     app._v1_paths = _spellings(V1_PATHS)
-    app.include_router(stub_routes(projects, ingest.budget, admit))
+    app.include_router(stub_routes(projects, ingest.budget, ingest.turns, admit))
     app.include_router(script_routes(settings, projects, admit))
     app.include_router(health_routes(worker))
     app.include_router(metrics_route(exposition))

@@ -1,7 +1,8 @@
 """The way of a capture request: body → JSON → token → records → Kafka → answer.
 
 `Ingest` is served as raw ASGI before FastAPI's middleware (`app.py`). Nothing of the request is
-kept while it waits for Kafka: producing has copied it.
+kept while it waits for Kafka: producing has copied it. What is too much to be done at once is done
+in turns with the event loop (`turns.py`).
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused, internal_error, too_large
 from capture_api.refusal_log import RefusalLog
+from capture_api.turns import TooMuch, Turns, at_once, in_turns
 from capture_api.wire.body import Budget, Charge, read_body
 from capture_api.wire.client_address import Sender, Senders
 from capture_api.wire.client_software import client_software
 from capture_api.wire.decoding import decode_payload
-from capture_api.wire.payload import parse_payload
+from capture_api.wire.payload import Payload, parse_payload
 from capture_api.wire.query import Query, parse_query
 from orchestration.settings import Settings
 
@@ -76,6 +78,7 @@ class Ingest:
         self.budget = Budget(
             settings.capture_max_inflight_bytes, settings.capture_stall_timeout_seconds
         )
+        self.turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
@@ -141,51 +144,84 @@ class Ingest:
         """Everything up to producing."""
         self._producer.check()
         self._guard.admit_request(sender.address)
+        path = scope["path"].rstrip("/")
+        user_agent, sdk = client_software(headers.get(b"user-agent"))
+        request = Request(
+            received_at=received_at,
+            request_id=receipt,
+            ip=sender.address,
+            user_agent=user_agent,
+            sdk=sdk,
+            sent_at=query.sent_at,
+            engage=path == "/engage",
+            mint_seed=sender.mint_seed,
+        )
         with Charge(self.budget) as charge:
             body = await read_body(receive, headers.get(b"content-length"), self._max_body, charge)
-            path = scope["path"].rstrip("/")
-            text = decode_payload(
-                body, path=path, query=query, headers=headers, limit=self._max_text
-            )
-            if text is not body:
-                charge.add(len(text))
-            payload = parse_payload(text)
+            try:
+                payload = at_once(self._read, body, path, query, headers, charge)
+            except TooMuch:
+                charge.only(len(body))
+                return await self._send_long(body, path, query, headers, charge, request)
             if not payload.events:
                 return _NOTHING_SENT
             project_id = self._projects.known(payload.token)
             if project_id is None:
                 project_id = await self._projects.find(payload.token)
-            count = len(payload.events)
-            self._metrics.received += count
-            try:
-                self._guard.admit_events(project_id, count)
-            except OverQuota:
-                self._metrics.dropped["quota"] += count
-                raise
-            user_agent, sdk = client_software(headers.get(b"user-agent"))
-            request = Request(
-                received_at=received_at,
-                request_id=receipt,
-                ip=sender.address,
-                user_agent=user_agent,
-                sdk=sdk,
-                sent_at=query.sent_at,
-                engage=path == "/engage",
-                mint_seed=sender.mint_seed,
-            )
-            route = self._guard.route(project_id, payload.historical)
-            left_out: list[RefusedEvent] = []
-            records = build_records(payload, project_id, request, route, left_out)
-            if not records:
+            return self._produce(payload, project_id, request)
+
+    async def _send_long(
+        self,
+        body: bytes,
+        path: str,
+        query: Query,
+        headers: dict[bytes, bytes],
+        charge: Charge,
+        request: Request,
+    ) -> Sent:
+        """The same for a request that is too much to be done at once."""
+        async with self.turns.turn():
+            payload = await in_turns(self._read, body, path, query, headers, charge)
+            if not payload.events:
                 return _NOTHING_SENT
-            self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])
-            acknowledged = self._producer.send(records)
-            kept = len(records) - len(left_out)
-            if not kept:
-                # What was sent is evidence; the client is told the same whether it arrives or not.
-                self._metrics.dropped["too_large"] += len(left_out)
-                raise too_large(left_out[0].detail)
-            return Sent(project_id, kept, acknowledged, left_out)
+            project_id = self._projects.known(payload.token)
+            if project_id is not None:
+                return await in_turns(self._produce, payload, project_id, request)
+        project_id = await self._projects.find(payload.token)  # others need not wait for that
+        async with self.turns.turn():
+            return await in_turns(self._produce, payload, project_id, request)
+
+    def _read(
+        self, body: bytes, path: str, query: Query, headers: dict[bytes, bytes], charge: Charge
+    ) -> Payload:
+        """What the body says. Changes nothing but the charge."""
+        text = decode_payload(body, path=path, query=query, headers=headers, limit=self._max_text)
+        if text is not body:
+            charge.add(len(text))
+        return parse_payload(text)
+
+    def _produce(self, payload: Payload, project_id: int, request: Request) -> Sent:
+        """From the events to the producer, as far as limits and rules let them."""
+        count = len(payload.events)
+        self._metrics.received += count
+        try:
+            self._guard.admit_events(project_id, count)
+        except OverQuota:
+            self._metrics.dropped["quota"] += count
+            raise
+        route = self._guard.route(project_id, payload.historical)
+        left_out: list[RefusedEvent] = []
+        records = build_records(payload, project_id, request, route, left_out)
+        if not records:
+            return _NOTHING_SENT
+        self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])
+        acknowledged = self._producer.send(records)
+        kept = len(records) - len(left_out)
+        if not kept:
+            # What was sent is evidence; the client is told the same whether it arrives or not.
+            self._metrics.dropped["too_large"] += len(left_out)
+            raise too_large(left_out[0].detail)
+        return Sent(project_id, kept, acknowledged, left_out)
 
     async def _acknowledged(self, sent: Sent) -> None:
         """Wait for Kafka. Refuses when it does not acknowledge everything."""

@@ -63,6 +63,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("capture_projects_age_seconds", _L, "Age of the copy of the projects."),
     Metric("capture_in_flight_bytes", _G, "Bytes of requests held now."),
     Metric("capture_in_flight_bytes_limit", _G, "Bytes of requests that may be held."),
+    Metric("capture_long_turns", _C, "Turns of requests too large to be worked on at once."),
+    Metric("capture_long_requests", _G, "Such requests, waiting for their turn or having it."),
     Metric(
         "capture_kafka_produce_ack_duration_seconds",
         _H,

@@ -13,6 +13,7 @@ from capture_api.metrics import Metrics
 from capture_api.projects import Projects
 from capture_api.protection.guard import Guard
 from capture_api.protection.routing import Why
+from capture_api.turns import Turns
 from capture_api.wire.body import Budget
 from capture_api.wire.connections import ENDED
 
@@ -28,6 +29,7 @@ class Worker:
     guard: Guard
     producer: RecordProducer
     budget: Budget
+    turns: Turns
     leaving: Leaving
 
     def read(self) -> Reading:
@@ -64,6 +66,8 @@ class Worker:
             *(Sample("capture_connections_ended", [cause], n) for cause, n in ENDED.items()),
             Sample("capture_in_flight_bytes", [], self.budget.held),
             Sample("capture_in_flight_bytes_limit", [], self.budget.limit),
+            Sample("capture_long_turns", [], self.turns.taken),
+            Sample("capture_long_requests", [], self.turns.waiting),
             Sample("capture_ready", [], float(not self.problems())),
         ]
 

@@ -18,10 +18,11 @@ from capture_api.events.uuids import mint_uuid
 from capture_api.not_served import not_served_routes
 from capture_api.projects import Projects
 from capture_api.refusal import Refused, bad_request
+from capture_api.turns import TooMuch, Turns, at_once, in_turns
 from capture_api.wire.body import Budget, Charge, read_body
 from capture_api.wire.decoding import decode_payload
 from capture_api.wire.payload import valid_token
-from capture_api.wire.query import parse_query
+from capture_api.wire.query import Query, parse_query
 from orchestration.ledger.connection import now_us
 
 STUB_BODY_BYTES = 1 << 20
@@ -76,7 +77,7 @@ class _TokenInBody(msgspec.Struct):
     api_key: str | None = None
 
 
-def stub_routes(projects: Projects, budget: Budget, admit: Admit) -> APIRouter:
+def stub_routes(projects: Projects, budget: Budget, turns: Turns, admit: Admit) -> APIRouter:
     """The routes, each with and without a slash at its end."""
     routes = APIRouter(tags=["stubs for SDKs"])
 
@@ -84,7 +85,7 @@ def stub_routes(projects: Projects, budget: Budget, admit: Admit) -> APIRouter:
         """No feature flags, in the form of /flags and /decide."""
         try:
             admit(request)
-            await projects.find(await _token(request, budget))
+            await projects.find(await _token(request, budget, turns))
         except Refused as refused:
             return as_response(refusal_answer(refused))
         return as_response(json_answer(200, _no_flags(request)))
@@ -142,7 +143,7 @@ def _no_flags(request: Request) -> dict[str, object]:
     return REMOTE_CONFIG | answer if parameters.get("config") == "true" else answer
 
 
-async def _token(request: Request, budget: Budget) -> str:
+async def _token(request: Request, budget: Budget, turns: Turns) -> str:
     """The token of a /flags request: in its body, packed like events, or in the query."""
     query = parse_query(request.scope["query_string"])
     headers = dict(request.scope["headers"])
@@ -151,9 +152,15 @@ async def _token(request: Request, budget: Budget) -> str:
     with Charge(budget) as charge:
         length = headers.get(b"content-length")
         body = await read_body(request.receive, length, STUB_BODY_BYTES, charge)
-        text = decode_payload(
-            body, path="/flags", query=query, headers=headers, limit=STUB_BODY_BYTES
-        )
+        try:
+            return at_once(_token_in_body, body, query, headers)
+        except TooMuch:
+            async with turns.turn():
+                return await in_turns(_token_in_body, body, query, headers)
+
+
+def _token_in_body(body: bytes, query: Query, headers: dict[bytes, bytes]) -> str:
+    text = decode_payload(body, path="/flags", query=query, headers=headers, limit=STUB_BODY_BYTES)
     try:
         found = msgspec.json.decode(text, type=_TokenInBody)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -28,6 +28,7 @@ from capture_api.events.timestamps import clock_skew, event_time
 from capture_api.events.uuids import NIL_UUID, MintSeed, mint_uuids, normal_uuid, uuid_time
 from capture_api.protection.routing import Route
 from capture_api.refusal import Refused, bad_request, too_large
+from capture_api.turns import pause
 from capture_api.wire.depth import DEPTH_LIMIT, too_deep
 from capture_api.wire.keys import MAX_KEYS, too_many_keys
 from capture_api.wire.payload import (
@@ -39,6 +40,7 @@ from capture_api.wire.payload import (
     Event,
     Payload,
     PropertiesHead,
+    is_long,
     properties_head,
     raw_events,
     text_of,
@@ -95,7 +97,10 @@ def build_records(
     minted: list[str] = []  # by position, once an event needs one
     sent_events: list[Raw] = []  # as they came, once evidence of one is needed
     records: list[Record] = []
+    long = is_long(payload.text, events)
     for index, event in enumerate(events):
+        if long:
+            pause()
         if event.event == PERFORMANCE_EVENT:
             continue
         try:

@@ -15,6 +15,8 @@ from hashlib import sha256
 
 import msgspec
 
+from capture_api.wire.pieces import pieces
+
 RAW_BYTES = 64 << 10
 """Bytes of the event that are kept."""
 NAME_LENGTH = 200
@@ -61,6 +63,9 @@ def evidence_value(
     sent: bytes,
 ) -> bytes:
     """The value of the record that stands for an event too large for one, as it was `sent`."""
+    digest = sha256()
+    for piece in pieces(sent):
+        digest.update(piece)
     return _encoder.encode(
         Evidence(
             v=1,
@@ -72,7 +77,7 @@ def evidence_value(
             received_at=received_at,
             request_id=request_id,
             bytes=len(sent),
-            sha256=sha256(sent).hexdigest(),
+            sha256=digest.hexdigest(),
             raw=b64encode(sent[:RAW_BYTES]).decode(),
         )
     )

@@ -12,12 +12,15 @@ from os import urandom
 from random import getrandbits  # seeded anew in a process that is forked
 from typing import NamedTuple
 
+from capture_api.turns import AT_ONCE_EVENTS, pause
+
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 _CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _OTHER_SPELLINGS = re.compile(
     r"(?:urn:uuid:)?\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?"
 )
+_LONGEST = len("urn:uuid:{") + 36 + len("}")
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
@@ -32,7 +35,10 @@ def normal_uuid(text: str) -> str | None:
     """The UUID in 36 lower-case characters, or None when the text is not a UUID."""
     if _CANONICAL.fullmatch(text):  # nearly always
         return text
-    lower = text.strip().lower()
+    text = text.strip()
+    if len(text) > _LONGEST:
+        return None
+    lower = text.lower()
     if _CANONICAL.fullmatch(lower):
         return lower
     other = _OTHER_SPELLINGS.fullmatch(lower)
@@ -54,11 +60,16 @@ def mint_uuids(now_us: int, count: int, seed: MintSeed | None = None) -> list[st
     milliseconds = f"{now_us // 1000:012x}"
     prefix = f"{milliseconds[:8]}-{milliseconds[8:]}-7"
     noise = (urandom(10 * count) if seed is None else _noise(seed, 10 * count)).hex()
-    return [
-        f"{prefix}{noise[at : at + 3]}-{_VARIANT[noise[at + 3]]}{noise[at + 4 : at + 7]}"
-        f"-{noise[at + 8 : at + 20]}"
-        for at in range(0, 20 * count, 20)
-    ]
+    uuids: list[str] = []
+    while True:
+        uuids += [
+            f"{prefix}{noise[at : at + 3]}-{_VARIANT[noise[at + 3]]}{noise[at + 4 : at + 7]}"
+            f"-{noise[at + 8 : at + 20]}"
+            for at in range(20 * len(uuids), 20 * min(count, len(uuids) + AT_ONCE_EVENTS), 20)
+        ]
+        if len(uuids) == count:
+            return uuids
+        pause()
 
 
 def mint_uuid(now_us: int) -> str:

@@ -1,6 +1,7 @@
 """Records go to Kafka: one idempotent producer a process, one future a request.
 
-    event loop    produce() for each record, then the request waits for its Delivery's future
+    event loop    produce() for each record, then the request waits for its Delivery's future; many
+                  records of one request in turns with it (turns.py)
     poll thread   takes Kafka's answers and wakes the loop once for all requests they complete
     watch thread  asks Kafka for the topics every second, and once for the batches they take
     spool         takes over when Kafka does not acknowledge, where one is set (see spool.py)
@@ -34,12 +35,15 @@ from capture_api.kafka.health import KafkaHealth
 from capture_api.kafka.spool import Spool
 from capture_api.kafka.topic_watch import TopicWatch
 from capture_api.refusal import Refused, too_large, try_later
+from capture_api.turns import pause
 from orchestration.settings import Settings
 
 POLL_SECONDS = 0.1
 POLL_PAUSE_SECONDS = 0.001
 """Between two polls: answers that come meanwhile are handed over together, and every handing-over
 takes the interpreter from the event loop. Costs a request half of it, and saves 3 to 8 % of CPU."""
+PRODUCED_AT_ONCE = 32
+"""Records of a long request that are produced without a pause."""
 SWEEP_SECONDS = 0.25
 DEADLINE_GRACE_SECONDS = 0.5
 """How much later than librdkafka's own timeout a request gives up by itself."""
@@ -179,11 +183,15 @@ class RecordProducer:
 
     def _produce(self, delivery: Delivery, records: list[Record]) -> KafkaError | None:
         """Queue the records; the error that ended it, perhaps halfway."""
-        produce, on_record = self._producer.produce, delivery.on_record
+        on_record = delivery.on_record
         topic = ""
         try:
-            for topic, value, key in records:
-                produce(topic, value, key, on_delivery=on_record, headers=headers_of(value))
+            for start in range(0, len(records), PRODUCED_AT_ONCE):
+                if start:
+                    pause()
+                produce = self._producer.produce  # perhaps another one, after a pause
+                for topic, value, key in records[start : start + PRODUCED_AT_ONCE]:
+                    produce(topic, value, key, on_delivery=on_record, headers=headers_of(value))
         except BufferError:
             return KafkaError(KafkaError._QUEUE_FULL)
         except KafkaException as exception:
@@ -195,6 +203,9 @@ class RecordProducer:
         produce, missing = self._producer.produce, self.health.missing
         full: KafkaError | None = None
         for index, (topic, value, key) in enumerate(records):
+            if index % PRODUCED_AT_ONCE == PRODUCED_AT_ONCE - 1:
+                pause()
+                produce = self._producer.produce  # perhaps another one
             on_record = delivery.on_record_at(index)
             # Once one found no room, none behind it goes before it.
             error = KafkaError(KafkaError._UNKNOWN_TOPIC, topic) if topic in missing else full
@@ -421,7 +432,7 @@ class RecordProducer:
         """Go on with a producer that has the new batch.size, once the old one has sent its own."""
         self._batches_too_large = False
         previous, self._producer = self._producer, self._new_producer()
-        # A `send` that still has the previous one ends before the loop does anything else.
+        # A `send` that still has the previous one ends, or pauses, before the loop goes on.
         sent = threading.Event()
         self._loop.call_soon_threadsafe(sent.set)
         sent.wait(self._timeout)

@@ -14,6 +14,7 @@ import msgspec
 
 from capture_api.answers import Answer, HeaderList, json_answer
 from capture_api.refusal import Refused
+from capture_api.turns import AT_ONCE_EVENTS, pause
 from capture_api.v1.events import Result
 from capture_api.wire.inflate import ENCODINGS
 
@@ -92,7 +93,9 @@ def results_answer(spellings: list[str], uuids: list[str], results: list[Result]
     event to be sent again would be taken for accepted.
     """
     members = []
-    for spelling, uuid, result in zip(spellings, uuids, results, strict=True):
+    for index, (spelling, uuid, result) in enumerate(zip(spellings, uuids, results, strict=True)):
+        if index % AT_ONCE_EVENTS == AT_ONCE_EVENTS - 1:
+            pause()
         encoded = _encoded(result)
         members.append(b'"%b":%b' % (uuid.encode(), encoded))
         if spelling != uuid:

@@ -16,10 +16,13 @@ from msgspec import Raw
 from capture_api.events.rfc3339 import parse_rfc3339
 from capture_api.events.uuids import normal_uuid
 from capture_api.refusal import bad_request, too_large
+from capture_api.turns import AT_ONCE_BYTES, AT_ONCE_EVENTS, pause
+from capture_api.wire.long_json import decode_long
 from capture_api.wire.numbers import TOO_MANY_SUSPECTS, out_of_range
-from capture_api.wire.payload import ABSENT, MAX_EVENTS, bad_number
+from capture_api.wire.payload import ABSENT, MAX_EVENTS, bad_number, leniently
+from capture_api.wire.pieces import holds
 from capture_api.wire.skeleton import skeleton
-from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
+from capture_api.wire.utf8 import check_utf8
 
 _NO_PROPERTIES = Raw(b"{}")
 _SHOWN_CHARACTERS = 100
@@ -60,6 +63,8 @@ ESCAPED_LETTER = re.compile(rb"\\u00(?:24|5[fF]|6[1-9a-fA-F]|7[0-9aA])")
 
 _LIBRARY_BONES = (skeleton(b'"$lib"'), skeleton(b'"$lib_version"'))
 _decoder = msgspec.json.Decoder(Batch)
+_events_decoder = msgspec.json.Decoder(list[Event])
+_LONGEST_LETTER = 6
 
 
 def parse_batch(text: bytes) -> Batch:
@@ -80,6 +85,8 @@ def parse_batch(text: bytes) -> Batch:
         raise too_large(
             f"{len(batch.batch)} events in one request, at most {MAX_EVENTS}; send smaller batches"
         )
+    if len(batch.batch) > AT_ONCE_EVENTS:
+        pause()
     if parse_rfc3339(batch.created_at) is None:
         what = "invalid batch: `created_at` must be an RFC 3339 time"
         shown = batch.created_at[:_SHOWN_CHARACTERS]
@@ -93,9 +100,9 @@ def read_rarities(text: bytes) -> Rarities:
     number = out_of_range(text, bones)
     if number == TOO_MANY_SUSPECTS:
         raise bad_number(number, "request_parsing_error")
-    library = any(bone in bones for bone in _LIBRARY_BONES) and b'"$lib' in text
-    if not library and b"\\" in text:
-        library = ESCAPED_LETTER.search(text) is not None
+    library = holds(bones, *_LIBRARY_BONES) and holds(text, b'"$lib')
+    if not library and holds(text, b"\\"):
+        library = _has_escaped_letter(text)
     return Rarities(text, number is not None, library)
 
 
@@ -103,6 +110,8 @@ def event_uuids(events: list[Event]) -> list[str]:
     """The uuid of each event in its usual spelling. Refuses (400) if one lacks its own."""
     uuids = []
     for index, event in enumerate(events):
+        if index % AT_ONCE_EVENTS == AT_ONCE_EVENTS - 1:
+            pause()
         uuid = normal_uuid(event.uuid)
         if uuid is None:
             if event.uuid.strip():
@@ -123,14 +132,22 @@ def event_uuids(events: list[Event]) -> list[str]:
     return uuids
 
 
+def _has_escaped_letter(text: bytes) -> bool:
+    if len(text) <= AT_ONCE_BYTES:
+        return ESCAPED_LETTER.search(text) is not None
+    for start in range(0, len(text), AT_ONCE_BYTES):
+        if ESCAPED_LETTER.search(text, start, start + AT_ONCE_BYTES + _LONGEST_LETTER - 1):
+            return True
+        pause()
+    return False
+
+
 def _decode(text: bytes) -> Batch:
-    if not text.isascii():
-        text.decode()  # the reader leaves strings in raw parts unchecked
-    try:
-        return _decoder.decode(text)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        if not has_surrogates(text):
-            raise
-        return _decoder.decode(replace_lone_surrogates(text))
+    check_utf8(text)  # the reader leaves strings in raw parts unchecked
+    if len(text) > AT_ONCE_BYTES:
+        return leniently(_decode_long, text)
+    return leniently(_decoder.decode, text)
+
+
+def _decode_long(text: bytes) -> Batch:
+    return decode_long(text, _decoder, _events_decoder)

@@ -1,7 +1,8 @@
 """The way of a v1 request: headers → token → body → batch → records → Kafka → results.
 
 Served as raw ASGI before FastAPI's middleware, as `ingest.py` is. Unlike there, a request is not
-one unit: each event has its own result, and only those that Kafka did not take are sent again.
+one unit: each event has its own result, and only those that Kafka did not take are sent again. What
+is too much to be done at once is done in turns with the event loop (`turns.py`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused, bad_request, internal_error
 from capture_api.refusal_log import RefusalLog
+from capture_api.turns import AT_ONCE_EVENTS, TooMuch, Turns, at_once, in_turns
 from capture_api.v1.answers import error_answer, results_answer
-from capture_api.v1.batch import event_uuids, parse_batch, read_rarities
+from capture_api.v1.batch import Batch, event_uuids, parse_batch, read_rarities
 from capture_api.v1.events import (
     NOT_PERSISTED,
     OVER_QUOTA,
@@ -42,7 +44,7 @@ from capture_api.v1.events import (
     Result,
     build_records,
 )
-from capture_api.v1.headers import REQUEST_ID_HEADER, read_headers
+from capture_api.v1.headers import REQUEST_ID_HEADER, RequestHead, read_headers
 from capture_api.wire.body import Budget, Charge, read_body
 from capture_api.wire.client_address import Sender, Senders
 from capture_api.wire.inflate import inflate_as
@@ -70,6 +72,14 @@ class Pending(NamedTuple):
     delivery: asyncio.Future[list[KafkaError | None]] | None
 
 
+class Read(NamedTuple):
+    """What a body says."""
+
+    text: bytes
+    batch: Batch
+    uuids: list[str]
+
+
 class V1Endpoint:
     """Takes batches of protocol v1 in. One a process; it shares everything with `Ingest`."""
 
@@ -82,6 +92,7 @@ class V1Endpoint:
         metrics: Metrics,
         senders: Senders,
         budget: Budget,
+        turns: Turns,
     ) -> None:
         self._max_compressed = settings.capture_v1_max_compressed_bytes
         # What could never be held is not to be tried again and again.
@@ -95,6 +106,7 @@ class V1Endpoint:
         self._senders = senders
         self._refusals = RefusalLog()
         self._budget = budget
+        self._turns = turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
@@ -132,10 +144,11 @@ class V1Endpoint:
             if method != "POST":
                 raise Refused(405, "method_not_allowed", "send events with POST")
             pending = await self._send(headers, receive, received_at, receipt, sender)
-            if pending.delivery is not None:
-                await self._acknowledged(pending, pending.delivery)
-            self._count(pending)
-            return results_answer(pending.spellings, pending.uuids, pending.results)
+            delivery = pending.delivery
+            errors = await self._acknowledged(delivery) if delivery is not None else []
+            if len(pending.results) > AT_ONCE_EVENTS:
+                return await in_turns(self._results, pending, errors)
+            return self._results(pending, errors)
         except Refused as refused:
             self._metrics.refused[refused.code] += 1
             self._refusals.tell(scope, headers, receipt, refused)
@@ -162,48 +175,76 @@ class V1Endpoint:
             project_id = await self._projects.find(head.token)
         with Charge(self._budget) as charge:
             length = headers.get(b"content-length")
-            text = await read_body(receive, length, self._max_compressed, charge)
-            if not text:
+            body = await read_body(receive, length, self._max_compressed, charge)
+            if not body:
                 raise bad_request("the request has no body: send a batch as JSON", "empty_body")
-            if head.encoding:
-                text = inflate_as(head.encoding, text, self._max_decompressed)
-                charge.release()  # the compressed body is gone
-                charge.add(len(text))
-            batch = parse_batch(text)
-            uuids = event_uuids(batch.batch)
-            spellings = [event.uuid for event in batch.batch]
-            self._metrics.received += len(uuids)
             try:
-                self._guard.admit_events(project_id, len(uuids))
-            except OverQuota:
-                return Pending(project_id, spellings, uuids, [OVER_QUOTA] * len(uuids), [], None)
-            request = Request(
-                token=head.token,
-                received_at=received_at,
-                request_id=receipt,
-                request_time=head.request_time,
-                ip=sender.address,
-                user_agent=head.user_agent,
-                sdk=head.sdk,
-                library=head.library,
-                rarities=read_rarities(text),
-            )
-            route = self._guard.route(project_id, bool(batch.historical_migration))
-            built = build_records(batch, uuids, project_id, request, route)
-            records, indices, results, _ = built
-            delivery = None
-            if records:
-                self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])
-                delivery = self._producer.send_each(records)
-            return Pending(project_id, spellings, uuids, results, indices, delivery)
+                read = at_once(self._read, body, head.encoding, charge)
+            except TooMuch:
+                charge.only(len(body))
+                async with self._turns.turn():
+                    read = await in_turns(self._read, body, head.encoding, charge)
+                    return await in_turns(
+                        self._produce, read, head, project_id, received_at, receipt, sender
+                    )
+            return self._produce(read, head, project_id, received_at, receipt, sender)
+
+    def _read(self, body: bytes, encoding: str, charge: Charge) -> Read:
+        """What the body says. Changes nothing but the charge."""
+        text = body
+        if encoding:
+            text = inflate_as(encoding, body, self._max_decompressed)
+            charge.only(len(text))  # nobody looks at the compressed body again
+        batch = parse_batch(text)
+        return Read(text, batch, event_uuids(batch.batch))
+
+    def _produce(
+        self,
+        read: Read,
+        head: RequestHead,
+        project_id: int,
+        received_at: int,
+        receipt: str,
+        sender: Sender,
+    ) -> Pending:
+        """From the events to the producer, as far as limits and rules let them."""
+        text, batch, uuids = read
+        spellings = [event.uuid for event in batch.batch]
+        self._metrics.received += len(uuids)
+        try:
+            self._guard.admit_events(project_id, len(uuids))
+        except OverQuota:
+            return Pending(project_id, spellings, uuids, [OVER_QUOTA] * len(uuids), [], None)
+        request = Request(
+            token=head.token,
+            received_at=received_at,
+            request_id=receipt,
+            request_time=head.request_time,
+            ip=sender.address,
+            user_agent=head.user_agent,
+            sdk=head.sdk,
+            library=head.library,
+            rarities=read_rarities(text),
+        )
+        route = self._guard.route(project_id, bool(batch.historical_migration))
+        records, indices, results, _ = build_records(batch, uuids, project_id, request, route)
+        delivery = None
+        if records:
+            self._metrics.produce_bytes += sum([len(value) for _, value, _ in records])
+            delivery = self._producer.send_each(records)
+        return Pending(project_id, spellings, uuids, results, indices, delivery)
 
     async def _acknowledged(
-        self, pending: Pending, delivery: asyncio.Future[list[KafkaError | None]]
-    ) -> None:
-        """Wait for Kafka; events whose records it does not have get their result from the error."""
+        self, delivery: asyncio.Future[list[KafkaError | None]]
+    ) -> list[KafkaError | None]:
+        """Wait for Kafka, and give its errors, record by record."""
         started = time.perf_counter()
         errors = await delivery
         self._metrics.ack.observe(time.perf_counter() - started)
+        return errors
+
+    def _results(self, pending: Pending, errors: list[KafkaError | None]) -> Answer:
+        """The answer, in which events whose records Kafka does not have are told from the rest."""
         found: dict[tuple[int, str], Result] = {}  # the producer takes note of each error once
         for index, error in zip(pending.indices, errors, strict=True):
             if error is None or index is None:
@@ -214,6 +255,8 @@ class V1Endpoint:
                 too_big = self._producer.refusal(error).status == 413
                 found[kind] = TOO_BIG if too_big else NOT_PERSISTED
             pending.results[index] = found[kind]
+        self._count(pending)
+        return results_answer(pending.spellings, pending.uuids, pending.results)
 
     def _count(self, pending: Pending) -> None:
         """Enter the results into the metrics, and what was kept into the project's usage."""

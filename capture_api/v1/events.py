@@ -31,12 +31,13 @@ from capture_api.events.rfc3339 import parse_rfc3339
 from capture_api.events.timestamps import bounded_time, clock_skew, usable_sent_at
 from capture_api.events.uuids import NIL_UUID, mint_uuid
 from capture_api.protection.routing import Route, Why
+from capture_api.turns import pause
 from capture_api.v1.batch import ESCAPED_LETTER, Batch, Event, Rarities
 from capture_api.v1.options import NO_OPTIONS, Options, read_options
 from capture_api.wire.depth import too_deep
 from capture_api.wire.keys import too_many_keys
 from capture_api.wire.numbers import out_of_range
-from capture_api.wire.payload import PERFORMANCE_EVENT, raw_events
+from capture_api.wire.payload import PERFORMANCE_EVENT, is_long, raw_events
 from capture_api.wire.skeleton import skeleton
 
 EVENT_NAME_BYTES = 200
@@ -113,7 +114,10 @@ def build_records(
     batch_flags = FLAG_HISTORICAL if batch.historical_migration else 0
     rules, hot_keys = route.rules, route.hot_keys
     ip = INTERNAL_ADDRESS if batch.capture_internal else request.ip
+    long = is_long(rarities.text, uuids)
     for index, (event, uuid) in enumerate(zip(batch.batch, uuids, strict=True)):
+        if long:
+            pause()
         distinct_id = event.distinct_id.strip()
         properties = bytes(event.properties)
         written = parse_rfc3339(event.timestamp)

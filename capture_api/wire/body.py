@@ -51,6 +51,11 @@ class Charge:
         budget.held += count
         self._bytes += count
 
+    def only(self, count: int) -> None:
+        """Hold so many bytes in place of those so far, or refuse with 503."""
+        self.release()
+        self.add(count)
+
     def deadline(self, began: float, size: int) -> float:
         """Until when a body that began then, and has so many bytes now, may go on."""
         return began + self._budget.stall_seconds + size / SLOWEST_BYTES_PER_SECOND

@@ -6,7 +6,7 @@
 The order is PostHog's, for clients rely on its oddities: base64 of the whole payload is undone
 wherever it shows, that of a form's field on old paths only. Browsers send gzip without saying so,
 hence the sniffing. Invariant: what is returned is at most `limit` bytes of UTF-8; a wrapping that
-cannot be undone is refused.
+cannot be undone is refused. What is long is done piece by piece, with pauses (`turns.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from urllib.parse import unquote_to_bytes
 from isal import isal_zlib
 
 from capture_api.refusal import Refused, bad_request, too_large
+from capture_api.turns import AT_ONCE_BYTES, pause
 from capture_api.wire.lz64 import decode_lz64
+from capture_api.wire.pieces import joined
 from capture_api.wire.query import Query, known_compression
+from capture_api.wire.utf8 import check_utf8
 
 LEGACY_PATHS = frozenset({"/e", "/i/v0/e", "/capture", "/track", "/engage", "/flags"})
 """Paths whose decoded text may be base64 once more: those that clients send old forms to.
@@ -41,6 +44,7 @@ _UNQUOTED_AT_ONCE = 16 << 10
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 _BASE64_OR_BLANKS = re.compile(rb"[A-Za-z0-9+/ ]+={0,3}")
 _BASE64_SAMPLE = 128
+_BASE64_AT_ONCE = AT_ONCE_BYTES  # whole groups of four
 
 
 def decode_payload(
@@ -88,29 +92,54 @@ def decode_payload(
 
 def inflate(payload: bytes, limit: int) -> bytes:
     """The content of a gzip stream; never makes more than `limit` + 1 bytes of it."""
-    parts = []
-    size = 0
+    parts: list[bytes] = []
+    at = 0
     for _ in range(GZIP_MEMBERS):
         stream = isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
         try:
-            part = stream.decompress(payload, limit + 1 - size)
+            at = inflate_stream(stream, payload, at, limit, parts)
         except isal_zlib.error:  # type: ignore[misc]  # its stub calls the class an instance
             raise _broken_gzip() from None
-        size += len(part)
-        if size > limit:
-            raise too_large(
-                f"maximum event size exceeded: the body inflates to more than {limit} bytes; "
-                "send smaller batches"
-            )
         if not stream.eof:
             raise _broken_gzip()
-        parts.append(part)
-        payload = stream.unused_data
-        if not payload.startswith(_GZIP_MAGIC):  # gzip streams may stand one after the other
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        if not payload.startswith(_GZIP_MAGIC, at):  # gzip streams may stand one after the other
+            return joined(parts)
     raise bad_request(
         f"invalid gzip data: more than {GZIP_MEMBERS} streams; send the body as one", "bad_gzip"
     )
+
+
+def inflate_stream(
+    stream: isal_zlib.Decompress, payload: bytes, at: int, limit: int, parts: list[bytes]
+) -> int:
+    """Inflate what of the payload is the stream's, from `at` on; returns where that ends.
+
+    The content is added to the parts. Refuses (413) when they are more than `limit` bytes.
+    """
+    room = limit + 1 - sum(map(len, parts))
+    start = at
+    while at < len(payload):
+        if at > start:
+            pause()
+        piece = payload[at : at + AT_ONCE_BYTES]
+        at += len(piece)
+        while True:
+            wanted = min(room, AT_ONCE_BYTES)
+            part = stream.decompress(piece, wanted)
+            parts.append(part)
+            room -= len(part)
+            if not room:
+                raise too_large(
+                    f"maximum event size exceeded: the body inflates to more than {limit} bytes; "
+                    "send smaller batches"
+                )
+            if stream.eof:
+                return at - len(stream.unused_data)
+            piece = stream.unconsumed_tail
+            if not piece and len(part) < wanted:
+                break
+            pause()
+    return at
 
 
 def _unwrap_base64(payload: bytes) -> bytes:
@@ -118,16 +147,23 @@ def _unwrap_base64(payload: bytes) -> bytes:
     sample = payload[:_BASE64_SAMPLE]
     if len(payload) % 4 or not _BASE64.fullmatch(sample):
         return payload
-    try:
-        decoded = binascii.a2b_base64(payload, strict_mode=True)
-    except binascii.Error:
-        return payload
+    parts = []
+    for at in range(0, len(payload), _BASE64_AT_ONCE):
+        if at:
+            if payload[at - 1 : at] == b"=":  # its end, and more behind it
+                return payload
+            pause()
+        try:
+            parts.append(binascii.a2b_base64(payload[at : at + _BASE64_AT_ONCE], strict_mode=True))
+        except binascii.Error:
+            return payload
+    last = parts[-1]
     # Bits that its last digit should not have: other things that look like base64 have some.
     if payload.endswith(b"=") and not payload.endswith(
-        binascii.b2a_base64(decoded[len(decoded) // 3 * 3 :], newline=False)
+        binascii.b2a_base64(last[len(last) // 3 * 3 :], newline=False)
     ):
         return payload
-    return decoded
+    return joined(parts)
 
 
 def _lz64(unwrapped: bytes, payload: bytes, path: str, limit: int) -> bytes:
@@ -184,15 +220,15 @@ def _unquoted(value: bytes) -> bytes:
             end = cut
         content += decoder.decode(unquote_to_bytes(value[start:end])).encode()
         start = end
+        if len(value) > AT_ONCE_BYTES:
+            pause()
     content += decoder.decode(b"", final=True).encode()
     return bytes(content)
 
 
 def _check_utf8(payload: bytes) -> None:
-    if payload.isascii():
-        return
     try:
-        payload.decode()
+        check_utf8(payload)
     except UnicodeDecodeError as error:
         raise bad_request(
             f"the payload is not valid UTF-8 (byte {error.start}); if it is compressed, say so in "

@@ -12,18 +12,23 @@ than `limit` bytes, nor more than OUTPUT_BYTES.
 from __future__ import annotations
 
 import binascii
+import codecs
+import itertools
 from array import array
 
 from capture_api.refusal import Refused, bad_request, too_large
+from capture_api.turns import AT_ONCE_BYTES, pause
+from capture_api.wire.pieces import joined
 
 INPUT_BYTES = 1 << 20
-"""Longest text that is decoded: it keeps the process busy for about half a second, and stands for
-some 3 MB of JSON. Only browsers of years ago send any."""
+"""Longest text that is decoded: it takes about half a second, in pieces with pauses between
+(`turns.py`), and stands for some 3 MB of JSON. Only browsers of years ago send any."""
 OUTPUT_BYTES = 20 << 20
 """Most that comes out of it; in UTF-16 it takes twice as much for a while."""
 
 _NEW_UNIT, _END = 1, 2  # codes that are not phrases; 0 is a new byte, 3 the first phrase
 _READ_BYTES = 8
+_CODES_AT_ONCE = 4096
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -39,12 +44,23 @@ def decode_lz64(text: bytes, limit: int) -> bytes:
     except binascii.Error:
         raise _damaged("it is not base64") from None
     try:
-        content = _units(packed, limit).decode("utf-16-le").encode()
+        content = _in_utf8(_units(packed, limit))
     except UnicodeDecodeError:
         raise _damaged("its content is not valid UTF-16") from None
     if len(content) > limit:
         raise _over(limit)
     return content
+
+
+def _in_utf8(units: bytearray) -> bytes:
+    decoder = codecs.getincrementaldecoder("utf-16-le")()
+    parts = []
+    for start in range(0, len(units), AT_ONCE_BYTES):
+        if start:
+            pause()
+        parts.append(decoder.decode(units[start : start + AT_ONCE_BYTES]).encode())
+    parts.append(decoder.decode(b"", final=True).encode())
+    return joined(parts)
 
 
 def _units(packed: bytes, limit: int) -> bytearray:
@@ -61,7 +77,9 @@ def _units(packed: bytes, limit: int) -> bytearray:
     output = bytearray()
     start = end = 0  # the phrase before
     most = 2 * limit
-    while True:
+    for count in itertools.count(1):
+        if not count % _CODES_AT_ONCE:
+            pause()
         if held < width + 16:  # a new code unit follows its code at once
             chunk = source[at : at + _READ_BYTES]
             bits |= int.from_bytes(chunk, "little") << held

@@ -6,6 +6,7 @@ single event. One pass decodes each, leaving `properties` as the client's own by
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sized
 from typing import TypeVar
 
 import msgspec
@@ -13,7 +14,10 @@ from msgspec import Raw
 
 from capture_api.events.timestamps import sent_at_in_body
 from capture_api.refusal import Refused, bad_request, bad_token, too_large
+from capture_api.turns import AT_ONCE_BYTES, AT_ONCE_EVENTS, pause
+from capture_api.wire.long_json import decode_long, is_array
 from capture_api.wire.numbers import MAX_SUSPECTS, TOO_MANY_SUSPECTS, out_of_range
+from capture_api.wire.pieces import count, holds
 from capture_api.wire.skeleton import skeleton
 from capture_api.wire.surrogates import has_surrogates, replace_lone_surrogates
 
@@ -108,7 +112,7 @@ def parse_payload(text: bytes) -> Payload:
 
     One that holds nothing but events to be passed over needs no token, and has no events.
     """
-    if len(text) > 2 * MAX_OBJECTS and text.count(b"{") > MAX_OBJECTS:
+    if len(text) > 2 * MAX_OBJECTS and count(text, b"{") > MAX_OBJECTS:
         raise _too_many(f"more than {MAX_OBJECTS} objects")
     try:
         decoded = _decode(text)
@@ -141,21 +145,24 @@ def parse_payload(text: bytes) -> Payload:
         event.event == PERFORMANCE_EVENT for event in events
     ):
         return Payload(text, "", [], None, historical, False, True)
+    if len(events) > AT_ONCE_EVENTS:
+        pause()
     if token is None:
-        token = _token_of_events(events)
-    peculiar = any(bone in bones for bone in _PECULIAR_BONES) and any(
-        mark in text for mark in _PECULIAR
-    )
-    one_line = b"\n" not in text and b"\r" not in text
+        token = _token_of_events(events, is_long(text, events))
+    peculiar = holds(bones, *_PECULIAR_BONES) and holds(text, *_PECULIAR)
+    one_line = not holds(text, b"\n", b"\r")
     return Payload(text, valid_token(token), events, sent_at, historical, peculiar, one_line)
+
+
+def is_long(text: bytes, events: Sized) -> bool:
+    """Whether these events of a text are more work than is done at once."""
+    return len(text) > AT_ONCE_BYTES or len(events) > AT_ONCE_EVENTS
 
 
 def raw_events(text: bytes) -> list[Raw]:
     """The events of a request that could be read, each as the client wrote it."""
-    if text.lstrip()[:1] == b"[":
-        return _leniently(_raw_events_decoder, text)
-    batch = _leniently(_raw_batch_decoder, text).batch
-    return [Raw(text)] if batch is None else batch
+    events = leniently(_decode_raw, text)
+    return [Raw(text)] if events is None else events
 
 
 def bad_number(number: bytes, code: str) -> Refused:
@@ -211,20 +218,35 @@ def valid_token(token: str) -> str:
 
 
 def _decode(text: bytes) -> list[Event] | Envelope:
+    if len(text) > AT_ONCE_BYTES:
+        return leniently(_decode_long, text)
     if text.lstrip()[:1] == b"[":
-        return _leniently(_events_decoder, text)
-    return _leniently(_envelope_decoder, text)
+        return leniently(_events_decoder.decode, text)
+    return leniently(_envelope_decoder.decode, text)
 
 
-def _leniently(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+def _decode_long(text: bytes) -> list[Event] | Envelope:
+    if is_array(text):
+        return decode_long(text, _events_decoder, _events_decoder)
+    return decode_long(text, _envelope_decoder, _events_decoder)
+
+
+def _decode_raw(text: bytes) -> list[Raw] | None:
+    if is_array(text):
+        return decode_long(text, _raw_events_decoder, _raw_events_decoder)
+    return decode_long(text, _raw_batch_decoder, _raw_events_decoder).batch
+
+
+def leniently(decode: Callable[[bytes], T], text: bytes) -> T:
+    """What `decode` makes of the JSON text; with U+FFFD for lone surrogates, if it must be."""
     try:
-        return decoder.decode(text)
+        return decode(text)
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
         if not has_surrogates(text):
             raise
-        return decoder.decode(replace_lone_surrogates(text))
+        return decode(replace_lone_surrogates(text))
 
 
 def _shortened(number: bytes) -> str:
@@ -246,10 +268,12 @@ def _own_token(source: Event) -> str | None:
     return None
 
 
-def _token_of_events(events: list[Event]) -> str:
+def _token_of_events(events: list[Event], long: bool) -> str:
     """The one token that the events themselves carry, at the top or in `properties`."""
     tokens = set()
     for event in events:
+        if long:
+            pause()
         if event.event == PERFORMANCE_EVENT:
             continue
         token = _own_token(event)

@@ -13,6 +13,9 @@ Invariant: what is in the text is in the skeleton. The reverse need not be so: l
 
 from __future__ import annotations
 
+from capture_api.turns import AT_ONCE_BYTES
+from capture_api.wire.pieces import joined, pieces
+
 _SEPARATORS = b":,[]}"
 _KEPT = b'eE"$_uf' + _SEPARATORS
 _DROPPED = bytes(set(range(256)) - set(_KEPT))
@@ -23,4 +26,6 @@ NUMBER_WITH_EXPONENT = b",e,"
 
 def skeleton(text: bytes) -> bytes:
     """The skeleton of a text, or of a part of one."""
+    if len(text) > AT_ONCE_BYTES:
+        return joined([skeleton(piece) for piece in pieces(text)])
     return text.translate(_SPELLED_ALIKE, _DROPPED)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+from capture_api.turns import AT_ONCE_BYTES, pause
+from capture_api.wire.pieces import holds, joined
+
 MAX_REPLACED = 100_000
 """Surrogates replaced in one text; with more of them it stays invalid, and is refused as that."""
 
@@ -18,16 +21,33 @@ _LONE = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!%b)|(?<!%b\\u[dD])[c-fC-F][0-9a-fA-F]{2})" % (_LOW, _HIGH)
 )
 
+_NOT_OF_ESCAPES = re.compile(rb"[^\\u0-9a-fA-F]")
+
 
 def has_surrogates(text: bytes) -> bool:
     """Whether the text may hold surrogates at all."""
-    return b"\\ud" in text or b"\\uD" in text
+    return holds(text, b"\\ud", b"\\uD")
 
 
 def replace_lone_surrogates(text: bytes) -> bytes:
     """The JSON text with its lone surrogate escapes replaced, up to MAX_REPLACED of them."""
-    if b"\0" in text:  # no JSON
+    if holds(text, b"\0"):  # no JSON
         return text
+    parts = []
+    start, left = 0, MAX_REPLACED
+    while start < len(text):
+        border = _NOT_OF_ESCAPES.search(text, start + AT_ONCE_BYTES) if left else None
+        end = border.start() if border is not None else len(text)
+        piece, count = _replace(text[start:end], left) if left else (text[start:end], 0)
+        parts.append(piece)
+        start, left = end, left - count
+        if start < len(text):
+            pause()
+    return joined(parts)
+
+
+def _replace(text: bytes, most: int) -> tuple[bytes, int]:
     # `\\ud83d` is a backslash and five letters: escaped backslashes step aside for a while.
     hidden = text.replace(rb"\\", b"\0\0")
-    return _LONE.sub(rb"\\ufffd", hidden, MAX_REPLACED).replace(b"\0\0", rb"\\")
+    replaced, count = _LONE.subn(rb"\\ufffd", hidden, most)
+    return replaced.replace(b"\0\0", rb"\\"), count
