@@ -49,5 +49,5 @@ def beating_app(settings: Settings) -> CaptureApp:
 
 
 if __name__ == "__main__":
-    capture.create_app = beating_app  # type: ignore[assignment]
+    vars(capture)["create_app"] = beating_app
     sys.exit(capture.main())

@@ -31,7 +31,7 @@ SLICE_SECONDS = 0.004
 """What the work has at once, and what every other request may wait for it at a time."""
 AT_ONCE_BYTES = 256 << 10
 """Text that is worked on at once: a millisecond of parsing, and some more of what follows."""
-AT_ONCE_EVENTS = 1_000
+AT_ONCE_EVENTS = 500
 """Events of a text that is worked on at once."""
 PATIENCE_SECONDS = 5.0
 """How long a request waits for its turn before it is to come again."""

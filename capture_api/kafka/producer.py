@@ -154,6 +154,8 @@ class RecordProducer:
             self._divert(self.spool, error.str())
             return future
         self.records_produced += len(records)
+        if len(records) > PRODUCED_AT_ONCE:
+            delivery.started = time.monotonic()  # others may have begun during a pause
         self._waiting.append(delivery)
         return future
 
@@ -178,6 +180,8 @@ class RecordProducer:
             raise self._away()
         self._produce_each(delivery, records)
         self.records_produced += len(records)
+        if len(records) > PRODUCED_AT_ONCE:
+            delivery.started = time.monotonic()  # others may have begun during a pause
         self._waiting.append(delivery)
         return future
 
