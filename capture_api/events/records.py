@@ -180,29 +180,29 @@ def build_records(
                 raise _too_large(f"it makes a record of {size} bytes")
             records.append((topic, value, record_key))
         except Refused as refused:
-            error = refused
-            if error.status == 413:
-                assert uuid is not None  # only what comes after it raises 413
-                if not sent_events:
-                    sent_events = raw_events(payload.text)
-                sent_event = bytes(sent_events[index])
-                try:
-                    record = _evidence(event, sent_event, uuid, payload, project_id, request, route)
-                except Refused as worse:
-                    error = worse
-                else:
-                    records.append(record)
-                    left_out.append(RefusedEvent(index, uuid, error.code, error.detail))
-                    continue
-            if len(events) > 1:
-                raise error.of_event(index) from None
-            raise error from None
+            if refused.status != 413:
+                raise _of_event(refused, index, events) from None
+            assert uuid is not None  # only what comes after it raises 413
+            if not sent_events:
+                sent_events = raw_events(payload.text)
+            pause()
+            sent_event = memoryview(sent_events[index])
+            try:
+                record = _evidence(event, sent_event, uuid, payload, project_id, request, route)
+            except Refused as worse:
+                raise _of_event(worse, index, events) from None
+            records.append(record)
+            left_out.append(RefusedEvent(index, uuid, refused.code, refused.detail))
     return records
+
+
+def _of_event(refused: Refused, index: int, events: list[Event]) -> Refused:
+    return refused.of_event(index) if len(events) > 1 else refused
 
 
 def _evidence(
     event: Event,
-    sent_event: bytes,
+    sent_event: memoryview,
     uuid: str,
     payload: Payload,
     project_id: int,
@@ -210,7 +210,7 @@ def _evidence(
     route: Route,
 ) -> Record:
     """The record that tells of an event too large for one; the other rules hold for it, too."""
-    head = _head(event, _object(event), payload.peculiar)
+    head = _head(event, _large_object(event), payload.peculiar)
     distinct_id = event_distinct_id(event, head)[:DISTINCT_ID_LENGTH]
     person = distinct_id
     if head is not None and head.cookieless_mode == TRUE:
@@ -236,10 +236,11 @@ def _too_large(what: str) -> Refused:
 
 def event_properties(event: Event) -> bytes:
     """The properties as they are kept, of a size and depth that further steps may work on."""
-    properties = _object(event)
     size = len(event.properties) + len(event.set) + len(event.set_once)
     if size > RECORD_MAX_BYTES:
+        _large_object(event)
         raise _too_large(f"its properties have {size} bytes")
+    properties = _object(event)
     if event.set is not ABSENT or event.set_once is not ABSENT:
         properties = splice_person_properties(properties, event.set, event.set_once)
     if too_deep(properties):
@@ -265,7 +266,13 @@ def _object(event: Event) -> bytes:
     return b"{}"
 
 
-def _head(event: Event, properties: bytes, peculiar: bool) -> PropertiesHead | None:
+def _large_object(event: Event) -> bytes | Raw:
+    """The same, without a copy."""
+    is_object = memoryview(event.properties)[:1].tobytes() == b"{"
+    return event.properties if is_object else _object(event)
+
+
+def _head(event: Event, properties: bytes | Raw, peculiar: bool) -> PropertiesHead | None:
     """The head of the properties, parsed only if there is something in it that matters."""
     if not peculiar and (_given(event.distinct_id) or _given(event.dollar_distinct_id)):
         return None

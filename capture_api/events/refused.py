@@ -60,11 +60,11 @@ def evidence_value(
     distinct_id: str,
     received_at: int,
     request_id: str,
-    sent: bytes,
+    sent: bytes | memoryview,
 ) -> bytes:
     """The value of the record that stands for an event too large for one, as it was `sent`."""
     digest = sha256()
-    for piece in pieces(sent):
+    for piece in pieces(memoryview(sent)):
         digest.update(piece)
     return _encoder.encode(
         Evidence(

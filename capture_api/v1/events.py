@@ -239,6 +239,7 @@ def _add_evidence(
     """Let a record tell of an event too large for one."""
     if not built.sent_events:
         built.sent_events.extend(raw_events(request.rarities.text))
+        pause()
     value = evidence_value(
         uuid=uuid,
         project_id=project_id,
@@ -246,7 +247,7 @@ def _add_evidence(
         distinct_id=distinct_id,
         received_at=request.received_at,
         request_id=request.request_id,
-        sent=bytes(built.sent_events[index]),
+        sent=memoryview(built.sent_events[index]),
     )
     built.records.append((route.router.topics.events, value, key))
     built.indices.append(None)

@@ -25,15 +25,16 @@ import msgspec
 from msgspec import Raw
 
 from capture_api.turns import AT_ONCE_BYTES, pause
+from capture_api.wire.pieces import pieces
 
 PART_BYTES = 64 << 10
 """Least that is parsed at once."""
 
-_ARRAY = re.compile(rb"\s*\[")
-_BATCH = re.compile(rb'"batch"\s*:\s*\[')
+_BATCH = re.compile(rb'"batch"\s*+:\s*+\[')
 _HEAD_BYTES = 64 << 10
-_FIRST_KEY = re.compile(rb"\s*(\{[^:{}]{0,100}:)")
-_END_OF_OBJECT = re.compile(rb"\}\s*,\s*(?=\{)")
+_BATCHES_LOOKED_AT = 16
+_FIRST_KEY = re.compile(rb"\s*+(\{[^:{}]{0,100}:)")
+_END_OF_OBJECT = re.compile(rb"\}\s*+,\s*+(?=\{)")
 _ENDS_LOOKED_AT = 500
 
 _MARK = uuid4().hex
@@ -49,7 +50,7 @@ _raw_decoder = msgspec.json.Decoder(Raw)
 
 def is_array(text: bytes) -> bool:
     """Whether the JSON text is that of an array."""
-    return _ARRAY.match(text) is not None
+    return next(filter(None, (piece.lstrip() for piece in pieces(text))), b"")[:1] == b"["
 
 
 def decode_long(
@@ -92,16 +93,17 @@ def decode_long(
 
 def _head(text: bytes) -> bytes:
     """The text up to its first event; nothing where that is not found."""
-    found = _ARRAY.match(text)
-    if found is None:
-        found = _BATCH.search(text, 0, _HEAD_BYTES)
-        if found is None:
-            return b""
-        try:  # valid only if that is a key of the outermost object
-            _raw_decoder.decode(text[: found.end()] + b"]}")
+    if is_array(text):
+        return text[: text.index(b"[") + 1]
+    found = _BATCH.finditer(text, 0, _HEAD_BYTES)
+    for batch in itertools.islice(found, _BATCHES_LOOKED_AT):
+        head = text[: batch.end()]
+        try:
+            _raw_decoder.decode(head + b"]}")
         except (msgspec.DecodeError, RecursionError):
-            return b""
-    return text[: found.end()]
+            continue
+        return head  # valid: that is a key of the outermost object
+    return b""
 
 
 def _parts(
@@ -129,7 +131,7 @@ def _parts(
                 yield next_at, events
                 at, size = next_at, PART_BYTES
                 continue
-            pause()
+        pause()
         size *= 2
 
 

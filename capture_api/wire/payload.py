@@ -181,7 +181,7 @@ def bad_number(number: bytes, code: str) -> Refused:
     )
 
 
-def properties_head(properties: bytes) -> PropertiesHead:
+def properties_head(properties: bytes | Raw) -> PropertiesHead:
     """The few properties that the edge may need; `properties` is a JSON object."""
     try:
         return _head_decoder.decode(properties)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
+from typing import TypeVar
 
 from capture_api.turns import AT_ONCE_BYTES, pause
+
+Text = TypeVar("Text", bytes, memoryview)
 
 
 def joined(parts: list[bytes]) -> bytes:
@@ -25,7 +28,7 @@ def joined(parts: list[bytes]) -> bytes:
     return whole.getvalue()  # not copied: it is nobody else's
 
 
-def pieces(text: bytes) -> Iterator[bytes]:
+def pieces(text: Text) -> Iterator[Text]:
     """The text in pieces, with a pause after each but the last."""
     if len(text) <= AT_ONCE_BYTES:
         yield text
