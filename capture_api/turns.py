@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, TypeVar, TypeVarTuple
 
 from capture_api.refusal import try_later
 
@@ -38,8 +38,8 @@ PATIENCE_SECONDS = 5.0
 
 THREAD_NAME = "long-request"
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 
 class TooMuch(Exception):
@@ -66,19 +66,19 @@ def pause() -> None:
     _pause()
 
 
-def at_once(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def at_once(work: Callable[[*Given], T], *given: *Given) -> T:
     """Do the work, which changes nothing yet. Raises TooMuch where it comes to a pause."""
     global _pause
     _pause = _give_up
     try:
-        return work(*args, **kwargs)
+        return work(*given)
     finally:
         _pause = _go_on
 
 
-async def in_turns(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def in_turns(work: Callable[[*Given], T], *given: *Given) -> T:
     """Do the work in turns with the event loop. Given up between two slices when cancelled."""
-    slices = _Slices(lambda: work(*args, **kwargs))
+    slices = _Slices(lambda: work(*given))
     try:
         while slices.next():
             await asyncio.sleep(0)

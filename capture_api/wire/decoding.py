@@ -227,6 +227,8 @@ def _unquoted(value: bytes) -> bytes:
 
 
 def _check_utf8(payload: bytes) -> None:
+    if payload.isascii():
+        return
     try:
         check_utf8(payload)
     except UnicodeDecodeError as error:
