@@ -1,15 +1,15 @@
 """Long work of a request, done in turns with the event loop, so that it holds up no other request.
 
-    at_once ──a pause in it: too much──▶ begun anew in_turns: a slice, a round of the event loop,
+    at_once ──a pause in it: too much──▶ begun anew in_turns: a slice, rounds of the event loop,
        └─ nearly always: done            a slice, … on a thread that has only the slices
 
 Work calls `pause` wherever it has been at it for a millisecond or so. Under `at_once` that ends
 it, and nothing of it has happened; in turns the event loop goes on there when the slice is over.
 
-Why not simply a thread: beside one that computes, the loop waits up to 5 ms for the interpreter
-each time it wants it back, for every readable socket anew, and serves a tenth of what it can. Here
-one of the two stands still while the other goes on. So the work may touch what belongs to the
-loop, and needs no locks; only it must not wait for the loop.
+Why not simply a thread: while it computes, the loop waits up to 5 ms for the interpreter each time
+it wants it back, after every wait for the network, and serves two thirds of what it does so. Here
+one of the two stands still while the other goes on, and each has as long as the other. So the work
+may touch whatever belongs to the event loop, and needs no locks; only it must not wait for the loop.
 
 Invariants: the loop never stands still for longer than SLICE_SECONDS and the longest way between
 two pauses; of all long requests of a process one is at work (`Turns`), in order of arrival, so that
@@ -27,8 +27,10 @@ from typing import Generic, TypeVar, TypeVarTuple
 
 from capture_api.refusal import try_later
 
-SLICE_SECONDS = 0.004
-"""What the work has at once, and what every other request may wait for it at a time."""
+SLICE_SECONDS = 0.002
+"""What the work has at once, and then the event loop, if it has so much to do."""
+IDLE_SECONDS = 0.000_1
+"""A round of the event loop that is over sooner had nothing to do."""
 AT_ONCE_BYTES = 256 << 10
 """Text that is worked on at once: a millisecond of parsing, and some more of what follows."""
 AT_ONCE_EVENTS = 500
@@ -81,10 +83,21 @@ async def in_turns(work: Callable[[*Given], T], *given: *Given) -> T:
     slices = _Slices(lambda: work(*given))
     try:
         while slices.next():
-            await asyncio.sleep(0)
+            await _let_others_go_on()
     finally:
         slices.end()
     return slices.outcome()
+
+
+async def _let_others_go_on() -> None:
+    now = time.perf_counter()
+    end = now + SLICE_SECONDS
+    while True:
+        before = now
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        if now >= end or now - before < IDLE_SECONDS:
+            return
 
 
 class Turns:
