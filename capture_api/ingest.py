@@ -38,7 +38,7 @@ from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused, internal_error, too_large
 from capture_api.refusal_log import RefusalLog
-from capture_api.turns import TooMuch, Turns, at_once, in_turns
+from capture_api.turns import AT_ONCE_BYTES, TooMuch, Turns, at_once, in_turns, pause
 from capture_api.wire.body import Budget, Charge, read_body
 from capture_api.wire.client_address import Sender, Senders
 from capture_api.wire.client_software import client_software
@@ -195,6 +195,8 @@ class Ingest:
         self, body: bytes, path: str, query: Query, headers: dict[bytes, bytes], charge: Charge
     ) -> Payload:
         """What the body says. Changes nothing but the charge."""
+        if len(body) > AT_ONCE_BYTES:
+            pause()
         text = decode_payload(body, path=path, query=query, headers=headers, limit=self._max_text)
         if text is not body:
             charge.add(len(text))

@@ -9,7 +9,7 @@ it, and nothing of it has happened; in turns the event loop goes on there when t
 Why not simply a thread: while it computes, the loop waits up to 5 ms for the interpreter each time
 it wants it back, after every wait for the network, and serves two thirds of what it does so. Here
 one of the two stands still while the other goes on, and each has as long as the other. So the work
-may touch whatever belongs to the event loop, and needs no locks; only it must not wait for the loop.
+may touch whatever belongs to the event loop and needs no locks; but it must not wait for the loop.
 
 Invariants: the loop never stands still for longer than SLICE_SECONDS and the longest way between
 two pauses; of all long requests of a process one is at work (`Turns`), in order of arrival, so that

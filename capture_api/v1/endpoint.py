@@ -32,7 +32,15 @@ from capture_api.projects import Projects
 from capture_api.protection.guard import Guard, OverQuota
 from capture_api.refusal import Refused, bad_request, internal_error
 from capture_api.refusal_log import RefusalLog
-from capture_api.turns import AT_ONCE_EVENTS, TooMuch, Turns, at_once, in_turns
+from capture_api.turns import (
+    AT_ONCE_BYTES,
+    AT_ONCE_EVENTS,
+    TooMuch,
+    Turns,
+    at_once,
+    in_turns,
+    pause,
+)
 from capture_api.v1.answers import error_answer, results_answer
 from capture_api.v1.batch import Batch, event_uuids, parse_batch, read_rarities
 from capture_api.v1.events import (
@@ -191,6 +199,8 @@ class V1Endpoint:
 
     def _read(self, body: bytes, encoding: str, charge: Charge) -> Read:
         """What the body says. Changes nothing but the charge."""
+        if len(body) > AT_ONCE_BYTES:
+            pause()
         text = body
         if encoding:
             text = inflate_as(encoding, body, self._max_decompressed)
