@@ -24,7 +24,7 @@ from rich.table import Table
 from bench.beating import PATH
 from bench.children import REPOSITORY, Deadline
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, write_json
+from bench.figures import describe, machine, spread, write_json
 from bench.parts import bench_settings, local_kafka, temporary_home
 from bench.stalls_bodies import Body, bodies
 from bench.usage import require_proc, usage_of
@@ -69,11 +69,11 @@ def main(only: str, repeat: int, limit: float, json_file: Path | None) -> None:
                     runs = [_measured(client, pid, body) for _ in range(repeat)]
                     deadline.left_s()
                     statuses = sorted({str(run["status"]) for run in runs})
-                    worst = [
-                        f"{max(run[name] for run in runs):,.0f}"
+                    figures = [
+                        spread(run[name] for run in runs).show(0)
                         for name in ("stall_ms", "answer_ms", "cpu_ms")
                     ]
-                    table.add_row(body.name, ", ".join(statuses), *worst)
+                    table.add_row(body.name, ", ".join(statuses), *figures)
                     found.append({"body": body.name, "bytes": len(body.content), "runs": runs})
     console.print(table)
     if json_file is not None:

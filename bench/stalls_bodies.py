@@ -52,8 +52,6 @@ def bodies(token: str) -> Iterator[Body]:
     yield _packed("50 MB with an error at its end", usual(token, 50 * MB)[:-3] + b"x]}")
     yield Body("a form of 20 MB, every byte escaped", b"data=" + b"%7B" * 6_600_000, "/e/", _FORM)
     yield Body("20 MB in base64", b64encode(usual(token, 15 * MB)))
-    noise = b64encode(bytes(number * 7919 >> 3 & 255 for number in range(780_000)))
-    yield Body("1 MB of lz64", noise, "/e/?compression=lz64")
     v1 = "/i/v1/analytics/events"
     headers = _V1_HEADERS | {"Authorization": f"Bearer {token}", "Content-Encoding": "gzip"}
     yield Body("protocol v1, 40 MB", gzip.compress(usual(token, 40 * MB), 1), v1, headers)
