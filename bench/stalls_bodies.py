@@ -49,6 +49,7 @@ def bodies(token: str) -> Iterator[Body]:
             one = _request(token, iter([make(size * MB)]))
             yield _packed(f"one event of {size} MB in gzip: {name}", one)
     yield _packed("a bomb: 200 MB of zeros in gzip", bytes(200 * MB))
+    yield _packed("99 MB of blanks in gzip", b" " * (99 * MB))
     yield _packed("50 MB with an error at its end", usual(token, 50 * MB)[:-3] + b"x]}")
     yield Body("a form of 20 MB, every byte escaped", b"data=" + b"%7B" * 6_600_000, "/e/", _FORM)
     yield Body("20 MB in base64", b64encode(usual(token, 15 * MB)))
