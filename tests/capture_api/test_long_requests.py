@@ -59,7 +59,13 @@ def waiting(capture: Any) -> float:
     return number
 
 
-def send_beside(capture: Any, request: httpx.Request) -> tuple[ThreadPoolExecutor, Any]:
+def turns_of(capture: Any) -> float:
+    """Turns that large requests have had, or have."""
+    number: float = capture.samples()["capture_long_turns_total", ()]
+    return number
+
+
+def send_beside(request: httpx.Request) -> tuple[ThreadPoolExecutor, Any]:
     """Send it on a thread: the future is of its answer."""
     pool = ThreadPoolExecutor(1)
     return pool, pool.submit(httpx.Client(timeout=60).send, request)
@@ -71,9 +77,9 @@ def test_small_requests_are_answered_before_a_large_one(
 ) -> None:
     """Health, metrics and events, while it is at work; then it is answered, and whole."""
     request = large_request(capture, path)
-    pool, answer = send_beside(capture, request)
-    before = 0
-    until(lambda: waiting(capture) == 1, "it is at work")
+    turns, before = turns_of(capture), 0
+    pool, answer = send_beside(request)
+    until(lambda: turns_of(capture) > turns, "it is at work")
     while not answer.done():
         event = {"event": "small", "distinct_id": "b"}
         assert capture.client.post("/batch/", json=capture.batch(event)).status_code == 200
@@ -100,17 +106,17 @@ def test_small_requests_are_answered_before_a_large_one(
 def test_a_client_that_hangs_up(capture: Any, path: str, until: Callable[..., None]) -> None:
     """Its events are taken as those of a small request are; nothing is held afterwards."""
     request = large_request(capture, path)
-    turns = capture.samples()["capture_long_turns_total", ()]
+    turns = turns_of(capture)
     ingested = capture.samples().get(("capture_events_ingested_total", ()), 0)
     with socket.create_connection(("127.0.0.1", capture.port)) as connection:
         lines = [f"POST {path} HTTP/1.1", *(f"{n}: {v}" for n, v in request.headers.items())]
         connection.sendall("\r\n".join([*lines, "", ""]).encode() + request.content)
-        until(lambda: waiting(capture) == 1, "it is at work")
+        until(lambda: turns_of(capture) > turns, "it is at work")
     until(
         lambda: capture.samples()["capture_events_ingested_total", ()] == ingested + EVENTS,
         "all of its events are in Kafka",
     )
-    assert capture.samples()["capture_long_turns_total", ()] == turns + 1
+    assert turns_of(capture) == turns + 1
     assert waiting(capture) == 0
     assert capture.samples()["capture_in_flight_bytes", ()] == 0
 
@@ -118,18 +124,19 @@ def test_a_client_that_hangs_up(capture: Any, path: str, until: Callable[..., No
 def test_an_end_waits_for_large_requests(
     kafka: str, new_capture: Callable[..., Any], until: Callable[..., None]
 ) -> None:
-    """SIGTERM while one is at work and others wait: all are answered, then the process ends."""
+    """SIGTERM while one is at work and another waits: both are answered, then the process ends."""
     capture = new_capture(kafka).start()
-    requests = [large_request(capture, path, 10_000) for path in (V0, V1, V0)]
-    sent = [send_beside(capture, request) for request in requests]
-    until(lambda: waiting(capture) == len(requests), "one is at work, the others wait")
+    requests = [large_request(capture, path, EVENTS // 2) for path in (V0, V1)]
+    sent = [send_beside(request) for request in requests]
+    until(
+        lambda: waiting(capture) == len(sent) or turns_of(capture) == len(sent),
+        "one is at work, and the other waits",
+    )
     assert capture.stop_process() == 0
-    answers = [answer.result() for _, answer in sent]
-    for pool, _ in sent:
+    for pool, answer in sent:
         pool.shutdown()
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    for answer in answers:
-        assert len(capture.records_of(answer)) == 10_000
+        assert answer.result().status_code == 200
+        assert len(capture.records_of(answer.result())) == EVENTS // 2
 
 
 def test_many_large_requests_are_held_compressed(
@@ -166,11 +173,11 @@ def test_other_ways_to_be_long(capture: Any) -> None:
     text = json.dumps([event] * 1_000 + [{**event, "properties": {"a": "é" * 300_000}}]).encode()
     escaped = b"data=" + b"".join(b"%%%02x" % byte for byte in text)
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    turns = capture.samples()["capture_long_turns_total", ()]
+    turns = turns_of(capture)
     for content, headers in ((text, {}), (escaped, form), (gzip.compress(text), {})):
         answer = capture.client.post("/e/", content=content, headers=headers)
         assert answer.status_code == 200
         assert len(capture.records_of(answer)) == 1_001
     bomb = gzip.compress(bytes(150 << 20))
     assert capture.client.post("/e/", content=bomb).status_code == 413
-    assert capture.samples()["capture_long_turns_total", ()] == turns + 4
+    assert turns_of(capture) == turns + 4
