@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -20,14 +21,18 @@ TABLES_SQL = Path(__file__).with_name("tables.sql")
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW \S+\.(\w+)")
 _TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS \S+\.(\w+)")
+_ADDRESS = re.compile(r"executing HTTP request attempt \d+ \((\S+)\)")
 _CODE = re.compile(r"(?:Code:|error code) (\d+)")
 
 
 def connect(address: str, user: str, password: str) -> Client:
     """A client. Raises ClickHouseAway when it does not answer."""
+    # It logs what it raises, too; whoever catches that tells it, in one line.
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
     with named_errors("connecting"):
         return clickhouse_connect.get_client(
             dsn=address,
+            interface=urlsplit(address).scheme,  # the client itself goes by the port alone
             username=user,
             password=password,
             autogenerate_session_id=False,
@@ -92,5 +97,12 @@ def named_errors(doing: str) -> Iterator[None]:
         raise ClickHouseAway(f"ClickHouse, {doing}: {error}") from error
 
 
-def _first_line(error: Any) -> str:
-    return str(error).strip().splitlines()[0][:500]
+def _first_line(error: Exception) -> str:
+    """What went wrong, in a line: of a connection that failed, only where to and why."""
+    address = _ADDRESS.search(str(error))
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
+        cause = cause.__cause__ or cause.__context__
+    if address is None or cause is None:
+        return str(error).strip().splitlines()[0][:500]
+    return f"{address[1]} does not answer: {cause.strerror}"
