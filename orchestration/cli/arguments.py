@@ -1,4 +1,4 @@
-"""Kinds of arguments that commands have in common: a project, a span of time."""
+"""Kinds of arguments that commands have in common: a project, a span of time, words."""
 
 from __future__ import annotations
 
@@ -50,5 +50,19 @@ class Span(click.ParamType[int]):
         return seconds * 1_000_000
 
 
+class Words(click.ParamType[str]):
+    """A text that says something: a name, a reason."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text without the blanks around it; refuses one of nothing else."""
+        text = str(value).strip()
+        if not text:
+            self.fail("it is empty", param, ctx)
+        return text
+
+
 PROJECT = ProjectName()
 SPAN = Span()
+WORDS = Words()

@@ -31,8 +31,8 @@ def backfill() -> None:
 
 
 @backfill.command()
-@click.argument("first", type=_DAY)
-@click.argument("last", type=_DAY, required=False)
+@click.argument("first", type=_DAY, metavar="FIRST")
+@click.argument("last", type=_DAY, metavar="[LAST]", required=False)
 @click.option("--preview", is_flag=True, help="Only say what each date would become.")
 @click.option(
     "--drop-strangers",
@@ -54,8 +54,8 @@ def rebuild(first: datetime, last: datetime | None, preview: bool, drop_stranger
 
 
 @backfill.command("re-enrich")
-@click.argument("first", type=_DAY)
-@click.argument("last", type=_DAY, required=False)
+@click.argument("first", type=_DAY, metavar="FIRST")
+@click.argument("last", type=_DAY, metavar="[LAST]", required=False)
 @click.option("--preview", is_flag=True, help="Only say what would change, column by column.")
 @click.option(
     "--drop-strangers",
@@ -77,8 +77,8 @@ def re_enrich(first: datetime, last: datetime | None, preview: bool, drop_strang
 
 
 @backfill.command()
-@click.argument("first", type=_DAY)
-@click.argument("last", type=_DAY, required=False)
+@click.argument("first", type=_DAY, metavar="FIRST")
+@click.argument("last", type=_DAY, metavar="[LAST]", required=False)
 @click.option("--preview", is_flag=True, help="Only say what is lost, and what of it has expired.")
 @click.option("--all", "all_files", is_flag=True, help="Also files that are whole.")
 @click.option(
@@ -110,7 +110,7 @@ def replay(
 
 
 @backfill.command()
-@click.argument("day", type=_DAY)
+@click.argument("day", type=_DAY, metavar="DAY")
 def back(day: datetime) -> None:
     """Bring back what the last rebuild of DAY has replaced; what was loaded since stays."""
     bring_back(worker_of(Settings(), click.echo), day.date())
@@ -118,7 +118,7 @@ def back(day: datetime) -> None:
 
 
 @backfill.command()
-@click.argument("day", type=_DAY)
+@click.argument("day", type=_DAY, metavar="DAY")
 def cancel(day: datetime) -> None:
     """Give up a rebuild of DAY that is not swapped in yet; `events` was never touched."""
     give_up(worker_of(Settings(), click.echo), day.date())

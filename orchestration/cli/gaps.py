@@ -9,12 +9,15 @@ import click
 
 from assets.pipeline.resends import told
 from assets.pipeline.waiting import accept_gap, refuse_gap, resends_of_lost
+from orchestration.cli.arguments import WORDS
 from orchestration.cli.batch import worker_of
 from orchestration.ledger.gaps import UNREAD, Gap, all_gaps
 from orchestration.settings import Settings
 from orchestration.times import exact_iso, utc_text
 
-_WHY = click.option("--why", required=True, help="The reason, in words. It is kept for ever.")
+_WHY = click.option(
+    "--why", type=WORDS, required=True, help="The reason, in words. It is kept for ever."
+)
 
 
 @click.group(invoke_without_command=True)

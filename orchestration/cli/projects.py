@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import click
 from sqlalchemy import Engine
 
-from orchestration.cli.arguments import PROJECT, SPAN
+from orchestration.cli.arguments import PROJECT, SPAN, WORDS
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.ledger.projects import (
     MAX_BURST,
@@ -42,7 +42,7 @@ def projects() -> None:
 
 
 @projects.command()
-@click.argument("name")
+@click.argument("name", type=WORDS)
 @as_one_document
 def create(name: str, as_json: bool) -> None:
     """Make a project and print its token."""

@@ -226,6 +226,29 @@ def test_a_number_out_of_range_is_a_misspelt_command(
     assert "range" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("projects", "create", " "),
+        ("gaps", "accept", "1", "--why", ""),
+        ("gaps", "refuse", "1", "--why", " "),
+    ],
+)
+def test_words_that_say_nothing_are_refused(tidemark: Run, arguments: tuple[str, ...]) -> None:
+    """What is kept for ever, or tells projects apart, is not empty."""
+    refused = tidemark(*arguments)
+    assert refused.returncode == 2
+    assert "it is empty" in refused.stderr
+
+
+def test_a_date_is_asked_for_by_name(tidemark: Run) -> None:
+    """A refusal of a date names the argument, not the pattern of a date."""
+    refused = tidemark("backfill", "rebuild", "2026-11-31")
+    assert refused.returncode == 2
+    assert "FIRST [LAST]" in refused.stderr
+    assert "Invalid value for 'FIRST'" in refused.stderr
+
+
 def test_a_service_that_died_is_told(tidemark: Run, tmp_path: Path) -> None:
     """`status` names the dead and their logs, and `up` says how to mend half a stack."""
     home = tmp_path / "home"
