@@ -11,7 +11,7 @@ from datetime import date
 
 from assets.pipeline.batch import Batch, Fingerprint, Kind, StagedFile
 from assets.pipeline.clickhouse import known_settings, named_errors
-from assets.pipeline.errors import ProofFailed, StagedFileDamaged
+from assets.pipeline.errors import ProofFailed, StagedFileDamaged, StagedFileLetGo
 from assets.pipeline.load import insert, one_block, token
 from assets.pipeline.prove import Proof, compare, describe_difference, read_fingerprints_of
 from assets.pipeline.shadow import SHADOW
@@ -39,9 +39,16 @@ def fill(worker: Worker, found: Rebuild, table: str, batches: Sequence[Batch]) -
     for number, batch in enumerate(missing, 1):
         try:
             file = checked_file(worker, batch)
-        except StagedFileDamaged:
-            if found.way is not Way.REPLAY or table != SHADOW:
+        except StagedFileDamaged as error:
+            if table != SHADOW or isinstance(error, StagedFileLetGo):
                 raise
+            if found.way is not Way.REPLAY:
+                raise StagedFileDamaged(
+                    f"batch {batch.batch_id} cannot be rebuilt: {error}. The table is as it was. "
+                    "Bring the file back and say the same again; or give this one up "
+                    f"(`tidemark backfill cancel {day}`) and read its records again, if Kafka has "
+                    f"them (`tidemark backfill replay {day} --preview`)"
+                ) from error
             _carry_over(worker, found, batch)
             continue
         named = f"{token(batch, file)}:{table}:{found.rebuild_id}:{found.state}"

@@ -293,8 +293,11 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     assert list(preview(stack.worker(), day).damaged) == [batch.batch_id]
-    with pytest.raises(StagedFileDamaged, match="is not what was staged"):
+    with pytest.raises(StagedFileDamaged, match="is not what was staged") as refused:
         rebuild(stack.worker(), day)
+    assert f"batch {batch.batch_id} cannot be rebuilt" in str(refused.value)
+    assert f"`tidemark backfill cancel {day}`" in str(refused.value)
+    assert f"`tidemark backfill replay {day} --preview`" in str(refused.value)
     scene.prove()
     assert stack.rows("SELECT count() FROM {database}.events_shadow") == [(60,)]
     assert cancel(stack.worker(), day).state is RebuildState.CANCELLED
