@@ -11,10 +11,13 @@ from typing import Any
 
 import dagster as dg
 
+from assets.pipeline.worker import Worker
+from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.rebuilds import Rebuild
 from orchestration.partitions import arrival_dates
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
+from orchestration.waiting import waits_text
 
 GROUP = "backfill"
 """Not that of the micro-batch: Materialize all, there, is to rebuild nothing."""
@@ -47,8 +50,12 @@ def pool_of_rebuilds(settings: Settings) -> str:
     return f"rebuild_{settings.topic}"
 
 
-def rebuilt_metadata(done: Rebuild) -> dict[str, str | int | float]:
-    """What was swapped in, and how to bring back what was there before."""
+def rebuilt_metadata(worker: Worker, done: Rebuild) -> dict[str, str | int | float]:
+    """What was swapped in, how to bring back what was there before, and what is not in it.
+
+    A batch that waits for a person comes to the date with the micro-batch that loads it: the date
+    of `events` is red until then (waiting_dates.py), and nothing is to be rebuilt for it.
+    """
     found: dict[str, str | int | float] = {
         "dagster/partition_row_count": done.rows or 0,
         "batches": done.batches or 0,
@@ -57,4 +64,12 @@ def rebuilt_metadata(done: Rebuild) -> dict[str, str | int | float]:
     }
     if done.generation:
         found["generation"] = done.generation
+    waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics)
+    missing = [
+        batch
+        for batch in waiting
+        if batch.arrival_date == done.arrival_date and batch.loaded_at is None
+    ]
+    if missing:
+        found["not_in_it"] = "; ".join(map(waits_text, missing))
     return found

@@ -14,6 +14,8 @@ A micro-batch proves the newest batches of its date again; a run that somebody s
 proves all of that date; the checks alone, without a date, prove the newest of each topic. Besides,
 each run proves some batches that were loaded long ago, in turn. While ClickHouse is waited for,
 what would have to ask it is red, as not proved; the others are judged.
+
+At the end the dates of batches that wait for a person are made red (waiting_dates.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +35,7 @@ from assets.rejects_check import REJECTS_SHARE, rejects_result
 from assets.report import told_failures
 from assets.schema_check import SCHEMA, schema_result
 from assets.standing_checks import COMPLETENESS, FRESHNESS, standing_results
+from assets.waiting_dates import show_no_longer_waiting, show_waiting
 from orchestration.backlog import look
 from orchestration.ledger.batches import (
     batches_of_date,
@@ -161,7 +164,12 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.AssetCheckResult]:
         with told_failures(context):
-            yield from _checked(context, pipeline.worker(context))
+            worker = pipeline.worker(context)
+            waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics_by_urgency)
+            yield from _checked(context, worker, waiting)
+            if not context.has_partition_key:
+                show_no_longer_waiting(context, worker, waiting)
+            show_waiting(context, waiting, by_hand=context.run.job_name != MICRO_BATCH)
             # When all the rest is done: it does not pass by itself, as Kafka away does.
             for refusal in pipeline.refusals:
                 raise refusal
@@ -170,7 +178,7 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
 
 
 def _checked(
-    context: dg.AssetCheckExecutionContext, worker: Worker
+    context: dg.AssetCheckExecutionContext, worker: Worker, waiting: Sequence[Batch]
 ) -> Iterator[dg.AssetCheckResult]:
     selected = context.selected_asset_check_keys
     yield from standing_results(worker, selected)
@@ -192,7 +200,7 @@ def _checked(
     if DUPLICATES in asking:
         yield duplicates_result(worker)
     if any(spec in asking for spec, _ in _AUDITS):
-        batches, scope = _chosen(context, worker)
+        batches, scope = _chosen(context, worker, waiting)
         for spec, find in _AUDITS:
             if spec in asking:
                 yield _result(spec, find(worker, batches), batches, scope)
@@ -202,7 +210,9 @@ def _checked(
         yield _result(_IN_TURN, proved.findings, chosen.batches, chosen.scope)
 
 
-def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[list[Batch], str]:
+def _chosen(
+    context: dg.AssetCheckExecutionContext, worker: Worker, waiting: Sequence[Batch]
+) -> tuple[list[Batch], str]:
     ledger, topics = worker.ledger, worker.settings.topics_by_urgency
     if not context.has_partition_key:
         newest = [batch for topic in topics for batch in newest_batches(ledger, topic, _NEWEST)]
@@ -214,7 +224,6 @@ def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[lis
         batch for topic in topics for batch in newest_batches(ledger, topic, _NEWEST_OF_DATE, day)
     ]
     known = {batch.batch_id for batch in newest}
-    waiting = waiting_for_a_person(ledger, *topics)
     newest = [batch for batch in waiting if batch.batch_id not in known] + newest
     return newest, f"the newest of {day}, at most {_NEWEST_OF_DATE} of each topic"
 

@@ -14,7 +14,7 @@ from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
 
-_SHEET = Sheet(
+SHEET = Sheet(
     Kind.DEAD_LETTERS, lambda batch: batch.dead_letters_loaded_at is not None, dead_letter_metadata
 )
 
@@ -51,6 +51,6 @@ def dead_letters(settings: Settings) -> dg.AssetsDefinition:
             for trouble in held:
                 context.log.error(str(trouble))
             tell_standing(worker)
-            return report(context, worker, _SHEET, done)
+            return report(context, worker, SHEET, done)
 
     return asset

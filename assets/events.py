@@ -13,7 +13,7 @@ from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
 
-_SHEET = Sheet(Kind.EVENTS, lambda batch: batch.loaded_at is not None, loaded_metadata)
+SHEET = Sheet(Kind.EVENTS, lambda batch: batch.loaded_at is not None, loaded_metadata)
 
 
 def events(settings: Settings) -> dg.AssetsDefinition:
@@ -50,6 +50,6 @@ def events(settings: Settings) -> dg.AssetsDefinition:
             loaded = load_batches(worker, held)
             for trouble in held:
                 context.log.error(str(trouble))
-            return report(context, worker, _SHEET, loaded, before)
+            return report(context, worker, SHEET, loaded, before)
 
     return asset

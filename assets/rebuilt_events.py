@@ -30,6 +30,6 @@ def rebuilt_events(settings: Settings) -> dg.AssetsDefinition:
         with told_failures(context):
             worker = pipeline.worker(context)
             done = rebuild(worker, date.fromisoformat(context.partition_key))
-        return dg.MaterializeResult(metadata=rebuilt_metadata(done))
+        return dg.MaterializeResult(metadata=rebuilt_metadata(worker, done))
 
     return asset

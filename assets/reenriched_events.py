@@ -71,7 +71,7 @@ def reenriched_events(settings: Settings) -> dg.AssetsDefinition:
                 metadata={"note": f"nothing to change: {day} is what today's code makes of it"}
             )
         else:
-            yield dg.MaterializeResult(metadata=rebuilt_metadata(done))
+            yield dg.MaterializeResult(metadata=rebuilt_metadata(worker, done))
 
     return asset
 

@@ -76,6 +76,6 @@ def replayed_events(settings: Settings) -> dg.AssetsDefinition:
             note = f"nothing to replay: nothing that Kafka has is missing in the lake of {day}"
             yield dg.MaterializeResult(metadata={"note": note, **left})
         else:
-            yield dg.MaterializeResult(metadata={**rebuilt_metadata(done), **left})
+            yield dg.MaterializeResult(metadata={**rebuilt_metadata(worker, done), **left})
 
     return asset

@@ -16,12 +16,13 @@ import dagster as dg
 from sqlalchemy.exc import OperationalError
 
 from assets.metadata import Metadata, no_batch_metadata
-from assets.pipeline.batch import Batch, Kind
+from assets.pipeline.batch import WAITING, Batch, Kind
 from assets.pipeline.codes import Remedy
 from assets.pipeline.errors import BatchError, TransientError
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import batches_of_date, batches_of_run
 from orchestration.partitions import partition_of
+from orchestration.waiting import waits_text
 
 PASSING = (TransientError, OperationalError)
 """Errors after which the same step may go well a little later."""
@@ -70,11 +71,8 @@ def report(
 
 def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet) -> Metadata:
     day = date.fromisoformat(context.partition_key)
-    there = [
-        batch
-        for batch in batches_of_date(worker.ledger, day, *worker.settings.topics)
-        if sheet.is_done(batch)
-    ]
+    of_date = batches_of_date(worker.ledger, day, *worker.settings.topics)
+    there = [batch for batch in of_date if sheet.is_done(batch)]
     note = f"nothing for {day}: the ledger has no batch of that date here"
     if there:
         note = (
@@ -85,6 +83,9 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
         context.log.info(f"{note}: {names}{' …' if len(there) > _NAMED else ''}")
     else:
         context.log.info(note)
+    for batch in of_date:  # the date will be red (waiting_dates.py)
+        if batch.state in WAITING and not sheet.is_done(batch):
+            note += f"; {waits_text(batch)}"
     return no_batch_metadata(worker, sheet.kind, day, there, note)
 
 

@@ -15,7 +15,7 @@ from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
 
-_SHEET = Sheet(Kind.EVENTS, lambda batch: batch.staged is not None, staged_metadata)
+SHEET = Sheet(Kind.EVENTS, lambda batch: batch.staged is not None, staged_metadata)
 
 
 def staged_events(settings: Settings) -> dg.AssetsDefinition:
@@ -60,6 +60,6 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
                     context.log.error(f"batch {batch.batch_id} is held: {batch.note}")
             pipeline.tag_run(context, [*before, *staged])
             observe(context, worker, staged)
-            return report(context, worker, _SHEET, staged, before)
+            return report(context, worker, SHEET, staged, before)
 
     return asset

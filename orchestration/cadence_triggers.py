@@ -34,6 +34,7 @@ from assets.pipeline.errors import TransientError
 from assets.pipeline.lake import Lake
 from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic, topics_of
+from assets.waiting_dates import told_of_waiting
 from orchestration.backlog import Backlog, look
 from orchestration.ledger.connection import open_ledger
 from orchestration.lost_runs import fail_lost_runs
@@ -217,7 +218,8 @@ def _pause(instance: dg.DagsterInstance, now: datetime) -> str | None:
     records = instance.get_run_records(dg.RunsFilter(job_name=MICRO_BATCH), limit=_FAILURES_COUNTED)
     failures = 0
     for record in records:
-        if record.dagster_run.status is not dg.DagsterRunStatus.FAILURE:
+        run = record.dagster_run
+        if run.status is not dg.DagsterRunStatus.FAILURE or told_of_waiting(run):
             break
         failures += 1
     ended = records[0].end_time if records else None

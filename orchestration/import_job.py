@@ -17,8 +17,9 @@ from assets.pipeline.import_file import ImportFile
 from assets.pipeline.imports import import_file
 from assets.pipeline.worker import Worker
 from assets.report import not_told, told_failures
+from assets.waiting_dates import keep_red
 from orchestration.cli.imports import document, text
-from orchestration.ledger.batches import batches_in
+from orchestration.ledger.batches import batches_in, waiting_for_a_person
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.errors import LedgerRefused
 from orchestration.ledger.imports import all_imports
@@ -115,3 +116,4 @@ def _tell(context: dg.OpExecutionContext, worker: Worker, file: str) -> None:
                 metadata=loaded_metadata(worker, batch),
             )
         )
+    keep_red(context.instance, waiting_for_a_person(worker.ledger, *worker.settings.topics))

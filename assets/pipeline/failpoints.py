@@ -2,13 +2,15 @@
 
 `TIDEMARK_FAILPOINT=after-insert` makes the process kill itself, as `kill -9` would, the first
 time it passes that point; with `after-insert:stop` it stops there, as `kill -STOP` would, until
-somebody lets it go on. Unset, a point costs a look into the environment.
+somebody lets it go on. With `@/a/file` it is what that file says, and only for the process that
+comes first: the file is gone then. Unset, a point costs a look into the environment.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 VARIABLE = "TIDEMARK_FAILPOINT"
 
@@ -65,12 +67,31 @@ HOUSEKEEPING_POINTS = (
 )
 """Those of housekeeping."""
 
+DAGSTER_POINTS = (
+    "date-is-red",  # the dates of waiting batches are red, no run says that it has told of them
+)
+"""Those of what Dagster shows."""
+
 
 def failpoint(name: str) -> None:
     """Die or stop here if the environment says so."""
     wanted = os.environ.get(VARIABLE)
+    if wanted and wanted.startswith("@"):
+        wanted = _taken(Path(wanted[1:]), name)
     if wanted == name:
         os.kill(os.getpid(), signal.SIGKILL)
     elif wanted == f"{name}:stop":
         del os.environ[VARIABLE]  # once
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _taken(file: Path, name: str) -> str | None:
+    """What a file says of this point, if no other process was here before."""
+    try:
+        wanted = file.read_text()
+        if wanted.partition(":")[0] != name:
+            return None
+        file.unlink()
+    except FileNotFoundError:
+        return None
+    return wanted

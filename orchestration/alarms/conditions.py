@@ -19,11 +19,11 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from assets.checks import MICRO_BATCH
-from assets.pipeline.batch import Batch, State
 from assets.pipeline.errors import KafkaAway
 from assets.pipeline.lake import Lake
 from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic
+from assets.waiting_dates import told_of_waiting
 from orchestration.freshness import oldest_of
 from orchestration.ledger.audits import audit_summary
 from orchestration.ledger.backoffs import backoffs_now
@@ -32,16 +32,10 @@ from orchestration.ledger.connection import now_us
 from orchestration.settings import Settings
 from orchestration.standing import Standing, TopicStanding, stand
 from orchestration.times import span_text, utc_text
+from orchestration.waiting import waits_text
 
 OF_KAFKA = ("lag/", "oldest/", "retention/", "lost/", "lanes/", "no_batch/")
 """How the names begin of what cannot be judged without Kafka."""
-
-_PAGES = {
-    State.HELD: "dead-letters.md",
-    State.GAP: "gaps.md",
-    State.FAILED: "batch-failed.md",
-    State.SUSPECT: "batch-failed.md",
-}
 
 _RUNS_LOOKED_AT = 50
 
@@ -83,7 +77,7 @@ def look(
 
 def _of_ledger(settings: Settings, ledger: Engine) -> Iterator[tuple[str, str]]:
     for batch in waiting_for_a_person(ledger, *settings.topics):
-        yield f"{batch.state.value}/{batch.batch_id}", _waits(batch)
+        yield f"{batch.state.value}/{batch.batch_id}", waits_text(batch)
     patience = settings.alarm_failing_seconds * 1e6
     ours = {batch.batch_id for batch in unfinished_batches(ledger, *settings.topics)}
     for name, backoff in backoffs_now(ledger).items():
@@ -106,13 +100,6 @@ def _of_ledger(settings: Settings, ledger: Engine) -> Iterator[tuple[str, str]]:
             f"batch {audit.batch_id} was loaded and does not hold any more: {audit.detail}. "
             "`tidemark reconcile` names what differs and how to mend it",
         )
-
-
-def _waits(batch: Batch) -> str:
-    return (
-        f"batch {batch.batch_id} of topic {batch.topic} is {batch.state.value} and waits for a "
-        f"person: {batch.note} (`tidemark batch {batch.batch_id}`, docs/{_PAGES[batch.state]})"
-    )
 
 
 def of_standing(
@@ -181,10 +168,13 @@ def _of_topic(settings: Settings, topic: TopicStanding) -> Iterator[tuple[str, s
 
 
 def _of_runs(instance: dg.DagsterInstance) -> Iterator[tuple[str, str]]:
-    """Micro-batches that failed since the last one that did not; runs at work say nothing yet."""
+    """Micro-batches that failed since the last one that did not; runs at work say nothing yet.
+
+    One that failed only to tell of waiting batches went well, and these are alarms of their own.
+    """
     failed: list[dg.DagsterRun] = []
     for run in instance.get_runs(dg.RunsFilter(job_name=MICRO_BATCH), limit=_RUNS_LOOKED_AT):
-        if run.status is dg.DagsterRunStatus.FAILURE:
+        if run.status is dg.DagsterRunStatus.FAILURE and not told_of_waiting(run):
             failed.append(run)
         elif run.is_finished:
             break

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row, delete, insert, select, update
@@ -217,4 +218,13 @@ def _is_gone(holder: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(int(pid))
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the process has ended and nobody has reaped it: its parent died first, say."""
+    try:
+        # The name in parentheses may hold blanks; state is the first word behind it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return False  # it ended just now, or this is no Linux: the lease expires by itself

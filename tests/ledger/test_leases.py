@@ -125,8 +125,14 @@ def test_a_lost_lease_is_not_renewed(ledger: Engine) -> None:
     assert expires_at(ledger) == 5
 
 
-def test_a_killed_holder_of_this_host_is_replaced_at_once(ledger: Engine, ledger_url: str) -> None:
-    """A worker that was killed does not block the next one until its lease runs out."""
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_a_killed_holder_of_this_host_is_replaced_at_once(
+    ledger: Engine, ledger_url: str, is_reaped: bool
+) -> None:
+    """A worker that was killed does not block the next one until its lease runs out.
+
+    Nor does one that nobody reaps, because its parent was killed with it.
+    """
     code = (
         "import os, signal, sys\n"
         "from orchestration.ledger.connection import open_ledger\n"
@@ -134,10 +140,13 @@ def test_a_killed_holder_of_this_host_is_replaced_at_once(ledger: Engine, ledger
         "with held_lease(open_ledger(sys.argv[1]), 'topic/a', 3600):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, ledger_url], cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = subprocess.Popen([sys.executable, "-c", code, ledger_url], cwd=ROOT)
+    ended = os.waitid(os.P_PID, killed.pid, os.WEXITED | (0 if is_reaped else os.WNOWAIT))
+    assert ended is not None
+    assert ended.si_status == signal.SIGKILL
     with held_lease(ledger, "topic/a", 60) as lease:
         assert lease.fence == 2
+    killed.wait()
 
 
 @pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])

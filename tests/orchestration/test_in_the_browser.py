@@ -14,11 +14,15 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page
 
 from assets.pipeline.batch import State
+from assets.pipeline.waiting import release_batch
 from local_stack.processes import start, stop_all, wait_ready
+from orchestration.cadence_triggers import UNDER_WAY
 from orchestration.instance import open_instance
+from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.rebuilds import RebuildState, all_rebuilds
 from orchestration.services import dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
+from orchestration.webserver import ask
 from tests.conftest import unused_port
 from tests.orchestration.conftest import until
 from tests.orchestration.test_run_launcher import START_LIMIT_S
@@ -64,6 +68,7 @@ def deployment(
         clickhouse_url=clickhouse,
         dagster_port=unused_port(),
         cadence="5s",
+        hold_over_records=10,
     )
     lines = (f"{key}={value}\n" for key, value in settings.environment().items())
     (home / SETTINGS_FILE).write_text("".join(lines))
@@ -159,8 +164,55 @@ def test_the_cadence_is_switched_off_and_on(
     until(lambda: deployment.rows(day) == before + 1, "what waited is loaded")
 
 
+def test_a_date_is_red_while_a_batch_of_it_is_held(
+    deployment: Deployment, at: Callable[[str], Page]
+) -> None:
+    """Its page leads to the run that says what to do; released and loaded it is green again."""
+    other, day = deployment.days
+    stack = deployment.stack
+    noon = int(datetime.combine(day, time(12), UTC).timestamp() * 1000)
+    stack.send(*(Sent(b"no json", timestamp=noon) for _ in range(20)))
+    until(lambda: _status(deployment, day) == "FAILED", "the date is red")
+    (held,) = waiting_for_a_person(stack.ledger, stack.settings.topic)
+    before = deployment.rows(day)
+    deployment.send(day, 20_000)
+    until(lambda: deployment.rows(day) == before + 1, "a later batch of the date is loaded")
+    until(lambda: _at_rest(deployment), "its run is over")
+    assert _status(deployment, day) == "FAILED"
+    assert _status(deployment, other) == "MATERIALIZED"
+
+    page = at(f"/assets/events?view=partitions&partition={day}&status=FAILED")
+    page.get_by_text(held.run_id[:8]).first.wait_for()
+    page = at(f"/runs/{held.run_id}?logs=waits")
+    page.get_by_text(f"tidemark release {held.batch_id}").first.wait_for()
+
+    release_batch(stack.worker(), held.batch_id)
+    until(lambda: _status(deployment, day) == "MATERIALIZED", "the date is green")
+    page = at(f"/assets/events?view=partitions&partition={day}")
+    page.get_by_text(held.batch_id).first.wait_for()
+
+
 def _loaded(stack: Stack) -> int:
     return sum(batch.state is State.COMMITTED for batch in stack.batches())
+
+
+_STATUSES = """
+{ assetNodeOrError(assetKey: {path: ["events"]}) { ... on AssetNode { assetPartitionStatuses {
+    ... on TimePartitionStatuses { ranges { startKey endKey status } } } } } }
+"""
+
+
+def _status(deployment: Deployment, day: date) -> str:
+    """What Dagster's UI is told of a date of `events`."""
+    answer = ask(deployment.stack.settings.dagster_address, _STATUSES)
+    for found in answer["assetNodeOrError"]["assetPartitionStatuses"]["ranges"]:
+        if found["startKey"] <= day.isoformat() <= found["endKey"]:
+            return str(found["status"])
+    return "MISSING"
+
+
+def _at_rest(deployment: Deployment) -> bool:
+    return not deployment.instance.get_runs_count(dg.RunsFilter(statuses=UNDER_WAY))
 
 
 def _topic(deployment: Deployment) -> str:
