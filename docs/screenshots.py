@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
@@ -16,9 +18,11 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from docs.week_of_dates import fill_week, materialize
 from local_stack.processes import Foreground
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.demo.run import demo_settings, send_and_prove
+from orchestration.settings import Settings
 from orchestration.webserver import ask
 
 IMAGES = Path(__file__).with_name("images")
@@ -40,21 +44,38 @@ _SETTLE_MS = 2_500  # the UI draws its graphs with an animation
 
 def main() -> None:
     """Make all pictures."""
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["TIDEMARK_HOME"] = home
-        settings = demo_settings("10s")
-        with Foreground(settings.home, "screenshots") as stack:
-            start_stack(settings, stack.launch, lambda s: stack.wait_ready(s, START_LIMIT_S))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
+        with _stack("10s") as settings:
             send_and_prove(settings, 10_000, Console())
             address = settings.dagster_address
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
-                photograph(browser, f"{address}/runs/{newest_run(address)}", "run.png")
-                group = f"{address}/locations/tidemark/asset-groups/ingest/lineage"
-                photograph(browser, group, "lineage.png")
-                photograph(browser, f"{address}/assets/events?view=events", "materialization.png")
-                photograph(browser, f"{address}/assets/events?view=checks", "checks.png")
-                browser.close()
+            photograph(browser, f"{address}/runs/{newest_run(address)}", "run.png")
+            group = f"{address}/locations/tidemark/asset-groups/ingest/lineage"
+            photograph(browser, group, "lineage.png")
+            photograph(browser, f"{address}/assets/events?view=events", "materialization.png")
+            photograph(browser, f"{address}/assets/events?view=checks", "checks.png")
+            photograph(browser, f"{address}/automation", "automation.png")
+        with _stack("24h") as settings:
+            week = fill_week(settings)
+            assets = f"{settings.dagster_address}/assets"
+            dates = f"{assets}/events?view=partitions&partition={week.held}"
+            photograph(browser, dates, "dates.png")
+            for asset, day in (("reenriched_events", week.older), ("replayed_events", week.lost)):
+                materialize(settings, asset, day, preview=True)
+                materialize(settings, asset, day)
+                photograph(browser, f"{assets}/{asset}?view=events", f"{asset[:-7]}.png")
+        browser.close()
+
+
+@contextmanager
+def _stack(cadence: str) -> Iterator[Settings]:
+    """A stack of its own, in a home that goes with it."""
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["TIDEMARK_HOME"] = home
+        settings = demo_settings(cadence)
+        with Foreground(settings.home, "screenshots") as stack:
+            start_stack(settings, stack.launch, lambda s: stack.wait_ready(s, START_LIMIT_S))
+            yield settings
 
 
 def newest_run(address: str) -> str:

@@ -51,6 +51,15 @@ ROWS = (
     Row("committed, dead letters not reported", "proves and mirrors them again", "once"),
     Row("deduplication window gone", "the proof, not the token, decides", "once"),
     Row("settings changed between attempts", "ranges from the plan, the proof decides", "once"),
+    Row("a run's process is killed", "Dagster fails the run and starts it again", "once"),
+    Row(
+        "a run is killed with the process that forked it",
+        "run monitoring notices, a new one forks the retry",
+        "once",
+    ),
+    Row(
+        "the process that forks runs is killed", "its runs go on; a new one forks the next", "once"
+    ),
     Row("a paused worker wakes", "the fence refuses it, the token drops its insert", "once"),
     Row("too many parts", "tries again when the server takes inserts", "once"),
     Row("ClickHouse away for long", "stages on; one probe an interval, the oldest first", "once"),
