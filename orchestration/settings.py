@@ -223,6 +223,13 @@ class Settings(BaseSettings):
         ge=1 << 20,
         description="Bytes of record values after which planning cuts smaller.",
     )
+    stagers: int = Field(
+        1,
+        ge=1,
+        le=32,
+        description="Batches of different partitions that one run stages at once, each in a "
+        "process of its own, when more than one waits; 1: the run stages them itself.",
+    )
     duplicate_window_days: int = Field(
         2,
         ge=1,

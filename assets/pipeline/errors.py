@@ -147,6 +147,20 @@ class PlanConflict(TransientError):
     """Another planner has moved a lane on; plan again from its new end."""
 
 
+class SeenMeanwhile(TransientError):
+    """Events of a batch were registered by others while it was staged: it is staged again."""
+
+
+class StagerGone(TransientError):
+    """The process that staged a batch was killed, or fell silent: the batch waits by itself."""
+
+    remedy = Remedy.ALONE
+
+
+class StagingStopped(TransientError):
+    """Staging ended for another reason while the batch was at it: it is staged again."""
+
+
 class LogTruncated(LaneTrouble):
     """Kafka's log ends before what was planned: records were lost on Kafka's side."""
 
@@ -162,7 +176,14 @@ class KeyFileUnreadable(LakeTrouble):
         super().__init__(f"key file {path} cannot be read ({reason})")
 
 
-ANSWERED = (ClickHouseAway, ClickHouseRefused, KafkaRefused, LakeTrouble, UnknownTrouble)
+ANSWERED = (
+    ClickHouseAway,
+    ClickHouseRefused,
+    KafkaRefused,
+    LakeTrouble,
+    StagerGone,
+    UnknownTrouble,
+)
 """What is about one batch, when it reaches those who go on with the others."""
 
 

@@ -33,6 +33,14 @@ POINTS = (
     "after-mirror",
 )
 
+STAGERS_POINTS = (
+    "begun",  # a stager has a batch
+    "before-answer",  # in the stager: files written, the run does not know
+    "compared",  # with what the index has got meanwhile, not registered
+    "stage-again",  # that had keys of the batch: its attempt has failed, the next is not begun
+)
+"""Those of a run with stagers, besides. What is passed while files are made the stager passes."""
+
 REBUILD_POINTS = (
     "rebuild-filled",  # the shadow has all, nothing is kept aside yet
     "rebuild-keeps",  # copied to be kept aside, the lease is ours, nothing is sent

@@ -55,9 +55,9 @@ from assets.pipeline.import_file import Contents, ImportFile
 from assets.pipeline.key_upkeep import keep_index
 from assets.pipeline.loading import finish_these, load_these
 from assets.pipeline.mirror import mirrored_ends
+from assets.pipeline.registering import stage_one
 from assets.pipeline.room import why_no_room
 from assets.pipeline.sources import appended_at_ms
-from assets.pipeline.staging import stage_one
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date, timedelta
 
 import numpy as np
@@ -52,6 +53,30 @@ LoadedKeys = Callable[[Batch], pa.Table]
 """What ClickHouse has of a batch: project_id, uuid, _partition and _offset of each row."""
 
 
+@dataclass(frozen=True)
+class Window:
+    """What a batch's records are compared with, as the index is at one moment.
+
+    `paths` are the key files of the arrival dates from `first` to `last`; keys of the batches in
+    `void` do not count in them.
+    """
+
+    first: date
+    last: date
+    paths: tuple[str, ...]
+    void: tuple[str, ...]
+
+
+def window_dates(batch: Batch, window_days: int) -> tuple[date, date]:
+    """The first and the last arrival date of what a batch is compared with.
+
+    So many dates before and after its own: after, because a batch that was put aside is staged when
+    newer ones are staged already.
+    """
+    reach = timedelta(days=window_days - 1)
+    return batch.arrival_date - reach, batch.arrival_date + reach
+
+
 def open_index(
     ledger: Engine,
     lake: Lake,
@@ -64,18 +89,15 @@ def open_index(
 ) -> SeenKeys:
     """What the batch's records are compared with: so many arrival dates before and after.
 
-    After, because a batch that was put aside is staged when newer ones are staged already.
     `loaded` is asked for what housekeeping has let go of. Who only looks writes nothing: what is
     not there, or cannot be read, is said and left out.
     """
-    reach = timedelta(days=window_days - 1)
-    first, last = batch.arrival_date - reach, batch.arrival_date + reach
-    for day in sorted({file.arrival_date for file in key_files_let_go(ledger, first, last)}):
-        if only_looks:
+    first, last = window_dates(batch, window_days)
+    if only_looks:
+        for day in _dates_let_go(ledger, first, last):
             say(f"the duplicate index of {day} was let go: its duplicates would count as events")
-            continue
-        say(f"the duplicate index of {day} was let go: it is made anew")
-        make_anew(ledger, lake, day, say, loaded)
+    else:
+        _bring_back(ledger, lake, first, last, say, loaded)
     try:
         return _opened(ledger, lake, batch, first, last)
     except KeyFileUnreadable as error:
@@ -86,6 +108,45 @@ def open_index(
         for days in range((last - first).days + 1):
             make_anew(ledger, lake, first + timedelta(days=days), say, loaded)
         return _opened(ledger, lake, batch, first, last)
+
+
+def window_now(
+    ledger: Engine,
+    lake: Lake,
+    batch: Batch,
+    window_days: int,
+    say: Callable[[str], None],
+    loaded: LoadedKeys,
+) -> Window:
+    """The same for another process, which opens it with `open_window`; it makes nothing anew."""
+    first, last = window_dates(batch, window_days)
+    _bring_back(ledger, lake, first, last, say, loaded)
+    paths = tuple(file.path for file in live_key_files(ledger, first, last))
+    return Window(first, last, paths, tuple(unstaged_batches(ledger, first, last)))
+
+
+def open_window(lake: Lake, batch: Batch, window: Window) -> SeenKeys:
+    """Raises KeyFileUnreadable where the index has to be made anew first."""
+    paths = map(lake.full_path, window.paths)
+    return SeenKeys(lake.filesystem, paths, batch.batch_id, replaced=window.void)
+
+
+def _dates_let_go(ledger: Engine, first: date, last: date) -> list[date]:
+    return sorted({file.arrival_date for file in key_files_let_go(ledger, first, last)})
+
+
+def _bring_back(
+    ledger: Engine,
+    lake: Lake,
+    first: date,
+    last: date,
+    say: Callable[[str], None],
+    loaded: LoadedKeys,
+) -> None:
+    """Make anew what housekeeping has let go of."""
+    for day in _dates_let_go(ledger, first, last):
+        say(f"the duplicate index of {day} was let go: it is made anew")
+        make_anew(ledger, lake, day, say, loaded)
 
 
 def keep_index(ledger: Engine, lake: Lake, days: Iterable[date]) -> None:

@@ -9,6 +9,8 @@ Invariant: a lane moves on in the transaction that stores the batch, and never m
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from assets.pipeline import plan
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.circuit import LOAD
@@ -94,10 +96,28 @@ def open_lanes(worker: Worker, lease: Lease, topic: Topic, watermark: plan.Water
         )
 
 
+def unread(worker: Worker, topic: Topic, watermark: plan.Watermark) -> dict[int, int]:
+    """Per partition that has any, how many offsets below the watermark are in no batch yet.
+
+    Raises LogTruncated as planning does.
+    """
+    identity = watermark.identity
+    ends = ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id)
+    starts = plan.unplanned_starts(topic, watermark, ends)
+    return {partition: watermark.highs[partition] - start for partition, start in starts.items()}
+
+
 def plan_next(
-    worker: Worker, lease: Lease, topic: Topic, watermark: plan.Watermark
+    worker: Worker,
+    lease: Lease,
+    topic: Topic,
+    watermark: plan.Watermark,
+    lanes: Collection[int] | None = None,
 ) -> Batch | None:
-    """Plan the next batch of a topic, below its watermark; None when all is planned."""
+    """Plan the next batch of a topic, below its watermark; None when all is planned.
+
+    With `lanes`, of these partitions alone.
+    """
     identity = watermark.identity
     clock = StageClock()
     with clock.stage("plan"):
@@ -105,7 +125,8 @@ def plan_next(
             topic,
             watermark,
             ledger_batches.planned_ends(worker.ledger, identity.cluster_id, identity.topic_id),
-            _most_offsets(worker, topic.name),
+            most_offsets(worker, topic.name),
+            lanes=lanes,
         )
         if cut is None:
             return None
@@ -128,7 +149,7 @@ def plan_next(
     return batch
 
 
-def _most_offsets(worker: Worker, topic: str) -> int:
+def most_offsets(worker: Worker, topic: str) -> int:
     """How many offsets a batch may span, by records and by bytes."""
     settings = worker.settings
     average = ledger_batches.average_record_bytes(worker.ledger, topic)

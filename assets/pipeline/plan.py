@@ -9,7 +9,7 @@ and swaps each lane's end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -70,16 +70,19 @@ def cut_next(
     planned_ends: Mapping[int, int],
     max_offsets: int,
     today: date | None = None,
+    lanes: Collection[int] | None = None,
 ) -> Cut | None:
     """The next batch's ranges below the watermark, or None when everything is planned.
 
     The oldest arrival date that has unplanned records goes first, and each lane is cut where
     that date ends. `max_offsets` is shared out evenly, what a short lane leaves going to others.
     Offsets that retention has taken go before all others, into a batch of their own, so that the
-    gap which reading makes of it holds no record back.
+    gap which reading makes of it holds no record back. With `lanes`, all of that is of these alone.
     Raises LogTruncated when a lane's end lies below what was planned.
     """
     unread = unplanned_starts(topic, watermark, planned_ends)
+    if lanes is not None:
+        unread = {partition: start for partition, start in unread.items() if partition in lanes}
     if not unread:
         return None
 

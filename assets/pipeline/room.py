@@ -29,16 +29,19 @@ class NoRoom:
         return self.text
 
 
-def why_no_room(settings: Settings, ledger: Engine, lake: Lake) -> NoRoom | None:
-    """Why nothing more is to be staged now; None when there is room."""
+def why_no_room(settings: Settings, ledger: Engine, lake: Lake, coming: int = 0) -> NoRoom | None:
+    """Why nothing more is to be staged now; None when there is room.
+
+    `coming` are bytes of what is being staged, which count as if they were there.
+    """
     budget, floor = settings.staged_max_bytes, settings.lake_min_free_bytes
-    if budget and (waiting := bytes_to_load(ledger, *settings.topics)) >= budget:
+    if budget and (waiting := bytes_to_load(ledger, *settings.topics) + coming) >= budget:
         return NoRoom(
             f"{waiting:,} bytes of staged files wait to be loaded, TIDEMARK_STAGED_MAX_BYTES is "
             f"{budget:,}: get them loaded, or raise it where the disk allows",
             loading_helps=True,
         )
-    if lake.is_local and (free := _free_bytes(Path(lake.full_path("")))) < floor:
+    if lake.is_local and (free := _free_bytes(Path(lake.full_path(""))) - coming) < floor:
         return NoRoom(
             f"{free:,} bytes are free on the disk of the lake {lake.uri}, "
             f"TIDEMARK_LAKE_MIN_FREE_BYTES is {floor:,}: make room there",

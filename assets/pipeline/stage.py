@@ -58,18 +58,20 @@ def stage(
     judge_chunk: Callable[[Chunk], Judged] = lambda chunk: judge(chunk.records.column("value")),
     keep_rejected: bool = True,
     path_of: Callable[[str, str], str] | None = None,
+    row_group_bytes: int = ROW_GROUP_BYTES,
 ) -> tuple[Staged, KeyFile | None]:
     """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
 
     Without `keep_rejected`, those that are rejected are counted and not written: they are dead
     letters already. `attempt` is the number of this try at staging it, from 1; it names the files,
     unless `path_of` gives them for a kind and a suffix. `may_publish` is asked before the files
-    appear, and raises when another worker has taken over. Raises BatchError when the records and
-    the ranges do not balance.
+    appear, and raises when another worker has taken over. `row_group_bytes` of record values make
+    a row group, if ROW_GROUP_ROWS have not before. Raises BatchError when the records and the
+    ranges do not balance.
     """
     name = path_of or (lambda kind, suffix: staged_path(kind, batch, attempt, suffix))
     with staged_files(lambda kind: name(kind, "parquet"), lake, clock, may_publish) as files:
-        writer = _BatchWriter(batch, files, seen, clock, keep_rejected)
+        writer = _BatchWriter(batch, files, seen, clock, keep_rejected, row_group_bytes)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
                 judged = judge_chunk(chunk)
@@ -96,9 +98,11 @@ class _BatchWriter:
         seen: Firsts,
         clock: StageClock,
         keep_rejected: bool,
+        row_group_bytes: int,
     ) -> None:
         self._batch = batch
         self._keep_rejected = keep_rejected
+        self._row_group_bytes = row_group_bytes
         self._files = files
         self._seen = seen
         self._clock = clock
@@ -125,7 +129,7 @@ class _BatchWriter:
             self._waiting.append((places, judged))
             self._waiting_rows += len(judged.rows)
             self._waiting_bytes += value_bytes
-        if self._waiting_rows >= ROW_GROUP_ROWS or self._waiting_bytes >= ROW_GROUP_BYTES:
+        if self._waiting_rows >= ROW_GROUP_ROWS or self._waiting_bytes >= self._row_group_bytes:
             self._write_events()
 
     def finish(self) -> None:

@@ -1,65 +1,42 @@
 """Staging batches: those that were planned before, then new ones up to the watermark.
 
-    planned ─▶ read, judged, written (stage.py) ─▶ registered: staged, or held, or a gap
+    planned ─▶ read, judged, written (stage.py) ─▶ registered (registering.py): staged, held, a gap
                         the one before it is loaded meanwhile (early_loads.py) ◀─┘
 
-Invariant: files count from the moment the ledger names them; a worker that has lost its lease
-registers nothing.
+With several stagers, and more to stage than one batch, so many are staged at once (side_by_side.py).
 """
 
 from __future__ import annotations
 
 import time
 
-import pyarrow as pa
-from sqlalchemy import Connection
-
-from assets.pipeline.batch import Batch, KeyFile, Kind, Staged, State
-from assets.pipeline.circuit import LOAD, STAGE, Circuit
-from assets.pipeline.clock import StageClock
+from assets.pipeline.batch import Batch, Kind, State
+from assets.pipeline.circuit import LOAD, STAGE
 from assets.pipeline.early_loads import EarlyLoads
 from assets.pipeline.errors import (
     BatchError,
-    Gap,
     KafkaAway,
     KafkaRefusesUs,
     LaneTrouble,
     LoadingPaused,
-    StagedFileDamaged,
     StagingPaused,
-    TopicReplaced,
-    is_given_up,
 )
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.garbage import searched_rarely
-from assets.pipeline.hold import reason_to_hold
-from assets.pipeline.key_upkeep import keep_index, without_batch
+from assets.pipeline.key_upkeep import keep_index
 from assets.pipeline.lanes import (
     check_ledger,
     open_lanes,
     plan_next,
     see_watermark,
 )
-from assets.pipeline.leftovers import delete_leftovers
-from assets.pipeline.letters import Outcomes, stage_letters
+from assets.pipeline.registering import stage_one
 from assets.pipeline.room import why_no_room
-from assets.pipeline.sources import (
-    check_source,
-    check_unchanged,
-    chunks_of,
-    import_of,
-    judge_of,
-)
-from assets.pipeline.stage import stage
+from assets.pipeline.side_by_side import SideBySide, is_worth_it
+from assets.pipeline.stager_pool import StagerPool
 from assets.pipeline.topic import Topic
-from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
-from orchestration.ledger import redrives as ledger_redrives
-from orchestration.ledger.attempts import attempt
-from orchestration.ledger.gaps import KAFKA, gap_found
-from orchestration.ledger.keys import KeySwap, swap_key_files
-from orchestration.ledger.leases import Lease, assert_held
+from orchestration.ledger.leases import Lease
 
 _STAGING_LIMIT_S = 900.0
 """How long a run goes on planning: then it loads what it has, and the next tick goes on."""
@@ -81,7 +58,11 @@ def stage_batches(
     """
     staged: list[Batch] = []
     aside = PutAside(held)
-    with worker.lease() as lease, EarlyLoads(worker, lease, loads_early) as early:
+    with (
+        worker.lease() as lease,
+        EarlyLoads(worker, lease, loads_early) as early,
+        StagerPool(worker) as pool,
+    ):
         end = time.monotonic() + _STAGING_LIMIT_S
         for topic in worker.topics.values():
             if not worker.stages(topic.name):
@@ -90,7 +71,7 @@ def stage_batches(
             until = min(end, time.monotonic() + _HISTORICAL_LIMIT_S) if historical else end
             try:
                 with aside.errors():
-                    _stage_topic(worker, lease, topic, until, aside, staged, early)
+                    _stage_topic(worker, lease, topic, until, aside, staged, early, pool)
             except KafkaAway as error:
                 is_main = topic.name == worker.settings.topic
                 if isinstance(error, KafkaRefusesUs):
@@ -127,12 +108,25 @@ def _stage_topic(
     aside: PutAside,
     staged: list[Batch],
     early: EarlyLoads,
+    pool: StagerPool,
 ) -> None:
     """Stage one topic's batches; plan no more after `until`, but one batch in any case."""
     watermark = see_watermark(worker, topic)
     circuit = worker.circuit(lease, STAGE)
-    begun = ledger_batches.unfinished_batches(worker.ledger, topic.name)
-    for batch in circuit.due([batch for batch in begun if batch.state is State.PLANNED]):
+    unfinished = ledger_batches.unfinished_batches(worker.ledger, topic.name)
+    begun = circuit.due([batch for batch in unfinished if batch.state is State.PLANNED])
+
+    def keep_index_of(batch: Batch) -> None:
+        if len(staged) % _INDEX_KEPT_EVERY == 0:
+            with aside.errors():
+                keep_index(worker.ledger, worker.lake, [batch.arrival_date])
+
+    if watermark is not None and is_worth_it(worker, pool, topic, watermark, begun):
+        SideBySide(worker, lease, pool, aside, early, keep_index_of).stage(
+            topic, watermark, begun, until, lambda: _has_room(worker, lease, topic), staged
+        )
+        return
+    for batch in begun:
         if not _has_room(worker, lease, topic):
             return
         circuit.check()
@@ -152,9 +146,7 @@ def _stage_topic(
         early.take(staged)
         with aside.errors():
             staged.append(stage_one(worker, lease, circuit, planned))
-        if len(staged) % _INDEX_KEPT_EVERY == 0:
-            with aside.errors():
-                keep_index(worker.ledger, worker.lake, [planned.arrival_date])
+        keep_index_of(planned)
         if time.monotonic() >= until:
             return
 
@@ -177,131 +169,3 @@ def _has_room(worker: Worker, lease: Lease, topic: Topic) -> bool:
             return False
         told += ", and none of what is staged is due (`tidemark status` says what it waits for)"
     raise StagingPaused(f"{told}: {full}")
-
-
-def stage_one(worker: Worker, lease: Lease, circuit: Circuit, batch: Batch) -> Batch:
-    """Stage a batch that is planned, or one that is held once more."""
-    ledger = worker.ledger
-    clock = StageClock()
-    with attempt(ledger, batch.batch_id, STAGE, worker.run_id) as number:
-        try:
-            with circuit.one(batch), searched_rarely():
-                staged = _stage_and_register(worker, lease, batch, number, clock)
-        except (Gap, TopicReplaced) as error:
-            if batch.state is State.PLANNED:
-                missing = error.missing if isinstance(error, Gap) else batch.readable
-                gap_found(
-                    ledger,
-                    lease,
-                    batch.batch_id,
-                    KAFKA,
-                    ", ".join(map(str, missing)),
-                    sum(map(len, missing)),
-                    str(error),
-                )
-            raise
-        except BatchError as error:
-            if batch.state is State.PLANNED and is_given_up(error):
-                ledger_batches.set_state(ledger, lease, batch.batch_id, State.FAILED, str(error))
-            raise
-    ledger_batches.add_timings(ledger, batch.batch_id, clock.timings())
-    balance = staged.balance
-    worker.say(
-        f"batch {batch.batch_id}: staged {balance.ok:,} ok, {balance.rejected:,} rejected, "
-        f"{balance.duplicate:,} duplicate, {balance.tombstone:,} tombstone, "
-        f"{balance.absent:,} absent; "
-        + ", ".join(f"{file.path} ({file.bytes:,} bytes)" for file in staged.files)
-    )
-    batch = ledger_batches.read_batch(ledger, batch.batch_id)
-    delete_leftovers(ledger, worker.lake, batch, number)
-    return batch
-
-
-def _stage_and_register(
-    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
-) -> Staged:
-    ledger, settings = worker.ledger, worker.settings
-    outcomes: Outcomes = {}
-    if batch.is_redrive:
-        staged, key_file, outcomes = _staged_letters(worker, lease, batch, number, clock)
-    else:
-        staged, key_file = _staged(worker, lease, batch, number, clock)
-    failpoint("after-stage")
-    index = KeySwap()
-    if number > 1:  # else the index has nothing of it, and need not be opened once more
-        index = without_batch(ledger, worker.lake, batch, worker.say, worker.loaded_keys)
-
-    def also(connection: Connection) -> None:
-        if batch.is_redrive:
-            ledger_redrives.register_outcomes(connection, batch.batch_id, outcomes)
-        swap_key_files(connection, index)
-
-    hold = reason_to_hold(
-        batch.batch_id, staged, settings.hold_over_percent, settings.hold_over_records
-    )
-    ledger_batches.register_staged(
-        ledger,
-        lease,
-        batch.batch_id,
-        staged,
-        key_file,
-        TRANSFORM_VERSION,
-        hold=hold,
-        before=batch.state,
-        also=also,
-    )
-    failpoint("after-register")
-    return staged
-
-
-def _staged(
-    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
-) -> tuple[Staged, KeyFile | None]:
-    check_source(worker, batch)
-    seen = worker.index_for(batch)
-
-    def may_publish() -> None:
-        check_unchanged(worker, batch)
-        assert_held(worker.ledger, lease)
-
-    try:
-        return stage(
-            batch,
-            chunks_of(worker, batch),
-            worker.lake,
-            seen,
-            clock,
-            attempt=number,
-            may_publish=may_publish,
-            judge_chunk=judge_of(worker, batch),
-        )
-    finally:
-        # Else each batch of a backlog starts on top of what the one before it left cached.
-        pa.default_memory_pool().release_unused()
-
-
-def _staged_letters(
-    worker: Worker, lease: Lease, batch: Batch, number: int, clock: StageClock
-) -> tuple[Staged, KeyFile | None, Outcomes]:
-    """The same for a redrive, from the dead letters in the lake; and what became of each."""
-    ledger = worker.ledger
-    letters = ledger_redrives.letters_of(ledger, batch.batch_id)
-    seen = worker.index_for(batch)
-    try:
-        return stage_letters(
-            batch,
-            letters,
-            worker.old_batches(batch),
-            worker.lake,
-            seen,
-            clock,
-            attempt=number,
-            may_publish=lambda: assert_held(ledger, lease),
-            of=import_of(worker, batch),
-        )
-    except StagedFileDamaged as error:
-        raise Gap(
-            f"the dead letters to redrive cannot be read: {error}. Bring the file back and "
-            f"`tidemark retry {batch.batch_id}`, or end it with "
-            f"`tidemark redrive --give-up {batch.batch_id}`"
-        ) from error

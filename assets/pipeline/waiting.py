@@ -22,10 +22,10 @@ from assets.pipeline.key_upkeep import without_batch
 from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.mirror import mirror
 from assets.pipeline.prove import read_fingerprints
+from assets.pipeline.registering import stage_one
 from assets.pipeline.resends import ranges_in, resends_of, told
 from assets.pipeline.sources import GONE, check_source, lost_of
 from assets.pipeline.staged_files import check_staged
-from assets.pipeline.staging import stage_one
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import gaps as ledger_gaps

@@ -41,7 +41,7 @@ from assets.pipeline.errors import (
     LoadingPaused,
     StagingPaused,
 )
-from assets.pipeline.key_upkeep import open_index
+from assets.pipeline.key_upkeep import Window, open_index, window_now
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import loaded_keys
 from assets.pipeline.topic import Topic, topics_of
@@ -73,6 +73,8 @@ class Worker:
     With `insists` it tries at once what is being waited for: a person has asked for it. With `only`
     it stages these topics alone, and loads what is staged of all. With `gives_way` it is an import,
     and lets others go first. `files` are those of imports, by topic, as far as it has opened them.
+    `share`: it is one of so many that share the memory which staging may take. `stagers` is the
+    most memory in bytes of each process that has staged for it, by host and pid.
     """
 
     settings: Settings
@@ -83,6 +85,8 @@ class Worker:
     only: frozenset[str] = frozenset()
     gives_way: bool = False
     files: dict[str, ImportFile] = field(default_factory=dict)
+    share: int = 1
+    stagers: dict[str, int] = field(default_factory=dict)
 
     def stages(self, topic: str) -> bool:
         """Whether it stages batches of a topic."""
@@ -128,6 +132,11 @@ class Worker:
             self.loaded_keys,
             only_looks=only_looks,
         )
+
+    def window_for(self, batch: Batch) -> Window:
+        """The same for another process to open."""
+        days = self.settings.duplicate_window_days
+        return window_now(self.ledger, self.lake, batch, days, self.say, self.loaded_keys)
 
     def loaded_keys(self, batch: Batch) -> pa.Table:
         """The keys of a batch that ClickHouse has, of which the lake has let go."""

@@ -54,8 +54,12 @@ _COLUMNS = tuple(attempts.c[field.name] for field in fields(Attempt))
 
 
 @contextmanager
-def attempt(ledger: Engine, batch_id: str, stage: str, run_id: str) -> Iterator[int]:
+def attempt(
+    ledger: Engine, batch_id: str, stage: str, run_id: str, host: str = ""
+) -> Iterator[int]:
     """Record a try for the length of a with-block; gives its number, from 1.
+
+    `host` is this one, unless it is said.
 
     A process that dies inside leaves the attempt without an end, which is what happened: whoever
     takes over its lease notes it as killed.
@@ -73,7 +77,7 @@ def attempt(ledger: Engine, batch_id: str, stage: str, run_id: str) -> Iterator[
                 stage=stage,
                 number=number,
                 run_id=run_id,
-                host=socket.gethostname(),
+                host=host or socket.gethostname(),
                 started_at=now_us(),
             )
             .returning(attempts.c.attempt_id)

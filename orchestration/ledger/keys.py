@@ -13,7 +13,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from assets.pipeline.batch import KeyFile
 from assets.pipeline.errors import PlanConflict
@@ -33,6 +43,16 @@ class KeySwap:
 def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
     """The index files of the arrival dates from first to last, both included."""
     return _of_dates(ledger, first, last, key_files.c.let_go_at.is_(None))
+
+
+def live_paths(connection: Connection, first: date, last: date) -> set[str]:
+    """The same files' paths, in the caller's transaction."""
+    live = and_(
+        key_files.c.arrival_date.between(first, last),
+        key_files.c.retired_at.is_(None),
+        key_files.c.let_go_at.is_(None),
+    )
+    return set(connection.scalars(select(key_files.c.path).where(live)))
 
 
 def key_files_let_go(ledger: Engine, first: date, last: date) -> list[KeyFile]:

@@ -258,7 +258,7 @@ attempts = Table(
     Column("stage", String(16), nullable=False),
     Column("number", Integer, nullable=False),
     Column("run_id", String(64), nullable=False),
-    Column("host", String(200), nullable=False),
+    Column("host", String(200), nullable=False),  # with :pid, when another process than the run's
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Column("outcome", String(16)),  # ok | failed | killed; empty while it runs

@@ -1,0 +1,78 @@
+"""Has the index got keys of this batch since the batch was compared with it?
+
+    made, against the key files of then ─▶ catch_up: against those that are new
+                      ▲                        ├─ none of its keys is in them: registered
+                      └─ SeenMeanwhile ────────┘  some are: staged again
+
+For batches that are staged side by side: the order in which they are registered is the order of the
+index. A file that is new by its name alone, because others were merged into it, holds no key that
+the batch has not met: those that it had met are no events of the batch, so they are not found.
+
+Invariant: in the transaction that registers a batch the ledger names no key file of its window that
+the batch was not compared with.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from sqlalchemy import Connection
+
+from assets.pipeline.batch import Batch, KeyFile
+from assets.pipeline.duplicates import SeenKeys
+from assets.pipeline.errors import SeenMeanwhile
+from assets.pipeline.key_files import open_key_file
+from assets.pipeline.key_upkeep import Window
+from assets.pipeline.worker import Worker
+from orchestration.ledger.batches import unstaged_batches
+from orchestration.ledger.keys import live_key_files, live_paths
+
+_NAMED = 3  # batches
+
+
+class IndexMoved(Exception):
+    """The index has files that the batch was not compared with: catch up, and try again."""
+
+
+class Comparison:
+    """What a batch, whose own keys are in `key_file`, was compared with so far."""
+
+    def __init__(
+        self, worker: Worker, batch: Batch, key_file: KeyFile | None, window: Window
+    ) -> None:
+        self._worker = worker
+        self._batch = batch
+        self._key_file = key_file
+        self._window = window
+        self._compared = set(window.paths)
+
+    def catch_up(self) -> None:
+        """Compare with what is new. Raises SeenMeanwhile."""
+        first, last = self._window.first, self._window.last
+        live = {file.path for file in live_key_files(self._worker.ledger, first, last)}
+        fresh = sorted(live - self._compared)
+        if fresh and self._key_file is not None:
+            self._compare(fresh, self._key_file)
+        self._compared |= live
+
+    def check(self, connection: Connection) -> None:
+        """Raise IndexMoved when there is something new once more, in the caller's transaction."""
+        if live_paths(connection, self._window.first, self._window.last) - self._compared:
+            raise IndexMoved
+
+    def _compare(self, fresh: list[str], key_file: KeyFile) -> None:
+        lake = self._worker.lake
+        void = unstaged_batches(self._worker.ledger, self._window.first, self._window.last)
+        seen = SeenKeys(
+            lake.filesystem,
+            map(lake.full_path, fresh),
+            self._batch.batch_id,
+            replaced=void,
+        )
+        own = open_key_file(lake.filesystem, lake.full_path(key_file.path))
+        found = [seen.find(keys.h1, keys.h2) for keys in own]
+        if again := sum(len(one.rows) for one in found):
+            others = pa.concat_arrays([one.batch_id for one in found]).unique().to_pylist()
+            raise SeenMeanwhile(
+                f"{again:,} events of batch {self._batch.batch_id} were registered by other "
+                f"batches ({', '.join(others[:_NAMED])}) while it was staged: it is staged again"
+            )
