@@ -1,5 +1,7 @@
 """`staged_events`: ranges of the topics, judged and enriched, as one Parquet file a batch."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from assets.kafka_events import GROUP, kafka_key, observe
@@ -16,6 +18,14 @@ from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
 
 SHEET = Sheet(Kind.EVENTS, lambda batch: batch.staged is not None, staged_metadata)
+
+
+def _with_stagers(
+    result: dg.MaterializeResult[None], stagers: Mapping[str, int]
+) -> dg.MaterializeResult[None]:
+    """The run's own entry says how many processes staged for it, and how large they got in sum."""
+    told = {"stagers": len(stagers), "stagers_peak_bytes": sum(stagers.values())}
+    return dg.MaterializeResult(metadata={**(result.metadata or {}), **told})
 
 
 def staged_events(settings: Settings) -> dg.AssetsDefinition:
@@ -60,6 +70,7 @@ def staged_events(settings: Settings) -> dg.AssetsDefinition:
                     context.log.error(f"batch {batch.batch_id} is held: {batch.note}")
             pipeline.tag_run(context, [*before, *staged])
             observe(context, worker, staged)
-            return report(context, worker, SHEET, staged, before)
+            result = report(context, worker, SHEET, staged, before)
+            return result if not worker.stagers else _with_stagers(result, worker.stagers)
 
     return asset

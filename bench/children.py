@@ -44,7 +44,7 @@ class Carried:
     """What a process measured of itself while it carried records from Kafka into ClickHouse.
 
     Start-up and imports are left out of the seconds, not out of the memory. `stages` maps a stage
-    to its wall and processor seconds.
+    to its wall and processor seconds. Its `stagers` are counted with it: their start, too.
     """
 
     records: int
@@ -53,6 +53,7 @@ class Carried:
     cpu_s: float
     peak_bytes: int
     batches: int
+    stagers: int = 0
     stages: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 

@@ -6,7 +6,8 @@
 
 A run counts only when ClickHouse holds exactly the rows that were to come of the records. The
 server is measured until its background merges are done: many small inserts leave work behind.
-With --backlog, ten times as much waits, and memory must not grow with it.
+With --backlog so many times as much waits, and memory must not grow with it; with --stagers that is
+staged by several processes, too.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Run:
     server_peak_bytes: int
     kafka_cpu_s: float
     parts: int  # in the table, when everything was quiet
+    stagers: int = 1  # that it might have
 
 
 @click.command()
@@ -95,6 +97,13 @@ class Run:
     type=click.IntRange(min=1),
     help="Also carry so many times the records in one go, to show that memory stays the same.",
 )
+@click.option(
+    "--stagers",
+    default="1",
+    show_default=True,
+    help="TIDEMARK_STAGERS when so much waits; several, with commas between: --repeat runs of "
+    "each, interleaved.",
+)
 @options.limit(900.0)
 @options.json_file
 def main(
@@ -103,6 +112,7 @@ def main(
     repeat: int,
     peers: str,
     backlog: int,
+    stagers: str,
     limit: float,
     json_file: Path | None,
 ) -> None:
@@ -112,7 +122,8 @@ def main(
     facts, console = options.introduced()
     deadline = Deadline(limit)
     runs: list[Run] = []
-    waited: Run | None = None
+    waited: list[Run] = []
+    counts = _counts(stagers)
     with temporary_home() as home, local_kafka(home) as kafka:
         forms = dict.fromkeys(FORM_OF[arm] for arm in arms)  # the same events
         topics = {
@@ -142,8 +153,12 @@ def main(
                 console.print(f"  {_told(runs[-1])}", highlight=False)
         if backlog > 1:
             more = _fill(kafka, home, BACKLOG_TOPIC, events * backlog, malformed, deadline)
-            waited = _measure(OURS, kafka, home, BACKLOG_TOPIC, more, events, deadline)
-            console.print(f"  backlog: {_told(waited)}", highlight=False)
+            rounds = repeat if len(counts) > 1 else 1
+            for count in (count for _ in range(rounds) for count in counts):
+                waited.append(
+                    _measure(OURS, kafka, home, BACKLOG_TOPIC, more, events, deadline, count)
+                )
+                console.print(f"  backlog, {count}: {_told(waited[-1])}", highlight=False)
     show(console, runs, waited, OURS)
     write_json(
         json_file,
@@ -153,7 +168,7 @@ def main(
             "filled": asdict(filled),
             "summary": summary(runs, OURS),
             "runs": [asdict(run) for run in runs],
-            "backlog": asdict(waited) if waited else None,
+            "backlog": [asdict(run) for run in waited],
         },
     )
 
@@ -164,6 +179,13 @@ def _chosen(peers: str) -> Sequence[str]:
         if name not in PEERS:
             raise BenchFailed(f"there is no peer {name!r}: {', '.join(PEERS)} or none")
     return names
+
+
+def _counts(stagers: str) -> Sequence[int]:
+    try:
+        return [int(count) for count in stagers.split(",")]
+    except ValueError:
+        raise BenchFailed(f"--stagers {stagers!r}: write numbers, 1,2") from None
 
 
 def _fill(
@@ -195,9 +217,10 @@ def _measure(
     filled: Filled,
     batch_records: int,
     deadline: Deadline,
+    stagers: int = 1,
 ) -> Run:
     """Run one arm against a fresh server, whose data are removed afterwards."""
-    own = {"topic": topic, "batch_max_records": batch_records}
+    own = {"topic": topic, "batch_max_records": batch_records, "stagers": stagers}
     with (
         tempfile.TemporaryDirectory(prefix=f"{arm}-", dir=home) as folder,
         local_clickhouse(Path(folder), kafka.settings.bootstrap_servers, **own) as server,
@@ -223,6 +246,7 @@ def _measure(
         server_peak_bytes=after.peak_bytes,
         kafka_cpu_s=kafka_after.cpu_s - kafka_before.cpu_s,
         parts=parts,
+        stagers=stagers,
     )
 
 

@@ -51,12 +51,12 @@ def summary(runs: Sequence[Run], ours: str) -> dict[str, Any]:
     }
 
 
-def show(console: Console, runs: Sequence[Run], waited: Run | None, ours: str) -> None:
+def show(console: Console, runs: Sequence[Run], waited: Sequence[Run], ours: str) -> None:
     """Print the tables."""
     mine = [run for run in runs if run.arm == ours]
     console.print(_arms(runs, ours))
     console.print(_stages(mine))
-    if waited is not None:
+    if waited:
         console.print(_backlog(mine, waited))
     kafka = spread(run.kafka_cpu_s / run.carried.records * 1e6 for run in runs)
     console.print(
@@ -110,31 +110,27 @@ def _stages(runs: Sequence[Run]) -> Table:
     return made
 
 
-def _backlog(mine: Sequence[Run], waited: Run) -> Table:
+def _backlog(mine: Sequence[Run], waited: Sequence[Run]) -> Table:
     made = table(
         "When more waits",
         "waiting",
         "batches",
+        "stagers",
         "worker, MB",
         "ClickHouse, MB",
         "CPU",
         "events a second",
     )
     cost, pace = _FIGURES["cpu"][2], _FIGURES["events_per_s"][2]
-    made.add_row(
-        f"{mine[0].carried.records:,}",
-        f"{mine[0].carried.batches:,}",
-        spread(run.carried.peak_bytes / _MEGABYTE for run in mine).show(0),
-        spread(run.server_peak_bytes / _MEGABYTE for run in mine).show(0),
-        spread(map(cost, mine)).show(),
-        spread(map(pace, mine)).show(0),
-    )
-    made.add_row(
-        f"{waited.carried.records:,}",
-        f"{waited.carried.batches:,}",
-        f"{waited.carried.peak_bytes / _MEGABYTE:,.0f}",
-        f"{waited.server_peak_bytes / _MEGABYTE:,.0f}",
-        f"{cost(waited):,.1f}",
-        f"{pace(waited):,.0f}",
-    )
+    arms = [mine, *([r for r in waited if r.stagers == n] for n in {r.stagers: 0 for r in waited})]
+    for runs in arms:
+        made.add_row(
+            f"{runs[0].carried.records:,}",
+            f"{runs[0].carried.batches:,}",
+            f"{runs[0].stagers:,}",
+            spread(run.carried.peak_bytes / _MEGABYTE for run in runs).show(0),
+            spread(run.server_peak_bytes / _MEGABYTE for run in runs).show(0),
+            spread(map(cost, runs)).show(),
+            spread(map(pace, runs)).show(0),
+        )
     return made

@@ -12,19 +12,19 @@ nothing else under way.
 
 What a crash leaves, besides what one stager leaves as well:
 
-    killed                    ledger                     lake            what follows
-    a stager, at whatever     planned; the attempt is    part of files,  this run goes on with others,
-                              failed (StagerGone)        or whole ones   a later one stages it again
-    the run, while some are   planned, so many attempts  the same; the   the next one notes these as
-    staged                    without an end             stagers end     killed, stages them again
-    the run, all is made,     the same                   whole files     the same
+    killed                   ledger                    lake            what follows
+    a stager                 planned; the attempt is   part of files,  this run does the others, a
+                             failed (StagerGone)       or whole ones   later one stages it again
+    the run, while some      planned, so many          the same; the   the next one notes these as
+    are staged               attempts without an end   stagers end     killed, stages them again
+    the run, all is made,    the same                  whole files     the same
     or compared
-    the run, a hit is found   planned; the attempt is    whole files     stages it again, against the
-                              failed (SeenMeanwhile)                     index of then
-    the run, one registered   one staged, the others     whole files     loads the one, stages the
-                              planned                                    others again
-    nobody; a stopped stager  as above                   nothing more    it is gone: its run has
-    wakes                                                                killed it, or it ends by itself
+    the run, a hit is found  planned; the attempt is   whole files     stages it again, against
+                             failed (SeenMeanwhile)                    the index of then
+    the run, one registered  one staged, the others    whole files     loads the one, stages the
+                             planned                                   others again
+    nobody: a stopped        as above                  nothing more    it has been killed by its
+    stager wakes                                                       run, or ends by itself
 
 Invariant: of what is registered every key was compared with every key registered before it.
 """

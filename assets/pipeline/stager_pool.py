@@ -140,6 +140,9 @@ class StagerPool:
     ) -> None:
         for stager in list(self._stagers):
             self.kill(stager)
+        if self._worker.stagers:
+            peaks = (f"{name} (at most {b:,} bytes)" for name, b in self._worker.stagers.items())
+            self._worker.say(f"{len(self._worker.stagers)} stagers worked: {', '.join(peaks)}")
 
     def take(self) -> Stager | None:
         """A stager without a job, started if need be; None when this run has none any more."""

@@ -3,7 +3,8 @@
     planned ─▶ read, judged, written (stage.py) ─▶ registered (registering.py): staged, held, a gap
                         the one before it is loaded meanwhile (early_loads.py) ◀─┘
 
-With several stagers, and more to stage than one batch, so many are staged at once (side_by_side.py).
+With several stagers, and more to stage than one batch, so many are staged at once: see
+side_by_side.py.
 """
 
 from __future__ import annotations

@@ -57,6 +57,14 @@ class Scene:
         self.stored += self.stack.send_numbers(numbers, len(self.partitions()))
         self.delivered += Balance(ok=count)
 
+    def send_twice(self, count: int) -> None:
+        """Put sound records into each of two partitions, with the same numbers in both."""
+        numbers = range(self.next_number, self.next_number + count)
+        self.next_number += count
+        for partition in range(2):
+            self.stored += self.stack.send(*(Sent(value_of(n), partition) for n in numbers))
+        self.delivered += Balance(ok=count, duplicate=count)
+
     def start_worker(
         self, failpoint: str = "", *, file_bytes: int | None = None, **changed: object
     ) -> Forked:

@@ -61,6 +61,13 @@ ROWS = (
         "the process that forks runs is killed", "its runs go on; a new one forks the next", "once"
     ),
     Row("a paused worker wakes", "the fence refuses it, the token drops its insert", "once"),
+    Row(
+        "one uuid in two partitions that are staged at once", "compared again, staged again", "once"
+    ),
+    Row("a stager is killed", "its batch waits by itself, the others go on", "once"),
+    Row("a run with stagers is killed", "its stagers end; stages the same ranges again", "once"),
+    Row("a stager falls silent", "its run ends it; its batch is staged again", "once"),
+    Row("a stager wakes when its run is gone", "it ends; nothing of it is registered", "once"),
     Row("too many parts", "tries again when the server takes inserts", "once"),
     Row("ClickHouse away for long", "stages on; one probe an interval, the oldest first", "once"),
     Row("as much is staged as may wait", "plans no more until loading has caught up", "told, once"),
