@@ -104,6 +104,7 @@ def stage_job(worker: Worker, job: Job, is_wanted: Callable[[], None] = lambda: 
         check_source(worker, batch)
         seen = open_window(worker.lake, batch, job.window)
         made = make_from_records(worker, job.lease, batch, job.number, seen, is_wanted)
+    failpoint("before-answer")
     return replace(made, window=job.window)
 
 
@@ -166,7 +167,6 @@ def _serve(line: _Line) -> None:
         made, error = None, None
         try:
             made = stage_job(worker, job, line.end_if_gone)
-            failpoint("before-answer")
         except Exception as raised:  # whatever it is: the run decides
             error = packed(raised)
         line.say(Answer(made, error, _peak_bytes()))

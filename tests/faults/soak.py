@@ -108,6 +108,7 @@ class Soak:
     home: Path
     seed: int
     rate: int = 200
+    stagers: int = 1
     kills: Counter[str] = field(default_factory=Counter)
     runs: Counter[int] = field(default_factory=Counter)
     lost: int = 0
@@ -127,6 +128,7 @@ class Soak:
                 kafka_bootstrap_servers=self._broker.bootstrap_servers,
                 clickhouse_url=self._server.address,
                 batch_max_records=BATCH_RECORDS,
+                stagers=self.stagers,
                 lease_seconds=5,
                 table_backoff_max_seconds=1,
                 batch_backoff_max_seconds=1,
@@ -275,9 +277,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=int, default=200, help="records a second")
+    parser.add_argument("--stagers", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak") as home:
-        soak = Soak(Path(home), options.seed, options.rate)
+        soak = Soak(Path(home), options.seed, options.rate, options.stagers)
         try:
             soak.run(options.minutes * 60)
         finally:

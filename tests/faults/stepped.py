@@ -12,6 +12,8 @@ list; ledger, lake and ClickHouse are real.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import queue
 import random
 import sys
@@ -26,12 +28,14 @@ from clickhouse_connect.driver.client import Client
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from assets.pipeline import early_loads
+from assets.pipeline import early_loads, stager_pool
 from assets.pipeline import load as load_module
 from assets.pipeline.batch import Range
 from assets.pipeline.errors import BatchError, Gap, TransientError
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.read import Chunk
+from assets.pipeline.registering import Made
+from assets.pipeline.stager import Answer, Job, packed, stage_job
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic, TopicIdentity
 from assets.pipeline.worker import Worker
@@ -265,6 +269,43 @@ class SteppedThread:
         self._worker.thread_ended()
 
 
+class SteppedStager:
+    """A stager without a process: it does a job in the worker's own thread, when it is given it.
+
+    So what it makes is compared with the index of before whatever is registered first, as that of
+    a process is; and a worker that is killed meanwhile takes it along.
+    """
+
+    peak_bytes = 0
+
+    def __init__(self, worker: Worker, share: int) -> None:
+        self.name = f"stager:{next(_numbers)}"
+        self._worker = copy.copy(worker)
+        self._worker.share = share
+        self._answer: Answer | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no job."""
+        return self._answer is None
+
+    def begin(self, job: Job) -> None:
+        """Do it."""
+        try:
+            self._answer = Answer(stage_job(self._worker, job), None, 0)
+        except Exception as error:
+            self._answer = Answer(None, packed(error), 0)
+
+    def result(self) -> Made:
+        """What came of it."""
+        answer, self._answer = self._answer, None
+        assert answer is not None
+        return answer.result()
+
+    def kill(self) -> None:
+        """There is no process."""
+
+
 def step_through_failpoints(patch: pytest.MonkeyPatch) -> None:
     """From now on, failpoints and inserts ask the Stepped worker in whose thread they are."""
     insert = load_module.insert
@@ -285,6 +326,7 @@ def step_through_failpoints(patch: pytest.MonkeyPatch) -> None:
             raise TransientError("the connection was cut")
 
     patch.setattr(early_loads, "ThreadPoolExecutor", SteppedThread)
+    patch.setattr(stager_pool, "Stager", SteppedStager)
     patch.setattr(load_module, "insert", send)
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith(("assets.", "orchestration.")):
@@ -297,6 +339,7 @@ def step_through_failpoints(patch: pytest.MonkeyPatch) -> None:
                     patch.setattr(module, name, replacement)
 
 
+_numbers = itertools.count()
 _WORKERS: dict[int, Stepped] = {}
 _LOGS: dict[str, Log] = {}
 

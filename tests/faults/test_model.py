@@ -24,7 +24,7 @@ from sqlalchemy import update
 from assets.pipeline.batch import WAITING, Balance, Batch, Kind, State
 from assets.pipeline.clickhouse import make_tables
 from assets.pipeline.errors import BatchError
-from assets.pipeline.failpoints import POINTS
+from assets.pipeline.failpoints import POINTS, STAGERS_POINTS
 from assets.pipeline.waiting import accept_gap, release_batch, restage_batch, retry_batch
 from orchestration.ledger.batches import planned_ends
 from orchestration.ledger.gaps import all_gaps
@@ -45,7 +45,7 @@ NOT_EVENTS = {"broken": BROKEN, "empty": b"", "tombstone": None}
 KINDS = ["new", "new", "new", "again", "marker", *NOT_EVENTS]
 
 IN_DOUBT = ["after-stage", "before-insert", "before-check", "before-send", "after-send"]
-points = st.sampled_from([ENDED, *IN_DOUBT * 4, *POINTS])
+points = st.sampled_from([ENDED, *IN_DOUBT * 4, *POINTS, *STAGERS_POINTS * 2])
 partitions = st.integers(0, PARTITIONS - 1)
 arrivals = st.lists(st.tuples(partitions, st.sampled_from(KINDS)), max_size=9)
 losses = st.sampled_from(["", "", "before", "after"])
@@ -67,7 +67,7 @@ _names = itertools.count()
 class Pipeline:
     """One topic, one ledger, one lake, one table, and up to two workers at a time."""
 
-    def __init__(self, base: Stack, ledger_url: str, most: int) -> None:
+    def __init__(self, base: Stack, ledger_url: str, most: int, stagers: int) -> None:
         """An empty topic, which a worker has seen: whatever comes has to be loaded."""
         name = f"model-{next(_names)}"
         self.log = Log(name, f"id-of-{name}", PARTITIONS)
@@ -80,6 +80,7 @@ class Pipeline:
                 "home": base.settings.home / name,
                 "topic": name,
                 "batch_max_records": most,
+                "stagers": stagers,
                 "lease_seconds": 3600,
                 "table_backoff_max_seconds": 1e-6,
                 "batch_backoff_max_seconds": 1e-6,
@@ -327,9 +328,9 @@ def test_any_order_of_steps_kills_and_faults(
         phases=PHASES,
         suppress_health_check=list(HealthCheck),
     )
-    @given(most=st.integers(1, 9), happens=steps)
-    def balances(most: int, happens: list[tuple[str, tuple[Any, ...]]]) -> None:
-        pipeline = Pipeline(base, new_ledger(), most)
+    @given(most=st.integers(1, 9), stagers=st.sampled_from([1, PARTITIONS]), happens=steps)
+    def balances(most: int, stagers: int, happens: list[tuple[str, tuple[Any, ...]]]) -> None:
+        pipeline = Pipeline(base, new_ledger(), most, stagers)
         try:
             for name, details in happens:
                 getattr(pipeline, name)(*details)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from tests.forks import Forked
 from tests.records import delete_before
 
 NewScene = Callable[..., Scene]
-Until = Callable[..., None]
 
 RUN_POINTS = (
     "before-plan",
@@ -115,14 +115,14 @@ def test_a_stager_is_killed(
 
 @pytest.mark.matrix("a run with stagers is killed")
 def test_a_run_killed_at_one_point_after_the_other_gets_through(
-    two_stagers: NewScene, ledger_values: dict[str, object], until: Until
+    two_stagers: NewScene, ledger_values: dict[str, object]
 ) -> None:
     """Its stagers end with it, and what they have written is nobody's."""
     scene = two_stagers(40, batch_max_records=100, **ledger_values)
     for point in RUN_POINTS:
         scene.send_twice(60)
         scene.kill_at(point)
-        until(lambda: not alive(all_stagers(scene)))
+        await_ended(all_stagers(scene))
     assert scene.work() == 0
     scene.prove()
     assert set(failures(scene)) == {"SeenMeanwhile"}
@@ -132,7 +132,7 @@ def test_a_run_killed_at_one_point_after_the_other_gets_through(
 @pytest.mark.matrix("a stager wakes when its run is gone")
 @pytest.mark.parametrize("point", ["while-staging", "before-answer"])
 def test_a_stager_wakes_when_its_run_is_gone(
-    two_stagers: NewScene, ledger_values: dict[str, object], point: str, until: Until
+    two_stagers: NewScene, ledger_values: dict[str, object], point: str
 ) -> None:
     """Another run has done its work: it writes nothing more, and ends."""
     scene = two_stagers(**ledger_values)
@@ -145,7 +145,7 @@ def test_a_stager_wakes_when_its_run_is_gone(
     for pid in stagers:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-    until(lambda: not alive(stagers))
+    await_ended(stagers)
     assert in_the_lake(scene) == named_in_the_ledger(scene)
     scene.prove()
 
@@ -170,7 +170,7 @@ def test_a_stager_that_falls_silent_is_ended(two_stagers: NewScene) -> None:
 @pytest.mark.matrix("a run with stagers is killed")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_takes_its_stagers_along(
-    two_stagers: NewScene, number: signal.Signals, until: Until
+    two_stagers: NewScene, number: signal.Signals
 ) -> None:
     """Whether it ends at once or by an exception, as under Dagster."""
     scene = two_stagers()
@@ -180,7 +180,7 @@ def test_a_run_that_is_told_to_end_takes_its_stagers_along(
     run.send_signal(number)
     run.send_signal(signal.SIGCONT)
     assert run.wait(WORKER_SECONDS) != 0
-    until(lambda: not alive(stagers))
+    await_ended(stagers)
     assert scene.work() == 0
     scene.prove()
     assert in_the_lake(scene) == named_in_the_ledger(scene)
@@ -230,6 +230,14 @@ def process_state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def await_ended(pids: Sequence[int]) -> None:
+    """Return when none of them is alive."""
+    end = time.monotonic() + WORKER_SECONDS
+    while left := alive(pids):
+        assert time.monotonic() < end, f"still there: {left}"
+        time.sleep(0.01)
 
 
 def await_stopped_stagers(scene: Scene, run: Forked) -> list[int]:

@@ -149,6 +149,23 @@ def test_a_batch_is_told_of_with_its_lineage(
     assert stack.account().places == dict.fromkeys(sent[:-1], 1)  # the last is a tombstone
 
 
+def test_a_run_tells_how_many_stagers_worked(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Its own entry has their number and their memory; one that needed none says nothing."""
+    stack = new_stack(batch_max_records=50, stagers=2).make_topic(2)
+    sent = stack.send_numbers(range(200), 2)
+    assert _run(stack, instance).success
+    sent += stack.send_numbers(range(200, 220), 2)
+    assert _run(stack, instance).success
+    told = [metadata for _, metadata in _told(instance, "staged_events")]
+    assert len(told) == len(stack.batches())
+    (of_stagers,) = (metadata for metadata in told if "stagers" in metadata)
+    assert of_stagers["stagers"] == 2
+    assert of_stagers["stagers_peak_bytes"] > 50 << 20
+    _assert_whole(stack, sent)
+
+
 def test_a_held_batch_turns_the_check_red_until_it_is_released(
     new_stack: Callable[..., Stack], instance: dg.DagsterInstance
 ) -> None:
