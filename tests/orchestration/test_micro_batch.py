@@ -27,11 +27,14 @@ from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch
 from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
+from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.backoffs import batch_name, note_failure
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.tables import backoffs, lanes
 from orchestration.settings import Settings
 from tests.conftest import unused_port
+from tests.orchestration.conftest import until
+from tests.pids import PATIENCE_S, await_ended, process_state
 from tests.records import Sent, value_of
 from tests.stack import ROOT, ClickHouseServer, Stack
 
@@ -546,6 +549,43 @@ def test_a_killed_run_is_carried_on_by_the_next(
     _assert_whole(stack, sent)
 
 
+def test_terminate_ends_the_stagers_of_a_run(
+    new_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    """Whatever they are at; their attempts say so, and the next run carries their batches."""
+    stack = new_stack(batch_max_records=60).make_topic(2)
+    sent = stack.send_numbers(range(100), 2)
+    home = tmp_path / "dagster"
+    home.mkdir()
+    environment = _environment(stack, home) | {
+        "TIDEMARK_STAGERS": "2",
+        "TIDEMARK_BATCH_MAX_RECORDS": "60",
+    }
+    stopping = environment | {VARIABLE: "while-staging:stop"}
+    run = subprocess.Popen(_EXECUTE, cwd=ROOT, env=stopping, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: [process_state(pid) for pid in _stagers(stack)] == ["T", "T"], "two stop")
+        run.send_signal(signal.SIGTERM)
+        run.wait(PATIENCE_S)
+    finally:
+        run.kill()
+        run.wait()
+    await_ended(_stagers(stack))
+    ended = [attempt.error_class for attempt in _tries(stack)]
+    assert ended == ["DagsterExecutionInterruptedError", "StagingStopped"]
+    assert _execute(environment) == 0
+    _assert_whole(stack, sent)
+
+
+def _tries(stack: Stack) -> list[Attempt]:
+    return [a for batch in stack.batches() for a in attempts_of(stack.ledger, batch.batch_id)]
+
+
+def _stagers(stack: Stack) -> list[int]:
+    pids = (attempt.host.rpartition(":")[2] for attempt in _tries(stack))
+    return [int(pid) for pid in pids if pid.isdigit()]
+
+
 def _environment(stack: Stack, home: Path) -> dict[str, str]:
     settings = stack.settings
     return {
@@ -559,13 +599,17 @@ def _environment(stack: Stack, home: Path) -> dict[str, str]:
     }
 
 
+_EXECUTE = [
+    *(sys.executable, "-m", "dagster", "job", "execute"),
+    *("-m", "orchestration.definitions", "-j", "micro_batch"),
+    *("--tags", f'{{"dagster/partition": "{TODAY}"}}'),
+]
+
+
 def _execute(environment: Mapping[str, str]) -> int:
     """The job in a process of its own; gives how that ended."""
-    command = [sys.executable, "-m", "dagster", "job", "execute"]
-    command += ["-m", "orchestration.definitions", "-j", "micro_batch"]
-    command += ["--tags", f'{{"dagster/partition": "{TODAY}"}}']
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, check=False
+        _EXECUTE, cwd=ROOT, env=environment, capture_output=True, check=False
     ).returncode
 
 
