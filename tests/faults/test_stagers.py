@@ -205,8 +205,7 @@ def failures(scene: Scene) -> list[str | None]:
 
 def stager(attempt: Attempt) -> int | None:
     """The pid of the stager that was at it, if one was."""
-    pid = attempt.host.rpartition(":")[2]
-    return int(pid) if pid.isdigit() else None
+    return int(attempt.host.rpartition(":")[2]) if ":" in attempt.host else None
 
 
 def all_stagers(scene: Scene) -> list[int]:

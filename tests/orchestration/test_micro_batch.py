@@ -582,8 +582,7 @@ def _tries(stack: Stack) -> list[Attempt]:
 
 
 def _stagers(stack: Stack) -> list[int]:
-    pids = (attempt.host.rpartition(":")[2] for attempt in _tries(stack))
-    return [int(pid) for pid in pids if pid.isdigit()]
+    return [int(a.host.rpartition(":")[2]) for a in _tries(stack) if ":" in a.host]
 
 
 def _environment(stack: Stack, home: Path) -> dict[str, str]:
