@@ -32,7 +32,7 @@ Invariant: of what is registered every key was compared with every key registere
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -76,14 +76,17 @@ _PARTS_OF_A_BATCH = 4
 def is_worth_it(
     worker: Worker, pool: StagerPool, topic: Topic, watermark: Watermark, begun: Sequence[Batch]
 ) -> bool:
-    """Whether more waits than one batch holds, so that several stagers have something to do."""
+    """Whether more waits than one batch holds, in several partitions: else one has it all to do."""
     if pool.count == 1:
         return False
-    try:
-        waits = sum(unread(worker, topic, watermark).values())
-    except LogTruncated:  # which is told where batches are planned
-        waits = 0
-    return waits + sum(batch.offsets for batch in begun) > most_offsets(worker, topic.name)
+    waits: Counter[int] = Counter()
+    with suppress(LogTruncated):  # which is told where batches are planned
+        waits.update(unread(worker, topic, watermark))
+    for batch in begun:
+        waits.update({range_.partition: len(range_) for range_ in batch.ranges})
+    most = most_offsets(worker, topic.name)
+    beside = waits.total() - max(waits.values(), default=0)
+    return waits.total() > most and beside >= max(1, most // _PARTS_OF_A_BATCH)
 
 
 def choose_lanes(waits: Mapping[int, int], busy: Collection[int], idle: int, most: int) -> set[int]:

@@ -31,6 +31,7 @@ from assets.pipeline.staging import stage_batches
 from assets.pipeline.worker import Worker
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.keys import live_key_files
+from tests.records import value_of
 from tests.stack import Stack
 
 NewStack = Callable[..., Stack]
@@ -83,6 +84,15 @@ def test_a_backlog_of_one_batch_starts_no_process(new_stack: NewStack) -> None:
         worker, _ = talking(stack)
         assert len(carry(worker)) == 1
         assert worker.stagers == {}
+
+
+def test_a_backlog_of_one_partition_starts_no_process(new_stack: NewStack) -> None:
+    """A stager would have it all to do, as the run has."""
+    stack = new_stack(batch_max_records=50, stagers=2).make_topic(2)
+    stack.send(*(value_of(number) for number in range(200)))
+    worker, _ = talking(stack)
+    assert len(carry(worker)) == 4
+    assert worker.stagers == {}
 
 
 def test_without_the_setting_there_is_no_stager(new_stack: NewStack) -> None:
