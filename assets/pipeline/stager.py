@@ -4,11 +4,11 @@
         ──job──▶ reads, judges, writes the files ──answer: what to register, or the error──▶ run
                  "still here" every few seconds ───────────────────────────────────────────▶
 
-`python -m assets.pipeline.stager FD`, with the socket to the run as FD. It writes nothing into the
-ledger. What its files are worth is decided by the run that started it:
-under whose lease it asks, before they appear, and which registers them. It ends when the run lets
-go of the socket or is gone, at once and whatever it is at; then its files are named by nobody, and
-the next attempt at the batch deletes them by their names (leftovers.py).
+It runs `main`, given the socket to the run. It writes nothing into the ledger. What its files are
+worth is decided by the run that started it: under whose lease it asks, before they appear, and
+which registers them. It ends when the run lets go of the socket or is gone, at once and whatever it
+is at; then its files are named by nobody, and the next attempt at the batch deletes them by their
+names (leftovers.py).
 """
 
 from __future__ import annotations
@@ -125,8 +125,6 @@ class _Line:
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
         self._lock = threading.Lock()
-        self._poll = select.poll()
-        self._poll.register(descriptor, 0)  # that the other end is gone is told in any case
 
     def hear(self) -> Any:
         """The next message. Raises EOFError when there is none any more."""
@@ -139,7 +137,9 @@ class _Line:
 
     def is_gone(self, seconds: float = 0.0) -> bool:
         """Whether the run has let go, be it within so many seconds."""
-        return bool(self._poll.poll(seconds * 1000))
+        poll = select.poll()  # one for each call: two threads ask
+        poll.register(self._connection.fileno(), 0)  # that the other end is gone is always told
+        return bool(poll.poll(seconds * 1000))
 
     def end_if_gone(self) -> None:
         """End this process when its run is gone, though it may not have been told yet."""
@@ -192,7 +192,3 @@ def main(descriptor: int) -> None:
     line = _Line(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
         _serve(line)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

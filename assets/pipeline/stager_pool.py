@@ -25,6 +25,8 @@ from assets.pipeline.stager import HERE, READY, Answer, Job, Terms
 from assets.pipeline.worker import Worker
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_MAIN = "import sys; from assets.pipeline.stager import main; main(int(sys.argv[1]))"
+"""Not `-m`: what it pickles is to have the names of the module that the run knows."""
 _BIRTH_S = 60.0
 """Seconds that a process has to start and import, at least."""
 
@@ -48,7 +50,7 @@ class Stager:
             descriptor = theirs.fileno()
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "assets.pipeline.stager", str(descriptor)],
+                    [sys.executable, "-c", _MAIN, str(descriptor)],
                     cwd=_REPOSITORY,
                     pass_fds=[descriptor],
                     stdin=subprocess.DEVNULL,
