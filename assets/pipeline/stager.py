@@ -20,11 +20,12 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from assets.pipeline.batch import Batch
 from assets.pipeline.errors import BatchError
@@ -44,6 +45,8 @@ HERE = "here"
 BEATS = 6
 """How often it says that it is here, in the time after which its silence would be its end."""
 _BEAT_MOST_S = 5.0
+_LEAVE_S = 10.0
+"""Seconds that it has to let go of what it is at."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +144,25 @@ class _Line:
         poll.register(self._connection.fileno(), 0)  # that the other end is gone is always told
         return bool(poll.poll(seconds * 1000))
 
-    def end_if_gone(self) -> None:
+    def leave_if_gone(self) -> None:
         """End this process when its run is gone, though it may not have been told yet."""
         if self.is_gone():
-            os._exit(1)
+            _leave()
 
     def watch(self, beat_s: float) -> None:
         """Say that this process is here, and end it when nobody hears that any more."""
         with contextlib.suppress(OSError):
             while not self.is_gone(beat_s):
                 self.say(HERE)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LEAVE_S)
         os._exit(1)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Let go of what is being written: who wakes late has nobody after it to remove that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    sys.exit(1)
 
 
 def _serve(line: _Line) -> None:
@@ -166,7 +177,7 @@ def _serve(line: _Line) -> None:
         job: Job = line.hear()
         made, error = None, None
         try:
-            made = stage_job(worker, job, line.end_if_gone)
+            made = stage_job(worker, job, line.leave_if_gone)
         except Exception as raised:  # whatever it is: the run decides
             error = packed(raised)
         line.say(Answer(made, error, _peak_bytes()))
@@ -188,6 +199,7 @@ def _peak_bytes() -> int:
 def main(descriptor: int) -> None:
     """Serve the run at the other end of the socket, until it lets go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run
+    signal.signal(signal.SIGTERM, _leave)
     os.set_inheritable(descriptor, False)
     line = _Line(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
