@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -196,11 +197,16 @@ def _peak_bytes() -> int:
     return 0
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int) -> NoReturn:
     """Serve the run at the other end of the socket, until it lets go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run
     signal.signal(signal.SIGTERM, _leave)
     os.set_inheritable(descriptor, False)
-    line = _Line(descriptor)
-    with contextlib.suppress(EOFError, ConnectionError):
-        _serve(line)
+    try:
+        _serve(_Line(descriptor))
+    except (EOFError, ConnectionError):  # the run has let go
+        os._exit(0)
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        os._exit(1)  # all is let go of: Kafka's client would take its time
