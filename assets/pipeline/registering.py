@@ -9,7 +9,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ from assets.pipeline.hold import reason_to_hold
 from assets.pipeline.key_upkeep import Window, without_batch
 from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.letters import Outcomes, stage_letters
+from assets.pipeline.read import Chunk
 from assets.pipeline.sources import (
     check_source,
     check_unchanged,
@@ -141,23 +142,28 @@ def make_from_records(
     batch: Batch,
     number: int,
     seen: SeenKeys,
-    is_wanted: Callable[[], None] = lambda: None,
+    stays: Callable[[], None] | None = None,
 ) -> Made:
     """The same in any process, of a batch whose records were found to be there.
 
-    `is_wanted` is asked before the files appear, and does not return when they must not.
+    `stays` is asked now and then, and before the files appear; it does not return when they must
+    not.
     """
     clock = StageClock()
+    chunks = chunks_of(worker, batch)
+    if stays is not None:
+        chunks = _as_long_as(stays, chunks)
 
     def may_publish() -> None:
-        is_wanted()
+        if stays is not None:
+            stays()
         check_unchanged(worker, batch)
         assert_held(worker.ledger, lease)
 
     try:
         staged, key_file = stage(
             batch,
-            chunks_of(worker, batch),
+            chunks,
             worker.lake,
             seen,
             clock,
@@ -170,6 +176,12 @@ def make_from_records(
         # Else each batch of a backlog starts on top of what the one before it left cached.
         pa.default_memory_pool().release_unused()
     return Made(staged, key_file, clock.timings())
+
+
+def _as_long_as(stays: Callable[[], None], chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        stays()
+        yield chunk
 
 
 def _made_of_letters(worker: Worker, lease: Lease, batch: Batch, number: int) -> Made:

@@ -6,9 +6,9 @@
 
 It runs `main`, given the socket to the run. It writes nothing into the ledger. What its files are
 worth is decided by the run that started it: under whose lease it asks, before they appear, and
-which registers them. It ends when the run lets go of the socket or is gone, at once and whatever it
-is at; then its files are named by nobody, and the next attempt at the batch deletes them by their
-names (leftovers.py).
+which registers them. It ends when the run lets go of the socket or is gone, whatever it is at; then
+its files are named by nobody, and the next attempt at the batch deletes them by their names
+(leftovers.py).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BEATS = 6
 """How often it says that it is here, in the time after which its silence would be its end."""
 _BEAT_MOST_S = 5.0
 _LEAVE_S = 10.0
-"""Seconds that it has to let go of what it is at."""
+"""Seconds that it has to see for itself that its run is gone, between two chunks, and to let go."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Answer:
         return self.made
 
 
-def stage_job(worker: Worker, job: Job, is_wanted: Callable[[], None] = lambda: None) -> Made:
-    """Do a job, in whatever process."""
+def stage_job(worker: Worker, job: Job, stays: Callable[[], None] | None = None) -> Made:
+    """Do a job, in whatever process; `stays` as make_from_records has it."""
     batch = job.batch
     with searched_rarely():
         check_source(worker, batch)
         seen = open_window(worker.lake, batch, job.window)
-        made = make_from_records(worker, job.lease, batch, job.number, seen, is_wanted)
+        made = make_from_records(worker, job.lease, batch, job.number, seen, stays)
     failpoint("before-answer")
     return replace(made, window=job.window)
 
@@ -146,24 +146,20 @@ class _Line:
         return bool(poll.poll(seconds * 1000))
 
     def leave_if_gone(self) -> None:
-        """End this process when its run is gone, though it may not have been told yet."""
+        """End this process when its run is gone, but let go of what is being written first.
+
+        Who wakes late has nobody after it to remove that.
+        """
         if self.is_gone():
-            _leave()
+            sys.exit(1)
 
     def watch(self, beat_s: float) -> None:
         """Say that this process is here, and end it when nobody hears that any more."""
         with contextlib.suppress(OSError):
             while not self.is_gone(beat_s):
                 self.say(HERE)
-        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_LEAVE_S)
         os._exit(1)
-
-
-def _leave(*_: object) -> NoReturn:
-    """Let go of what is being written: who wakes late has nobody after it to remove that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    sys.exit(1)
 
 
 def _serve(line: _Line) -> None:
@@ -200,7 +196,6 @@ def _peak_bytes() -> int:
 def main(descriptor: int) -> NoReturn:
     """Serve the run at the other end of the socket, until it lets go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run
-    signal.signal(signal.SIGTERM, _leave)
     os.set_inheritable(descriptor, False)
     try:
         _serve(_Line(descriptor))
