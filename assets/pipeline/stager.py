@@ -197,11 +197,13 @@ def main(descriptor: int) -> NoReturn:
     """Serve the run at the other end of the socket, until it lets go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run
     os.set_inheritable(descriptor, False)
+    code = 1
     try:
         _serve(_Line(descriptor))
     except (EOFError, ConnectionError):  # the run has let go
-        os._exit(0)
-    except BaseException as error:
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        os._exit(1)  # all is let go of: Kafka's client would take its time
+        code = 0
+    except SystemExit:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)  # all is let go of: Kafka's client would take its time
