@@ -62,7 +62,7 @@ class Made:
     staged: Staged
     key_file: KeyFile | None
     timings: Mapping[str, Timing]
-    code_version: str = TRANSFORM_VERSION
+    code_version: str = field(default_factory=lambda: TRANSFORM_VERSION)
     outcomes: Outcomes = field(default_factory=dict)
     window: Window | None = None
 

@@ -59,7 +59,7 @@ def old_scene(new_scene: NewScene, monkeypatch: pytest.MonkeyPatch) -> NewScene:
         scene = new_scene(120, batch_max_records=60, **values)
         with monkeypatch.context() as older:
             older.setattr("assets.pipeline.stage.enrich", by_older_code)
-            older.setattr("assets.pipeline.staging.TRANSFORM_VERSION", "0")
+            older.setattr("assets.pipeline.registering.TRANSFORM_VERSION", "0")
             scene.stack.run()
         assert made_by(scene) == {("older", 0): 120}
         return scene

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.pipeline import staging as staging_module
+from assets.pipeline import registering as registering_module
 from assets.pipeline import validate
 from assets.pipeline.batch import Balance, Batch, Kind, Staged, State
 from assets.pipeline.errors import BatchError
@@ -193,7 +193,7 @@ def test_a_killed_restage_leaves_no_duplicate_of_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(validate, "RECORD_VERSION", 3)
-        patched.setattr(staging_module, "failpoint", die)
+        patched.setattr(registering_module, "failpoint", die)
         with pytest.raises(KeyboardInterrupt):
             restage_batch(stack.worker(), batch.batch_id)
     sent = stack.send(*map(value_of, range(10)))  # what it has rejected now, sent once more

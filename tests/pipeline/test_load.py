@@ -13,6 +13,7 @@ from sqlalchemy import update
 from assets.pipeline import lanes as lanes_module
 from assets.pipeline import load as load_module
 from assets.pipeline import loading as loading_module
+from assets.pipeline import registering as registering_module
 from assets.pipeline import stage as stage_module
 from assets.pipeline import staging as staging_module
 from assets.pipeline.batch import Batch, Kind, Range, StagedFile, State
@@ -346,7 +347,7 @@ def wakes_up_too_late(stack: Stack, monkeypatch: pytest.MonkeyPatch, point: str)
             expire_leases(stack)
             stack.run("successor")
 
-    modules = (lanes_module, staging_module, loading_module)
+    modules = (lanes_module, staging_module, registering_module, loading_module)
     for module in modules:
         monkeypatch.setattr(module, "failpoint", fall_silent)
 
