@@ -42,7 +42,7 @@ def let_go_of_dates(
         delete()
     if not keep_days:
         return tally
-    judge = Judge(worker, keep_days)
+    judge = Judge(worker, keep_days, dry_run=dry_run)
     for day in dates_with_files(worker.ledger, judge.before, kinds, *worker.settings.topics):
         if not tally.has_time():
             break

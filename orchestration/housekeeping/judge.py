@@ -14,7 +14,7 @@ from assets.pipeline.audit import reprove
 from assets.pipeline.batch import WAITING, Kind
 from assets.pipeline.shadow import PREVIOUS
 from assets.pipeline.worker import Worker
-from orchestration.housekeeping.replaced import REBUILT, dates_in
+from orchestration.housekeeping.replaced import REBUILT, dates_in, dates_that_stay
 from orchestration.ledger.audits import HOLDS, audits_of
 from orchestration.ledger.batches import batches_named
 from orchestration.ledger.let_go import Settled, batches_to_judge
@@ -45,13 +45,18 @@ def midnight_us(day: date) -> int:
 
 
 class Judge:
-    """Judges dates as of one moment: `keep_days` after a date is over, and its batches loaded."""
+    """Judges dates as of one moment: `keep_days` after a date is over, and its batches loaded.
 
-    def __init__(self, worker: Worker, keep_days: int) -> None:
+    In a dry run what rebuilds have replaced counts as gone where a real one drops it first.
+    """
+
+    def __init__(self, worker: Worker, keep_days: int, *, dry_run: bool = False) -> None:
         self._worker = worker
         self.before = datetime.now(UTC).date() - timedelta(days=keep_days)
         self._before_us = midnight_us(self.before)
-        self._replaced = frozenset(dates_in(worker, PREVIOUS))
+        self._replaced = frozenset(
+            dates_that_stay(worker) if dry_run else dates_in(worker, PREVIOUS)
+        )
 
     def judge(self, day: date) -> Judgement:
         """Look at a date, and prove all of it. What keeps it is said, with the batch."""

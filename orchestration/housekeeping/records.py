@@ -40,7 +40,7 @@ def forget_batches(worker: Worker, keep_days: int, *, dry_run: bool = False) -> 
     if not keep_days:
         return tally
     behind = ""
-    judge = Judge(worker, keep_days)
+    judge = Judge(worker, keep_days, dry_run=dry_run)
     on_record = dates_on_record(worker.ledger, judge.before, *worker.settings.topics)
     for day, count, is_imported in on_record:
         if not tally.has_time():

@@ -14,7 +14,7 @@ from assets.pipeline.swap import drop_partition, rows_by_batch
 from assets.pipeline.worker import Worker
 from orchestration.housekeeping.tally import Tally
 from orchestration.ledger.connection import now_us
-from orchestration.ledger.rebuilds import OPEN, last_rebuild
+from orchestration.ledger.rebuilds import OPEN, Rebuild, last_rebuild
 from orchestration.ledger.remakes import dates_with_remakes
 
 _DATES = """
@@ -41,7 +41,7 @@ def let_go_of_replaced(worker: Worker, keep_days: int, *, dry_run: bool = False)
                 rebuild = last_rebuild(worker.ledger, topic, day)
                 if rebuild is None:
                     continue  # of a Tidemark with another ledger
-                is_kept = table == PREVIOUS and rebuild.moved_at > now_us() - keep_days * _DAY_US
+                is_kept = table == PREVIOUS and _is_young(rebuild, keep_days)
                 if rebuild.state in OPEN:
                     tally.kept[REBUILT] += 1
                 elif not is_kept:
@@ -57,6 +57,17 @@ def let_go_of_replaced(worker: Worker, keep_days: int, *, dry_run: bool = False)
     return tally
 
 
+def dates_that_stay(worker: Worker) -> list[date]:
+    """The dates of which something replaced is kept still after this is done."""
+    topic, keep_days = worker.settings.topic, worker.settings.keep_replaced_days
+    stay = []
+    for day in dates_in(worker, PREVIOUS):
+        rebuild = last_rebuild(worker.ledger, topic, day)
+        if rebuild is None or rebuild.state in OPEN or _is_young(rebuild, keep_days):
+            stay.append(day)
+    return stay
+
+
 def dates_in(worker: Worker, table: str) -> list[date]:
     """The arrival dates of which a table has rows; none where there is no such table."""
     database = worker.settings.clickhouse_database
@@ -67,6 +78,11 @@ def dates_in(worker: Worker, table: str) -> list[date]:
             _DATES, parameters={"database": database, "table": table}
         ).result_rows
     return [day for (day,) in rows]
+
+
+def _is_young(rebuild: Rebuild, keep_days: int) -> bool:
+    """Whether what it has replaced can be brought back still."""
+    return rebuild.moved_at > now_us() - keep_days * _DAY_US
 
 
 def _is_kept(worker: Worker, day: date) -> bool:

@@ -44,7 +44,7 @@ def let_go_of_events(worker: Worker, keep_days: int, *, dry_run: bool = False) -
         _drop_leftovers(worker)
     if not keep_days:
         return tally
-    judge = Judge(worker, keep_days)
+    judge = Judge(worker, keep_days, dry_run=dry_run)
     for day, rows, size in _dates(worker):
         if day >= judge.before or not tally.has_time():
             break

@@ -600,6 +600,19 @@ def hanging(stack: Stack, known: set[str]) -> int:
         )
 
 
+def test_a_dry_run_knows_what_goes_first(new_stack: NewStack) -> None:
+    """What a rebuild has replaced long ago goes first, and then its date: both are said."""
+    stack = old_stack(new_stack, keep_staged_days=KEEP, keep_events_days=KEEP)
+    rebuild(stack.worker(), OLD)
+    with stack.ledger.begin() as connection:
+        connection.execute(update(rebuilds).values(moved_at=1))
+    said = keep_house(stack.worker(), None, dry_run=True)
+    done = keep_house(stack.worker(), None)
+    counts = {tally.what: tally.count for tally in said.tallies}
+    assert counts == {tally.what: tally.count for tally in done.tallies}
+    assert (counts["replaced dates"], counts["rows of events"]) == (1, 8)
+
+
 def test_alarms_and_rebuilds_that_are_over_are_forgotten(new_stack: NewStack) -> None:
     """What stands, what nobody was told of and what can be brought back stay."""
     stack = old_stack(new_stack)
