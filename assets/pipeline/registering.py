@@ -41,7 +41,7 @@ from assets.pipeline.sources import (
     import_of,
     judge_of,
 )
-from assets.pipeline.stage import ROW_GROUP_BYTES, stage
+from assets.pipeline.stage import stage
 from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
@@ -170,7 +170,7 @@ def make_from_records(
             attempt=number,
             may_publish=may_publish,
             judge_chunk=judge_of(worker, batch),
-            row_group_bytes=ROW_GROUP_BYTES // worker.share,
+            share=worker.share,
         )
     finally:
         # Else each batch of a backlog starts on top of what the one before it left cached.

@@ -58,20 +58,19 @@ def stage(
     judge_chunk: Callable[[Chunk], Judged] = lambda chunk: judge(chunk.records.column("value")),
     keep_rejected: bool = True,
     path_of: Callable[[str, str], str] | None = None,
-    row_group_bytes: int = ROW_GROUP_BYTES,
+    share: int = 1,
 ) -> tuple[Staged, KeyFile | None]:
     """Stage a batch; gives what to register. Chunks hold exactly the records of its ranges.
 
     Without `keep_rejected`, those that are rejected are counted and not written: they are dead
     letters already. `attempt` is the number of this try at staging it, from 1; it names the files,
     unless `path_of` gives them for a kind and a suffix. `may_publish` is asked before the files
-    appear, and raises when another worker has taken over. `row_group_bytes` of record values make
-    a row group, if ROW_GROUP_ROWS have not before. Raises BatchError when the records and the
-    ranges do not balance.
+    appear, and raises when another worker has taken over. With `share`, it is one of so many that
+    share the bytes of row groups. Raises BatchError when the records and the ranges do not balance.
     """
     name = path_of or (lambda kind, suffix: staged_path(kind, batch, attempt, suffix))
     with staged_files(lambda kind: name(kind, "parquet"), lake, clock, may_publish) as files:
-        writer = _BatchWriter(batch, files, seen, clock, keep_rejected, row_group_bytes)
+        writer = _BatchWriter(batch, files, seen, clock, keep_rejected, ROW_GROUP_BYTES // share)
         for chunk in clock.timed("read", chunks):
             with clock.stage("validate"):
                 judged = judge_chunk(chunk)

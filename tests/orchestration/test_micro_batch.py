@@ -34,7 +34,7 @@ from orchestration.ledger.tables import backoffs, lanes
 from orchestration.settings import Settings
 from tests.conftest import unused_port
 from tests.orchestration.conftest import until
-from tests.pids import PATIENCE_S, await_ended, process_state
+from tests.pids import alive, await_ended, process_state
 from tests.records import Sent, value_of
 from tests.stack import ROOT, ClickHouseServer, Stack
 
@@ -552,7 +552,10 @@ def test_a_killed_run_is_carried_on_by_the_next(
 def test_terminate_ends_the_stagers_of_a_run(
     new_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
-    """Whatever they are at; their attempts say so, and the next run carries their batches."""
+    """Whatever they are at; their attempts say so, and the next run carries their batches.
+
+    Here nobody cancels the run, so Dagster tries the step again: then others stop, and are killed.
+    """
     stack = new_stack(batch_max_records=60).make_topic(2)
     sent = stack.send_numbers(range(100), 2)
     home = tmp_path / "dagster"
@@ -565,13 +568,16 @@ def test_terminate_ends_the_stagers_of_a_run(
     run = subprocess.Popen(_EXECUTE, cwd=ROOT, env=stopping, stderr=subprocess.DEVNULL)
     try:
         until(lambda: [process_state(pid) for pid in _stagers(stack)] == ["T", "T"], "two stop")
+        stopped = _stagers(stack)
         run.send_signal(signal.SIGTERM)
-        run.wait(PATIENCE_S)
+        await_ended(stopped)
+        until(lambda: all(a.outcome for a in _tries(stack) if a.number == 1), "both are told")
     finally:
         run.kill()
         run.wait()
-    await_ended(_stagers(stack))
-    ended = [attempt.error_class for attempt in _tries(stack)]
+        for pid in alive(_stagers(stack)):
+            os.kill(pid, signal.SIGKILL)
+    ended = [attempt.error_class for attempt in _tries(stack) if attempt.number == 1]
     assert ended == ["DagsterExecutionInterruptedError", "StagingStopped"]
     assert _execute(environment) == 0
     _assert_whole(stack, sent)
