@@ -5,18 +5,21 @@
                know ─▶ kill -9 ─▶ failed ─▶ its retry is made ─▶ is at work ─▶ succeeds
 
 The arms are the run's process alone, and that with the warm process it was forked from, on each
-storage. No tick helps: the next one is a day away. Every record must be there once in the end.
+storage. No tick helps: the next one is a day away. A run is killed at a moment that chance takes
+from the interval of run monitoring: runs that follow one another fall into step with its looks.
+Every record must be there once in the end.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -72,7 +75,7 @@ class Survived:
 
 
 @click.command()
-@click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--repeat", default=6, show_default=True, type=click.IntRange(min=1))
 @click.option("--events", default=1_000, show_default=True, help="Records of each batch.")
 @click.option(
     "--storage",
@@ -131,6 +134,7 @@ class Scene:
     instance: dg.DagsterInstance
     point: Path
     deadline: Deadline
+    chance: random.Random = field(default_factory=lambda: random.Random(1))
     sent: int = 0
 
     def kill(self, arm: str, events: int, seed: int) -> Survived:
@@ -141,6 +145,7 @@ class Scene:
         self.point.write_text(f"{_POINT}:stop")
         killed = self._launch()
         pid = self._await(lambda: self._stopped(killed), "the run comes to its failpoint")
+        time.sleep(self.chance.uniform(0, self.instance.run_monitoring_poll_interval_seconds))
         victims = [pid] if arm == _ALONE else [int(_stat(pid)[1]), pid]
         at = time.time()
         for victim in victims:

@@ -54,12 +54,12 @@ def main() -> None:
             photograph(browser, group, "lineage.png")
             photograph(browser, f"{address}/assets/events?view=events", "materialization.png")
             photograph(browser, f"{address}/assets/events?view=checks", "checks.png")
-            photograph(browser, f"{address}/automation", "automation.png")
         with _stack("24h") as settings:
             week = fill_week(settings)
             assets = f"{settings.dagster_address}/assets"
             dates = f"{assets}/events?view=partitions&partition={week.held}"
             photograph(browser, dates, "dates.png")
+            photograph(browser, f"{settings.dagster_address}/automation", "automation.png")
             for asset, day in (("reenriched_events", week.older), ("replayed_events", week.lost)):
                 materialize(settings, asset, day, preview=True)
                 materialize(settings, asset, day)

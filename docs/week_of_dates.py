@@ -154,7 +154,8 @@ def _let_clients_say_when(settings: Settings) -> None:
         "message.timestamp.type", "CreateTime", incremental_operation=AlterConfigOpType.SET
     )
     topic = ConfigResource(ResourceType.TOPIC, settings.topic, incremental_configs=[entry])
-    for future in AdminClient(settings.kafka_client).incremental_alter_configs([topic]).values():
+    admin = AdminClient(settings.kafka_client)  # it has to live until the broker has answered
+    for future in admin.incremental_alter_configs([topic]).values():
         future.result()
 
 
