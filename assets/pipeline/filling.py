@@ -40,9 +40,11 @@ def fill(worker: Worker, found: Rebuild, table: str, batches: Sequence[Batch]) -
         try:
             file = checked_file(worker, batch)
         except StagedFileDamaged as error:
-            if table != SHADOW or isinstance(error, StagedFileLetGo):
+            if table != SHADOW:
                 raise
             if found.way is not Way.REPLAY:
+                if isinstance(error, StagedFileLetGo):
+                    raise
                 raise StagedFileDamaged(
                     f"batch {batch.batch_id} cannot be rebuilt: {error}. The table is as it was. "
                     "Bring the file back and say the same again; or give this one up "
