@@ -167,6 +167,8 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
             worker = pipeline.worker(context)
             waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics_by_urgency)
             yield from _checked(context, worker, waiting)
+            # Once more: the checks took a while, in which some may have been decided.
+            waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics_by_urgency)
             if not context.has_partition_key:
                 show_no_longer_waiting(context, worker, waiting)
             show_waiting(context, waiting, by_hand=context.run.job_name != MICRO_BATCH)

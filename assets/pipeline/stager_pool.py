@@ -69,6 +69,11 @@ class Stager:
         """Whether it has no job."""
         return self._job is None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone, by whomever."""
+        return self._process.poll() is not None
+
     def begin(self, job: Job) -> None:
         """Give it a job, of which `result` will tell."""
         assert self.is_idle
@@ -150,6 +155,8 @@ class StagerPool:
         """A stager without a job, started if need be; None when this run has none any more."""
         if self.count == 1:
             return None
+        for stager in [one for one in self._stagers if one.is_idle and one.has_ended]:
+            self.kill(stager)  # else its next batch would be told to be the reason
         idle = next((stager for stager in self._stagers if stager.is_idle), None)
         if idle is None:
             try:
