@@ -277,6 +277,7 @@ class SteppedStager:
     """
 
     peak_bytes = 0
+    has_ended = False
 
     def __init__(self, worker: Worker, share: int) -> None:
         self.name = f"stager:{next(_numbers)}"

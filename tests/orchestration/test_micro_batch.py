@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from logging import ERROR
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch
 from orchestration.cadence_triggers import Lookout, decide
-from orchestration.definitions import definitions
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.backoffs import batch_name, note_failure
 from orchestration.ledger.connection import now_us
@@ -34,6 +33,7 @@ from orchestration.ledger.tables import backoffs, lanes
 from orchestration.settings import Settings
 from tests.conftest import unused_port
 from tests.orchestration.conftest import until
+from tests.orchestration.runs import run
 from tests.pids import alive, await_ended, process_state
 from tests.records import Sent, value_of
 from tests.stack import ROOT, ClickHouseServer, Stack
@@ -44,22 +44,9 @@ ASSETS = ("staged_events", "events", "dead_letters")
 
 
 def _run(
-    stack: Stack,
-    instance: dg.DagsterInstance,
-    day: str = TODAY,
-    job: str = "micro_batch",
-    assets: tuple[str, ...] | None = None,
+    stack: Stack, instance: dg.DagsterInstance, day: str = TODAY, job: str = "micro_batch"
 ) -> ExecuteInProcessResult:
-    return (
-        definitions(stack.settings)
-        .resolve_job_def(job)
-        .execute_in_process(
-            instance=instance,
-            partition_key=day,
-            raise_on_error=False,
-            asset_selection=assets and [dg.AssetKey(name) for name in assets],
-        )
-    )
+    return run(stack, instance, date.fromisoformat(day), job)
 
 
 def _told(instance: dg.DagsterInstance, asset: str) -> list[tuple[str | None, dict[str, Any]]]:
@@ -492,7 +479,7 @@ def test_the_checks_notice_what_is_gone(
     stack.send_numbers(range(10))
     assert _run(stack, instance).success
     stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
-    result = _run(stack, instance, job="__ASSET_JOB", assets=ASSETS)
+    result = run(stack, instance, NOW.date(), "__ASSET_JOB", *ASSETS)
     checks = _checks(result)
     assert len(checks) == 9  # a run by hand has those as well that no micro-batch has
     red = {name for name, passed in checks.items() if not passed}

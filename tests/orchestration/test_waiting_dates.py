@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
+from assets import checks
 from assets.pipeline.batch import Batch
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
@@ -25,6 +27,7 @@ from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.partitions import arrival_dates
+from tests.orchestration.runs import run
 from tests.records import Sent, delete_before, value_of
 from tests.stack import ROOT, Stack
 
@@ -32,6 +35,8 @@ NewStack = Callable[..., Stack]
 
 TODAY = datetime.now(UTC).date()
 YESTERDAY = TODAY - timedelta(days=1)
+LONGEST_TAG = 2_600
+"""Bytes, about, that PostgreSQL's index of tags takes beside a name."""
 LOADED, MISSING, WAITS = "materialized", "missing", "failed"
 
 
@@ -52,26 +57,6 @@ def send(stack: Stack, day: date, *values: bytes) -> list[tuple[int, int]]:
 def hold(stack: Stack, day: date, first: int = 1_000) -> None:
     """Put so many bad records beside a good one that their batch will be held."""
     send(stack, day, value_of(first), b"no json", b"nor this", f"nor that {first}".encode())
-
-
-def run(
-    stack: Stack,
-    instance: dg.DagsterInstance,
-    day: date,
-    job: str = "micro_batch",
-    *assets: str,
-) -> ExecuteInProcessResult:
-    """A run for a date, to its end."""
-    return (
-        definitions(stack.settings)
-        .resolve_job_def(job)
-        .execute_in_process(
-            instance=instance,
-            partition_key=day.isoformat(),
-            raise_on_error=False,
-            asset_selection=[dg.AssetKey(name) for name in assets] or None,
-        )
-    )
 
 
 def check(stack: Stack, instance: dg.DagsterInstance) -> ExecuteInProcessResult:
@@ -255,6 +240,38 @@ def test_what_was_loaded_by_a_command_is_green_after_the_checks(
     count = len(materializations(instance, "events", YESTERDAY))
     assert check(stack, instance).success
     assert len(materializations(instance, "events", YESTERDAY)) == count
+
+
+def test_a_batch_that_is_decided_while_the_checks_run_is_green_after_them(
+    stack: Stack, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits is looked up when they are done: else nobody would look at its date again."""
+    hold(stack, YESTERDAY)
+    run(stack, instance, YESTERDAY)
+    checked = checks._checked
+
+    def decided_meanwhile(*given: Any) -> Iterator[dg.AssetCheckResult]:
+        yield from checked(*given)
+        release_batch(stack.worker(), waiting(stack).batch_id)
+        stack.run()
+
+    monkeypatch.setattr(checks, "_checked", decided_meanwhile)
+    assert check(stack, instance).success
+    assert colours(instance, YESTERDAY) == (LOADED, LOADED, LOADED)
+    assert instance.get_runs_count(dg.RunsFilter(tags={WAITS_TAG: "open"})) == 0
+
+
+def test_one_run_tells_of_any_number_of_batches(
+    new_stack: NewStack, instance: dg.DagsterInstance
+) -> None:
+    """In tags that PostgreSQL has room for in its index; none is told of twice."""
+    stack = new_stack(hold_over_records=0, batch_max_records=1).make_topic(1)
+    stack.send(*[b"no json"] * 120)
+    told = run(stack, instance, TODAY)
+    assert "120 batches wait for a person" in reason(told)
+    (teller,) = instance.get_runs(dg.RunsFilter(tags={WAITS_TAG: "open"}))
+    assert max(len(value) for value in teller.tags.values()) < LONGEST_TAG
+    assert run(stack, instance, TODAY).success
 
 
 def test_a_batch_that_a_command_met_is_told_of_by_the_next_micro_batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -26,11 +27,12 @@ from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.room import NoRoom
 from assets.pipeline.side_by_side import choose_lanes
 from assets.pipeline.stager import Answer, packed
-from assets.pipeline.stager_pool import Stager
+from assets.pipeline.stager_pool import Stager, StagerPool
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.worker import Worker
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.keys import live_key_files
+from tests.pids import await_ended
 from tests.records import value_of
 from tests.stack import Stack
 
@@ -55,6 +57,23 @@ def test_partitions_are_shared_out_evenly(
 ) -> None:
     """Each goes to one stager, by the offsets that wait in it."""
     assert choose_lanes(waits, busy, idle, most) == chosen
+
+
+def test_a_stager_that_was_killed_while_idle_gets_no_batch(new_stack: NewStack) -> None:
+    """Another one takes its place: the batch would be told to be the reason."""
+    stack = new_stack(stagers=2).make_topic()
+    with StagerPool(stack.worker()) as pool:
+        first = pool.take()
+        assert first is not None
+        assert pool.take() is first
+        pid = int(first.name.rpartition(":")[2])
+        os.kill(pid, signal.SIGKILL)
+        await_ended([pid])
+        second = pool.take()
+        assert second is not None
+        assert second is not first
+        assert second.is_idle
+        assert not second.has_ended
 
 
 def test_batches_at_once_have_different_partitions(new_stack: NewStack) -> None:
