@@ -165,9 +165,8 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
     ) -> Iterator[dg.AssetCheckResult]:
         with told_failures(context):
             worker = pipeline.worker(context)
-            waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics_by_urgency)
-            yield from _checked(context, worker, waiting)
-            # Once more: the checks took a while, in which some may have been decided.
+            yield from _checked(context, worker)
+            # Not before the checks: they take a while, in which some may be decided.
             waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics_by_urgency)
             if not context.has_partition_key:
                 show_no_longer_waiting(context, worker, waiting)
@@ -180,7 +179,7 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
 
 
 def _checked(
-    context: dg.AssetCheckExecutionContext, worker: Worker, waiting: Sequence[Batch]
+    context: dg.AssetCheckExecutionContext, worker: Worker
 ) -> Iterator[dg.AssetCheckResult]:
     selected = context.selected_asset_check_keys
     yield from standing_results(worker, selected)
@@ -202,7 +201,7 @@ def _checked(
     if DUPLICATES in asking:
         yield duplicates_result(worker)
     if any(spec in asking for spec, _ in _AUDITS):
-        batches, scope = _chosen(context, worker, waiting)
+        batches, scope = _chosen(context, worker)
         for spec, find in _AUDITS:
             if spec in asking:
                 yield _result(spec, find(worker, batches), batches, scope)
@@ -212,9 +211,7 @@ def _checked(
         yield _result(_IN_TURN, proved.findings, chosen.batches, chosen.scope)
 
 
-def _chosen(
-    context: dg.AssetCheckExecutionContext, worker: Worker, waiting: Sequence[Batch]
-) -> tuple[list[Batch], str]:
+def _chosen(context: dg.AssetCheckExecutionContext, worker: Worker) -> tuple[list[Batch], str]:
     ledger, topics = worker.ledger, worker.settings.topics_by_urgency
     if not context.has_partition_key:
         newest = [batch for topic in topics for batch in newest_batches(ledger, topic, _NEWEST)]
@@ -226,6 +223,7 @@ def _chosen(
         batch for topic in topics for batch in newest_batches(ledger, topic, _NEWEST_OF_DATE, day)
     ]
     known = {batch.batch_id for batch in newest}
+    waiting = waiting_for_a_person(ledger, *topics)
     newest = [batch for batch in waiting if batch.batch_id not in known] + newest
     return newest, f"the newest of {day}, at most {_NEWEST_OF_DATE} of each topic"
 
