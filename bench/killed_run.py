@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -31,17 +31,24 @@ from rich.console import Console
 from assets.checks import MICRO_BATCH
 from assets.pipeline.clickhouse import connect
 from assets.pipeline.failpoints import VARIABLE
+from bench import options
 from bench.children import Deadline
 from bench.errors import BenchFailed, run_command
-from bench.figures import describe, machine, spread, table, write_json
+from bench.figures import spread, table, write_json
 from bench.fill import fill
-from bench.parts import bench_settings, local_clickhouse, local_kafka, temporary_home
+from bench.parts import (
+    bench_settings,
+    local_clickhouse,
+    local_dagster,
+    local_kafka,
+    temporary_home,
+)
 from bench.postgresql import Postgresql, local_postgresql
 from bench.usage import require_proc
-from local_stack.processes import Foreground
-from local_stack.stack import START_LIMIT_S, make_ready
+from local_stack.stack import make_ready
 from orchestration.instance import open_instance
 from orchestration.lost_runs import worker_of
+from orchestration.process_stat import stat_of
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import Settings
 from orchestration.webserver import ask
@@ -77,32 +84,21 @@ class Survived:
 @click.command()
 @click.option("--repeat", default=6, show_default=True, type=click.IntRange(min=1))
 @click.option("--events", default=1_000, show_default=True, help="Records of each batch.")
-@click.option(
-    "--storage",
-    "storages",
-    multiple=True,
-    type=click.Choice(["sqlite", "postgresql"]),
-    help="Dagster's storage; both unless said.",
-)
-@click.option("--limit", default=900.0, show_default=True, help="Seconds until it is given up.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file."
-)
+@options.storages
+@options.limit(900.0)
+@options.json_file
 def main(
     repeat: int, events: int, storages: tuple[str, ...], limit: float, json_file: Path | None
 ) -> None:
     """Measure how soon a killed run is noticed, started again, and done."""
     require_proc()
-    wanted = storages or ("sqlite", "postgresql")
-    facts = machine()
-    console = Console()
-    console.print(describe(facts), highlight=False)
+    facts, console = options.introduced()
     deadline = Deadline(limit)
     found: dict[tuple[str, str], list[Survived]] = defaultdict(list)
-    servers = local_postgresql() if "postgresql" in wanted else nullcontext()
+    servers = local_postgresql() if "postgresql" in storages else nullcontext()
     with temporary_home() as home, servers as server, local_kafka(home) as kafka:
         bootstrap = kafka.settings.bootstrap_servers
-        for storage in wanted:
+        for storage in storages:
             with _scene(home / storage, bootstrap, storage, server, deadline) as scene:
                 for turn in range(repeat):
                     for arm in (_ALONE, _BOTH):
@@ -146,7 +142,7 @@ class Scene:
         killed = self._launch()
         pid = self._await(lambda: self._stopped(killed), "the run comes to its failpoint")
         time.sleep(self.chance.uniform(0, self.instance.run_monitoring_poll_interval_seconds))
-        victims = [pid] if arm == _ALONE else [int(_stat(pid)[1]), pid]
+        victims = [pid] if arm == _ALONE else [int(stat_of(pid)[1]), pid]
         at = time.time()
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
@@ -194,7 +190,7 @@ class Scene:
     def _stopped(self, run_id: str) -> int | None:
         run = self.instance.get_run_by_id(run_id)
         worker = worker_of(run) if run else None
-        return worker.pid if worker and _stat(worker.pid)[0] == "T" else None
+        return worker.pid if worker and stat_of(worker.pid)[0] == "T" else None
 
     def _over(self, run_id: str) -> dg.RunRecord | None:
         record = self.instance.get_run_record_by_id(run_id)
@@ -226,27 +222,12 @@ def _scene(
             else "",
         )
         make_ready(settings)
-        with Foreground(settings.home, "a benchmark") as foreground:
-            services = [
-                replace(
-                    service,
-                    env={**settings.environment(), **service.env, VARIABLE: f"@{point}"},
-                )
-                for service in dagster_services(settings)
-            ]
-            for service in services:
-                foreground.launch(service)
-            for service in services:
-                foreground.wait_ready(service, min(START_LIMIT_S, deadline.left_s()))
-            with open_instance(settings) as instance:
-                scene = Scene(settings, instance, point, deadline)
-                scene.warm_up()
-                yield scene
-
-
-def _stat(pid: int) -> list[str]:
-    """What the system says of a process, from its state on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        services = dagster_services(settings)
+        stopping = {VARIABLE: f"@{point}"}
+        with local_dagster(settings, services, deadline, stopping), open_instance(settings) as own:
+            scene = Scene(settings, own, point, deadline)
+            scene.warm_up()
+            yield scene
 
 
 def _show(console: Console, found: dict[tuple[str, str], list[Survived]]) -> None:

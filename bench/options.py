@@ -25,6 +25,16 @@ def limit(seconds: float) -> Callable[[Command], Command]:
     )
 
 
+storages = click.option(
+    "--storage",
+    "storages",
+    multiple=True,
+    type=click.Choice(["sqlite", "postgresql"]),
+    default=["sqlite", "postgresql"],
+    help="Dagster's storage; both unless said.",
+)
+
+
 def introduced() -> tuple[dict[str, Any], Console]:
     """The machine, and a console on which it is told."""
     facts, console = machine(), Console()

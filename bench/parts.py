@@ -8,14 +8,16 @@ and peak are never counted with another's.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from bench.children import Deadline
 from local_stack.ports import free_port
-from local_stack.processes import Foreground
+from local_stack.processes import Foreground, Service
 from local_stack.stack import START_LIMIT_S, engines
 from orchestration.settings import Settings
 
@@ -73,6 +75,23 @@ def local_clickhouse(home: Path, bootstrap_servers: str, **own: Any) -> Iterator
     settings = bench_settings(home, kafka_bootstrap_servers=bootstrap_servers, **own)
     with _engine("clickhouse", settings) as part:
         yield part
+
+
+@contextmanager
+def local_dagster(
+    settings: Settings,
+    services: Sequence[Service],
+    deadline: Deadline,
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[dict[str, int]]:
+    """Dagster's processes over these settings, with `env` besides; gives their pids by name."""
+    environment = settings.environment()
+    services = [replace(service, env={**environment, **service.env, **env}) for service in services]
+    with Foreground(settings.home, "a benchmark") as foreground:
+        pids = {service.name: foreground.launch(service).pid for service in services}
+        for service in services:
+            foreground.wait_ready(service, min(START_LIMIT_S, deadline.left_s()))
+        yield pids
 
 
 @contextmanager

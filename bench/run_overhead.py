@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -26,11 +25,16 @@ from bench import options
 from bench.children import REPOSITORY, Deadline
 from bench.errors import BenchFailed, run_command
 from bench.figures import spread, table, write_json
-from bench.parts import bench_settings, local_clickhouse, local_kafka, temporary_home
-from bench.postgresql import Postgresql, local_postgresql
+from bench.parts import (
+    bench_settings,
+    local_clickhouse,
+    local_dagster,
+    local_kafka,
+    temporary_home,
+)
+from bench.postgresql import local_postgresql
 from bench.usage import require_proc, resident_bytes_of, usage_of
-from local_stack.processes import Foreground
-from local_stack.stack import START_LIMIT_S, make_ready
+from local_stack.stack import make_ready
 from orchestration.instance import open_instance
 from orchestration.services import dagster_services
 from orchestration.settings import Settings
@@ -60,13 +64,7 @@ class Measured:
 @click.command()
 @click.option("--runs", default=12, show_default=True, type=click.IntRange(min=1))
 @click.option("--repeat", default=2, show_default=True, type=click.IntRange(min=1))
-@click.option(
-    "--storage",
-    "storages",
-    multiple=True,
-    type=click.Choice(["sqlite", "postgresql"]),
-    help="Dagster's storage; both unless said.",
-)
+@options.storages
 @click.option(
     "--launcher",
     "launchers",
@@ -86,16 +84,16 @@ def main(
 ) -> None:
     """Measure a micro-batch that has nothing to do, by launcher and storage."""
     require_proc()
-    wanted = storages or ("sqlite", "postgresql")
     facts, console = options.introduced()
     deadline = Deadline(limit)
     found: dict[tuple[str, str], list[Measured]] = defaultdict(list)
-    with temporary_home() as home, _postgresql(wanted) as server, local_kafka(home) as kafka:
+    servers = local_postgresql() if "postgresql" in storages else nullcontext()
+    with temporary_home() as home, servers as server, local_kafka(home) as kafka:
         bootstrap = kafka.settings.bootstrap_servers
         with local_clickhouse(home / "clickhouse", bootstrap) as clickhouse:
             address = clickhouse.settings.clickhouse_address
             for turn in range(repeat):
-                for storage in wanted:
+                for storage in storages:
                     for launcher in launchers or ("forked", "default"):
                         name = f"{storage}_{launcher}_{turn}"
                         url = ""
@@ -134,36 +132,23 @@ def main(
     )
 
 
-@contextmanager
-def _postgresql(wanted: tuple[str, ...]) -> Iterator[Postgresql | None]:
-    if "postgresql" not in wanted:
-        yield None
-        return
-    with local_postgresql() as server:
-        yield server
-
-
 def _measure(settings: Settings, runs: int, deadline: Deadline, server: int | None) -> Measured:
     """Start Dagster, let it warm up, and count so many runs from the end of one."""
-    with Foreground(settings.home, "a benchmark") as foreground:
-        services = [
-            replace(service, env={**settings.environment(), **service.env})
-            for service in dagster_services(settings, "bench.empty_batches", REPOSITORY)
-        ]
-        pids = {service.name: foreground.launch(service).pid for service in services}
-        for service in services:
-            foreground.wait_ready(service, min(START_LIMIT_S, deadline.left_s()))
-        with open_instance(settings) as instance:
-            first = _await_runs(instance, _WARM_RUNS, deadline)
-            before = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
-            server_before = usage_of(server).cpu_s if server else 0.0
-            last = _await_runs(instance, first + runs, deadline)
-            after = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
-            server_cpu_s = usage_of(server).cpu_s - server_before if server else None
-            resident = sum(resident_bytes_of(pid) for pid in pids.values())
-            count = last - first
-            ticks = _ticks(instance)
-            records = instance.get_run_records(limit=count)
+    services = dagster_services(settings, "bench.empty_batches", REPOSITORY)
+    with (
+        local_dagster(settings, services, deadline) as pids,
+        open_instance(settings) as instance,
+    ):
+        first = _await_runs(instance, _WARM_RUNS, deadline)
+        before = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
+        server_before = usage_of(server).cpu_s if server else 0.0
+        last = _await_runs(instance, first + runs, deadline)
+        after = {name: usage_of(pid).cpu_s for name, pid in pids.items()}
+        server_cpu_s = usage_of(server).cpu_s - server_before if server else None
+        resident = sum(resident_bytes_of(pid) for pid in pids.values())
+        count = last - first
+        ticks = _ticks(instance)
+        records = instance.get_run_records(limit=count)
     times = [
         (record.start_time - ticks[run], record.end_time - ticks[run])
         for record in records

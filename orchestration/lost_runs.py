@@ -18,6 +18,8 @@ from pathlib import Path
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
+from orchestration.process_stat import stat_of
+
 WORKER_TAG = ".dagster/tidemark_worker"
 """Tags of this prefix are kept out of the UI's lists: it says nothing to a person."""
 
@@ -75,8 +77,7 @@ def _born(pid: int) -> str:
     """When a process started, in whatever words the system has for it; empty: there is none."""
     if sys.platform == "linux":
         try:
-            # The name in parentheses may hold blanks; state is the first word behind it.
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            words = stat_of(pid)
         except (FileNotFoundError, ProcessLookupError):
             return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]

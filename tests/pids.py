@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+
+from orchestration.process_stat import stat_of
 
 PATIENCE_S = 120.0
 
@@ -12,7 +13,7 @@ PATIENCE_S = 120.0
 def process_state(pid: int) -> str:
     """As the kernel spells it: T is stopped; empty when there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return stat_of(pid)[0]
     except OSError:
         return ""
 

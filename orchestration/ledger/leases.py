@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row, delete, insert, select, update
@@ -27,6 +26,7 @@ from assets.pipeline.errors import LeaseHeld, LeaseLost
 from orchestration.ledger.connection import is_of_a_wrong_clock, now_us, reading
 from orchestration.ledger.tables import leases
 from orchestration.ledger.upsert import INSERTS
+from orchestration.process_stat import stat_of
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,6 @@ def _is_gone(holder: str) -> bool:
 def _is_zombie(pid: int) -> bool:
     """Whether the process has ended and nobody has reaped it: its parent died first, say."""
     try:
-        # The name in parentheses may hold blanks; state is the first word behind it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return stat_of(pid)[0] in "ZX"
     except OSError:
         return False  # it ended just now, or this is no Linux: the lease expires by itself

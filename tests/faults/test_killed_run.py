@@ -16,15 +16,16 @@ import pytest
 
 from assets.pipeline.batch import State
 from assets.pipeline.failpoints import VARIABLE
-from local_stack.processes import log_path, start, stop_all, wait_ready
-from orchestration.instance import open_instance
+from local_stack.processes import log_path
 from orchestration.lost_runs import worker_of
+from orchestration.process_stat import stat_of
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import Settings
 from orchestration.webserver import ask
 from tests.conftest import unused_port
 from tests.orchestration.conftest import until
-from tests.orchestration.test_run_launcher import START_LIMIT_S
+from tests.orchestration.processes import dagster_running
+from tests.pids import process_state
 from tests.stack import Place, Stack
 
 RECORDS = 200
@@ -127,14 +128,9 @@ def deployment(
         for service in dagster_services(settings)
     ]
     try:
-        for service in services:
-            start(service, home)
-        for service in services:
-            wait_ready(service, home, START_LIMIT_S)
-        with open_instance(settings) as instance:
+        with dagster_running(settings, services) as instance:
             yield Deployment(stack, instance, point, [])
     finally:
-        stop_all(home)
         stack.close()
         shutil.rmtree(home, ignore_errors=True)
 
@@ -179,12 +175,8 @@ def test_a_run_outlives_the_warm_process(deployment: Deployment) -> None:
 
 
 def _stands_still(pid: int) -> bool:
-    return _stat(pid)[0] == "T"
+    return process_state(pid) == "T"
 
 
 def _parent(pid: int) -> int:
-    return int(_stat(pid)[1])
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(stat_of(pid)[1])

@@ -15,9 +15,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from assets.pipeline.batch import State
 from assets.pipeline.waiting import release_batch
-from local_stack.processes import start, stop_all, wait_ready
 from orchestration.cadence_triggers import UNDER_WAY
-from orchestration.instance import open_instance
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.rebuilds import RebuildState, all_rebuilds
 from orchestration.services import dagster_services
@@ -25,7 +23,7 @@ from orchestration.settings import SETTINGS_FILE, Settings
 from orchestration.webserver import ask
 from tests.conftest import unused_port
 from tests.orchestration.conftest import until
-from tests.orchestration.test_run_launcher import START_LIMIT_S
+from tests.orchestration.processes import dagster_running
 from tests.records import Sent, value_of
 from tests.sdks.conftest import browser  # noqa: F401  a fixture
 from tests.stack import Stack
@@ -75,11 +73,7 @@ def deployment(
     today = datetime.now(UTC).date()
     stack = Stack(settings).make_topic(1, **{"message.timestamp.type": "CreateTime"})
     try:
-        for service in (services := dagster_services(settings)):
-            start(service, home)
-        for service in services:
-            wait_ready(service, home, START_LIMIT_S)
-        with open_instance(settings) as instance:
+        with dagster_running(settings, dagster_services(settings)) as instance:
             days = (today - timedelta(days=2), today - timedelta(days=1))
             deployment = Deployment(stack, instance, days)
             for number, day in enumerate(days):
@@ -87,7 +81,6 @@ def deployment(
             until(lambda: _loaded(stack) == 2, "the sensor's runs load both dates")
             yield deployment
     finally:
-        stop_all(home)
         stack.close()
         shutil.rmtree(home, ignore_errors=True)
 

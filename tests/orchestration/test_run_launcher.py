@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -16,17 +15,18 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from local_stack.processes import Service, log_path, start, stop_all, wait_ready
-from orchestration.instance import dagster_home, open_instance, write_instance
+from local_stack.processes import Service, log_path, start
+from orchestration.instance import dagster_home, write_instance
 from orchestration.lost_runs import worker_of
+from orchestration.process_stat import stat_of
 from orchestration.rehearsal import rehearse
 from orchestration.services import LOCATION, dagster_services
 from orchestration.settings import SETTINGS_FILE, Settings
 from orchestration.webserver import ask
 from tests.conftest import unused_port
 from tests.orchestration.conftest import until
-
-START_LIMIT_S = 180.0
+from tests.orchestration.processes import dagster_running
+from tests.pids import alive
 
 CODE = """
 import os, sys, threading, time
@@ -182,23 +182,10 @@ def dagster(
     path.write_text(text.replace("poll_interval_seconds: 15", "poll_interval_seconds: 2"))
     services = dagster_services(settings, "code_of_a_test", code)
     try:
-        for service in services:
-            start(service, home)
-        for service in services:
-            wait_ready(service, home, START_LIMIT_S)
-        with open_instance(settings) as instance:
+        with dagster_running(settings, services) as instance:
             yield Dagster(settings, code, instance, services[-1])
     finally:
-        stop_all(home)
         shutil.rmtree(home, ignore_errors=True)
-
-
-def lives(pid: int) -> bool:
-    """Whether there is such a process, and it is no zombie."""
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
-    return False
 
 
 def test_a_tick_forks_a_run(dagster: Dagster) -> None:
@@ -233,7 +220,7 @@ def test_sigterm_ends_an_idle_warm_process(dagster: Dagster) -> None:
     """As its launcher's letting go does; the next run has a new one."""
     _, forker = dagster.told()
     os.kill(forker, signal.SIGTERM)
-    until(lambda: not lives(forker), "the warm process ends")
+    until(lambda: not alive([forker]), "the warm process ends")
     _, other = dagster.told()
     assert other != forker
     assert _is_forker(other)
@@ -247,7 +234,7 @@ def test_changed_code_is_taken_up(dagster: Dagster) -> None:
     module.write_text(CODE.replace("VERSION = 1", "VERSION = 2"))
     version, second = dagster.told()
     assert version == 2
-    until(lambda: not lives(first), "the process with the old code ends")
+    until(lambda: not alive([first]), "the process with the old code ends")
     ask(dagster.settings.dagster_address, RELOAD, location=LOCATION)
     until(lambda: dagster.told()[1] != second, "the daemon hears of the reload")
 
@@ -301,7 +288,7 @@ def test_terminate_ends_the_run(dagster: Dagster) -> None:
     answer = ask(dagster.settings.dagster_address, TERMINATE, run=run_id)
     assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
     assert dagster.ended(run_id) is dg.DagsterRunStatus.CANCELED
-    until(lambda: not lives(worker), "the worker ends")
+    until(lambda: not alive([worker]), "the worker ends")
 
 
 def test_runs_outlive_the_daemon(dagster: Dagster) -> None:
@@ -314,7 +301,7 @@ def test_runs_outlive_the_daemon(dagster: Dagster) -> None:
     assert dagster.ended(runs[0]) is dg.DagsterRunStatus.FAILURE
     (dagster.code / "enough").touch()
     assert dagster.ended(runs[1]) is dg.DagsterRunStatus.SUCCESS
-    until(lambda: not lives(forker), "the warm process ends after its last run")
+    until(lambda: not alive([forker]), "the warm process ends after its last run")
     start(dagster.daemon, dagster.settings.home)
     assert dagster.ended(dagster.retried(runs[0])) is dg.DagsterRunStatus.SUCCESS
 
@@ -330,11 +317,11 @@ def test_what_cannot_be_forked_is_a_new_process(dagster: Dagster) -> None:
     (dagster.code / "code_of_a_test.py").write_text(CODE)
     assert not _is_forker(dagster.told()[1])
     assert dagster.log().count("Runs cannot be forked from a warm process: threads run in it") == 1
-    until(lambda: not lives(forker), "the warm process of before ends")
+    until(lambda: not alive([forker]), "the warm process of before ends")
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(stat_of(pid)[1])
 
 
 def _is_forker(pid: int) -> bool:
