@@ -14,14 +14,15 @@ the batch was not compared with.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 from sqlalchemy import Connection
 
 from assets.pipeline.batch import Batch, KeyFile
-from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import SeenMeanwhile
 from assets.pipeline.key_files import open_key_file
-from assets.pipeline.key_upkeep import Window
+from assets.pipeline.key_upkeep import Window, open_window
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import unstaged_batches
 from orchestration.ledger.keys import live_key_files, live_paths
@@ -62,12 +63,8 @@ class Comparison:
     def _compare(self, fresh: list[str], key_file: KeyFile) -> None:
         lake = self._worker.lake
         void = unstaged_batches(self._worker.ledger, self._window.first, self._window.last)
-        seen = SeenKeys(
-            lake.filesystem,
-            map(lake.full_path, fresh),
-            self._batch.batch_id,
-            replaced=void,
-        )
+        window = replace(self._window, paths=tuple(fresh), void=tuple(void))
+        seen = open_window(lake, self._batch, window)
         own = open_key_file(lake.filesystem, lake.full_path(key_file.path))
         found = [seen.find(keys.h1, keys.h2) for keys in own]
         if again := sum(len(one.rows) for one in found):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -121,8 +121,7 @@ def window_now(
     """The same for another process, which opens it with `open_window`; it makes nothing anew."""
     first, last = window_dates(batch, window_days)
     _bring_back(ledger, lake, first, last, say, loaded)
-    paths = tuple(file.path for file in live_key_files(ledger, first, last))
-    return Window(first, last, paths, tuple(unstaged_batches(ledger, first, last)))
+    return _window(ledger, first, last)
 
 
 def open_window(lake: Lake, batch: Batch, window: Window) -> SeenKeys:
@@ -219,16 +218,17 @@ def _opened(
     *,
     only_readable: bool = False,
 ) -> SeenKeys:
-    window = live_key_files(ledger, first, last)
+    window = _window(ledger, first, last)
     if only_readable:
-        window = [file for file in window if _is_readable(lake, file)]
-    return SeenKeys(
-        lake.filesystem,
-        [lake.full_path(file.path) for file in window],
-        batch.batch_id,
-        # What a batch once held, and may have lost, must not make duplicates of its resends.
-        replaced=unstaged_batches(ledger, first, last),
-    )
+        readable = (path for path in window.paths if _is_readable(lake, path))
+        window = replace(window, paths=tuple(readable))
+    return open_window(lake, batch, window)
+
+
+def _window(ledger: Engine, first: date, last: date) -> Window:
+    paths = tuple(file.path for file in live_key_files(ledger, first, last))
+    # What a batch once held, and may have lost, must not make duplicates of its resends.
+    return Window(first, last, paths, tuple(unstaged_batches(ledger, first, last)))
 
 
 def make_anew(
@@ -270,7 +270,7 @@ def make_anew(
         announce_key_file(ledger, path, day)
         rows = write_key_file(lake.filesystem, lake.full_path(path), keys.added())
         written.append(KeyFile(path, day, rows))
-    if unread and (readable := [file for file in live if _is_readable(lake, file)]):
+    if unread and (readable := [file for file in live if _is_readable(lake, file.path)]):
         kept = _copied(ledger, lake, readable, "kept", lambda batch_id: batch_id in unread)
         written.append(kept)
     replace_key_files(ledger, before, written)
@@ -319,8 +319,8 @@ def _read_keys(lake: Lake, batch: Batch, file: StagedFile, loaded: LoadedKeys) -
         raise StagedFileDamaged(str(error)) from error
 
 
-def _is_readable(lake: Lake, file: KeyFile) -> bool:
+def _is_readable(lake: Lake, path: str) -> bool:
     with suppress(KeyFileUnreadable):
-        open_key_file(lake.filesystem, lake.full_path(file.path))
+        open_key_file(lake.filesystem, lake.full_path(path))
         return True
     return False

@@ -31,6 +31,8 @@ from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.let_go import is_unsettled
 from orchestration.ledger.tables import key_files
 
+_LIVE = and_(key_files.c.retired_at.is_(None), key_files.c.let_go_at.is_(None))
+
 
 @dataclass(frozen=True)
 class KeySwap:
@@ -47,12 +49,8 @@ def live_key_files(ledger: Engine, first: date, last: date) -> list[KeyFile]:
 
 def live_paths(connection: Connection, first: date, last: date) -> set[str]:
     """The same files' paths, in the caller's transaction."""
-    live = and_(
-        key_files.c.arrival_date.between(first, last),
-        key_files.c.retired_at.is_(None),
-        key_files.c.let_go_at.is_(None),
-    )
-    return set(connection.scalars(select(key_files.c.path).where(live)))
+    of_dates = key_files.c.arrival_date.between(first, last)
+    return set(connection.scalars(select(key_files.c.path).where(of_dates, _LIVE)))
 
 
 def key_files_let_go(ledger: Engine, first: date, last: date) -> list[KeyFile]:
@@ -80,11 +78,7 @@ def dates_with_key_files(ledger: Engine, before: date) -> list[tuple[date, int, 
     with reading(ledger) as connection:
         rows = connection.execute(
             select(key_files.c.arrival_date, func.count(), func.sum(key_files.c.rows))
-            .where(
-                key_files.c.arrival_date < before,
-                key_files.c.retired_at.is_(None),
-                key_files.c.let_go_at.is_(None),
-            )
+            .where(key_files.c.arrival_date < before, _LIVE)
             .group_by(key_files.c.arrival_date)
             .order_by(key_files.c.arrival_date)
         ).all()
@@ -101,11 +95,7 @@ def let_go_of_keys(ledger: Engine, day: date, reach: timedelta) -> bool:
             return False
         connection.execute(
             update(key_files)
-            .where(
-                key_files.c.arrival_date == day,
-                key_files.c.retired_at.is_(None),
-                key_files.c.let_go_at.is_(None),
-            )
+            .where(key_files.c.arrival_date == day, _LIVE)
             .values(let_go_at=now_us())
         )
     return True
