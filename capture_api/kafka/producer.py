@@ -153,10 +153,7 @@ class RecordProducer:
             self._waiting.append(delivery)
             self._divert(self.spool, error.str())
             return future
-        self.records_produced += len(records)
-        if len(records) > PRODUCED_AT_ONCE:
-            delivery.started = time.monotonic()  # others may have begun during a pause
-        self._waiting.append(delivery)
+        self._await(delivery, len(records))
         return future
 
     def send_each(self, records: list[Record]) -> asyncio.Future[list[KafkaError | None]]:
@@ -179,11 +176,15 @@ class RecordProducer:
         elif not self.health.take_probe():
             raise self._away()
         self._produce_each(delivery, records)
-        self.records_produced += len(records)
-        if len(records) > PRODUCED_AT_ONCE:
+        self._await(delivery, len(records))
+        return future
+
+    def _await(self, delivery: Delivery, records: int) -> None:
+        """Count what is queued among what Kafka's answers are waited for."""
+        self.records_produced += records
+        if records > PRODUCED_AT_ONCE:
             delivery.started = time.monotonic()  # others may have begun during a pause
         self._waiting.append(delivery)
-        return future
 
     def _produce(self, delivery: Delivery, records: list[Record]) -> KafkaError | None:
         """Queue the records; the error that ended it, perhaps halfway."""
