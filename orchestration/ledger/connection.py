@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
-from orchestration.ledger.tables import metadata
+from orchestration.ledger.upgrade import bring_up_to_date
 
 _READS = "tidemark_reads"
 
@@ -33,11 +31,7 @@ def open_ledger(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=_patience(parsed))
-        try:
-            metadata.create_all(engine)
-        except (IntegrityError, ProgrammingError):
-            metadata.create_all(engine)  # another process was making them at the same moment
-        _bring_up_to_date(engine)
+        bring_up_to_date(engine)
         return engine
 
     if parsed.database:
@@ -56,57 +50,8 @@ def open_ledger(url: str) -> Engine:
         reads = connection.get_execution_options().get(_READS, False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
-    metadata.create_all(engine)
-    _bring_up_to_date(engine)
+    bring_up_to_date(engine)
     return engine
-
-
-def _bring_up_to_date(engine: Engine) -> None:
-    """Make the tables of a ledger of an older version what they are now, and keep what they hold.
-
-    A column that came later has its default in older rows, too, and is empty where it has none.
-    """
-    looked_at = inspect(engine)
-    for (_, table), there in looked_at.get_multi_indexes().items():
-        names = {index["name"] for index in there}
-        for index in metadata.tables[table].indexes if table in metadata.tables else ():
-            if index.name not in names:
-                with _unless_another_was_first():
-                    index.create(engine)
-    known = looked_at.get_multi_columns()
-    for (_, table), columns in known.items():
-        if table not in metadata.tables:
-            continue
-        found = {column["name"]: column for column in columns}
-        for column in metadata.tables[table].columns:
-            for statement in _changes(engine, column, found.get(column.name)):
-                with _unless_another_was_first(), engine.begin() as connection:
-                    connection.exec_driver_sql(statement)
-
-
-@contextmanager
-def _unless_another_was_first() -> Iterator[None]:
-    """Pass over what another process has added at the same moment."""
-    try:
-        yield
-    except DBAPIError as error:
-        if "already exists" not in str(error) and "duplicate column" not in str(error):
-            raise
-
-
-def _changes(engine: Engine, column: Column[Any], found: Mapping[str, Any] | None) -> Iterator[str]:
-    """What makes a table's column that was found, or was not, the one that it should be."""
-    table, name, kind = column.table.name, column.name, column.type.compile(engine.dialect)
-    default = column.server_default.arg if column.server_default is not None else None  # type: ignore[attr-defined]
-    if found is None:
-        rest = "" if default is None else f" DEFAULT '{default}' NOT NULL"
-        yield f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}{rest}'
-        return
-    if default is not None and found["nullable"]:  # as it was added once, without its default
-        yield f'UPDATE {table} SET "{name}" = \'{default}\' WHERE "{name}" IS NULL'
-    length = getattr(found["type"], "length", None)
-    if engine.dialect.name != "sqlite" and length and length < (column.type.length or 0):  # type: ignore[attr-defined]
-        yield f'ALTER TABLE {table} ALTER COLUMN "{name}" TYPE {kind}'
 
 
 @contextmanager

@@ -26,7 +26,9 @@
     alarms     what an operator was told of, or is to be: when it began, and when it was over
 
 Times are microseconds since 1970-01-01 UTC, like everywhere in Tidemark. Offset sums are kept as
-text because they need 64 bits without a sign.
+text because they need 64 bits without a sign. Where rows are deleted one day, and people, logs or
+names of files have their ids, `sqlite_autoincrement` keeps SQLite from giving the highest one to
+another row; PostgreSQL never does.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ rules = Table(
     Column("dry_run", Boolean, nullable=False),
     Column("note", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 daily_usage = Table(
@@ -293,6 +296,7 @@ gaps = Table(
     Column("why", Text),
     Column("decided_by", String(200)),
     Column("decided_at", BigInteger),
+    sqlite_autoincrement=True,
 )
 
 backoffs = Table(
@@ -320,6 +324,7 @@ alarms = Table(
     Column("told_at", BigInteger),
     Column("over_told_at", BigInteger),
     Index("alarms_standing", "over_at", "name"),
+    sqlite_autoincrement=True,
 )
 
 imports = Table(
@@ -357,6 +362,7 @@ rebuilds = Table(
     Column("way", String(16), nullable=False, default="rebuild", server_default="rebuild"),
     Column("generation", Integer),  # of the rows of files that it makes anew
     Index("rebuilds_by_date", "topic", "arrival_date"),
+    sqlite_autoincrement=True,
 )
 
 remakes = Table(
