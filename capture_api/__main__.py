@@ -30,6 +30,7 @@ from capture_api.turns import PATIENCE_SECONDS
 from capture_api.wire.connections import Sweep, connection_limits
 from capture_api.wire.http_protocol import BoundedHttpProtocol
 from orchestration.settings import Settings
+from orchestration.settings_in_force import settings_but_cadence
 from orchestration.settings_trouble import sentences
 
 GRACE_SECONDS = 2
@@ -45,7 +46,10 @@ def main() -> int:
         # Workers read the settings anew, and find each other by their port.
         os.environ["TIDEMARK_CAPTURE_PORT"] = str(arguments.port)
     try:
-        settings = Settings()  # type: ignore[call-arg]
+        found = settings_but_cadence()
+        settings = found.settings
+        if found.trouble:
+            print(f"capture_api: {found.trouble}", file=sys.stderr)
         if (problem := _scripts_problem(settings)) is not None:
             print(f"capture_api: TIDEMARK_CAPTURE_SCRIPTS_DIR: {problem}", file=sys.stderr)
             return 1
@@ -95,7 +99,7 @@ def main() -> int:
 
 def worker_app() -> CaptureApp:
     """The application of one of several workers. Called in its process."""
-    settings = Settings()  # type: ignore[call-arg]
+    settings = settings_but_cadence().settings
     start_logging(settings.log_format)
     use_few_arenas()
     return create_app(settings, workers_folder(settings))

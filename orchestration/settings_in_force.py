@@ -7,7 +7,8 @@ Dagster loads the code anew at Reload, in the warm process that runs are forked 
 run that cannot be forked. All of them come to the same cadences: the note changes only with ones
 that make sense. It is replaced as a whole, so a crash leaves the one of before or the new one.
 Without a note (nothing ever made sense in this home) the error stands, as for any other setting:
-then there is nothing that could go on.
+then there is nothing that could go on. What needs no cadence (the capture API, most commands) goes
+on all the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +54,8 @@ def settings_in_force() -> InForce:
     try:
         return InForce(Settings())
     except ValidationError as error:
-        problems = {str(problem["loc"][0]): text_of(problem) for problem in error.errors()}
-        if not problems.keys() <= set(CADENCES):
-            raise
-        fields = Settings.model_fields
-        home = Settings(**{name: fields[name].default for name in problems}).home
-        noted = _noted(home)
+        problems = _of_cadences(error)
+        noted = _noted(_with_defaults(problems).home)
         if not problems.keys() <= noted.keys():
             raise
         try:
@@ -65,6 +63,32 @@ def settings_in_force() -> InForce:
         except ValidationError:  # the note was written by somebody else
             raise error from None
         return InForce(settings, "; ".join(_told(name, problems[name], noted) for name in problems))
+
+
+def settings_but_cadence() -> InForce:
+    """The same for who needs no cadence: where none is noted, the default stands in its place.
+
+    Raises pydantic's ValidationError when another setting makes no sense.
+    """
+    try:
+        return settings_in_force()
+    except ValidationError as error:
+        problems = _of_cadences(error)
+        told = (f"{variable_of(name)}: {text}" for name, text in problems.items())
+        return InForce(_with_defaults(problems), "; ".join(told))
+
+
+def _of_cadences(error: ValidationError) -> dict[str, str]:
+    """What is wrong with each cadence; raises the error if it is about anything else."""
+    problems = {str(problem["loc"][0]): text_of(problem) for problem in error.errors()}
+    if not problems.keys() <= set(CADENCES):
+        raise error
+    return problems
+
+
+def _with_defaults(names: Iterable[str]) -> Settings:
+    fields = Settings.model_fields
+    return Settings(**{name: fields[name].default for name in names})
 
 
 def note_cadences(settings: Settings) -> None:

@@ -26,6 +26,9 @@ from orchestration.standing import Completeness, Standing, stand
 
 FAILURES_TOLD = 5
 
+_KAFKA_PATIENCE_S = 2.5
+"""How long Kafka is waited for: somebody looks, most often because something is away."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -56,7 +59,7 @@ def look(settings: Settings, ledger: Engine, trouble: str = "") -> Status:
     standing: Standing | None = None
     kafka = settings.bootstrap_servers
     try:
-        topics = topics_of(settings.kafka_client, settings.topics_by_urgency)
+        topics = topics_of(settings.kafka_client, settings.topics_by_urgency, _KAFKA_PATIENCE_S)
         standing = stand(topics.values(), ledger, settings.kafka_client)
     except KafkaAway as error:
         kafka = str(error)

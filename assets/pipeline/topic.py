@@ -57,9 +57,18 @@ class Retention:
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection for metadata, made when it is first used: until then no setting is judged."""
+    """A connection for metadata, made when it is first used: until then no setting is judged.
+
+    `patience_s` is how long an answer is waited for, None for as long as ever.
+    """
 
     client: Mapping[str, str]
+    patience_s: float | None = None
+
+    @property
+    def limit_s(self) -> float:
+        """How long an answer is waited for."""
+        return _METADATA_TIMEOUT_S if self.patience_s is None else self.patience_s
 
     @cached_property
     def admin(self) -> AdminClient:
@@ -85,15 +94,19 @@ class Topic:
     def _admin(self) -> AdminClient:
         return self._connection.admin
 
+    @property
+    def _limit_s(self) -> float:
+        return self._connection.limit_s
+
     def identity(self) -> TopicIdentity:
         """The cluster's id, the topic's id, and how many partitions it has now."""
         described = self._answer(
             lambda: self._admin.describe_topics(
-                TopicCollection([self.name]), request_timeout=_METADATA_TIMEOUT_S
+                TopicCollection([self.name]), request_timeout=self._limit_s
             )[self.name].result()
         )
         cluster = self._answer(
-            lambda: self._admin.describe_cluster(request_timeout=_METADATA_TIMEOUT_S).result()
+            lambda: self._admin.describe_cluster(request_timeout=self._limit_s).result()
         )
         return TopicIdentity(
             str(cluster.cluster_id), str(described.topic_id), len(described.partitions)
@@ -124,7 +137,7 @@ class Topic:
         """For how long the topic keeps records."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, self.name)
         values = self._answer(
-            lambda: self._admin.describe_configs([resource], request_timeout=_METADATA_TIMEOUT_S)[
+            lambda: self._admin.describe_configs([resource], request_timeout=self._limit_s)[
                 resource
             ].result()
         )
@@ -209,7 +222,7 @@ class Topic:
             lambda: self._admin.list_offsets(
                 {TopicPartition(self.name, partition): spec for partition, spec in specs.items()},
                 isolation_level=isolation_level,
-                request_timeout=_METADATA_TIMEOUT_S,
+                request_timeout=self._limit_s,
             )
         )
         return {at.partition: self._answer(future.result) for at, future in futures.items()}
@@ -236,9 +249,11 @@ def kafka_away(told: str, code: int) -> KafkaAway:
     return KafkaAway(told, code)
 
 
-def topics_of(client: Mapping[str, str], names: Iterable[str]) -> dict[str, Topic]:
-    """Topics by name, in the order given, over one connection."""
-    connection = Connection(client)
+def topics_of(
+    client: Mapping[str, str], names: Iterable[str], patience_s: float | None = None
+) -> dict[str, Topic]:
+    """Topics by name, in the order given, over one connection; `patience_s` as it has it."""
+    connection = Connection(client, patience_s)
     return {name: Topic(client, name, connection) for name in names}
 
 

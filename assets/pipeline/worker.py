@@ -47,7 +47,7 @@ from assets.pipeline.prove import loaded_keys
 from assets.pipeline.topic import Topic, topics_of
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import redrives as ledger_redrives
-from orchestration.ledger.attempts import note_killed
+from orchestration.ledger.attempts import note_killed, open_attempts
 from orchestration.ledger.imports import lease_of_imports
 from orchestration.ledger.leases import (
     Lease,
@@ -57,6 +57,7 @@ from orchestration.ledger.leases import (
     take_turn,
 )
 from orchestration.settings import Settings
+from orchestration.times import utc_text
 
 if TYPE_CHECKING:
     from assets.pipeline.import_file import ImportFile
@@ -181,17 +182,25 @@ class Worker:
         while True:
             try:
                 lease = stack.enter_context(held_lease(ledger, name, self.settings.lease_seconds))
-            except LeaseHeld:
-                if self.gives_way or not have_same_holder(ledger, name, self.import_lease_name):
-                    raise
-                if time.monotonic() > until:
-                    raise
+            except LeaseHeld as error:
+                of_import = have_same_holder(ledger, name, self.import_lease_name)
+                if self.gives_way or not of_import or time.monotonic() > until:
+                    raise LeaseHeld(f"{error}{self._what_is_under_way()}") from error
                 ask_for_turn(ledger, name)
                 time.sleep(_TURN_POLL_S)
                 continue
             if not self.gives_way:
                 take_turn(ledger, name)
             return lease
+
+    def _what_is_under_way(self) -> str:
+        under_way = open_attempts(self.ledger, *self.settings.topics)
+        told = "; ".join(
+            f"run {one.run_id} is at {one.stage} of batch {one.batch_id} since "
+            f"{utc_text(one.started_at)}"
+            for one in under_way
+        )
+        return f": {told}" if told else ""
 
     def circuit(self, lease: Lease, stage: str, table: str | None = None) -> Circuit:
         """What is known of failures at a stage."""

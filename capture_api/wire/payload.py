@@ -207,7 +207,7 @@ def valid_token(token: str) -> str:
     elif len(token) > TOKEN_BYTES:
         reason = "too_long"
     elif not token.isascii():
-        reason = "not_ascii"
+        reason = "not_ascii (send a project's token: `tidemark projects list` shows it)"
     elif token.startswith("phx_"):
         reason = "personal_api_key (send the project's token, which starts with phc_)"
     elif "\0" in token:

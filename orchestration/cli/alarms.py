@@ -8,10 +8,10 @@ from dataclasses import replace
 import click
 
 from orchestration.alarms.webhook import WebhookFailed, body, post
+from orchestration.cli.settings import settings_at_hand
 from orchestration.cli.text import labelled
 from orchestration.ledger.alarms import Alarm, last_alarms
 from orchestration.ledger.connection import now_us, open_ledger
-from orchestration.settings import Settings
 from orchestration.times import iso, utc_text
 
 _SHOWN = 50
@@ -24,7 +24,7 @@ def alarms(ctx: click.Context, as_json: bool) -> None:
     """List the alarms that stand and those lately over; `test` tries the webhook."""
     if ctx.invoked_subcommand is not None:
         return
-    found = last_alarms(open_ledger(Settings().ledger), _SHOWN)
+    found = last_alarms(open_ledger(settings_at_hand().ledger), _SHOWN)
     if as_json:
         print(json.dumps([_document(alarm) for alarm in found]))
         return
@@ -41,7 +41,7 @@ def alarms(ctx: click.Context, as_json: bool) -> None:
 @alarms.command()
 def test() -> None:
     """Post a test alarm to TIDEMARK_ALARM_WEBHOOK_URL."""
-    settings = Settings()
+    settings = settings_at_hand()
     if not settings.alarm_webhook_url:
         raise click.ClickException("TIDEMARK_ALARM_WEBHOOK_URL is empty: alarms go to the log only")
     now = now_us()

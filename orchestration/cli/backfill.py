@@ -16,9 +16,9 @@ from assets.pipeline.rebuild_preview import preview as look
 from assets.pipeline.reenrich import changes_text
 from assets.pipeline.remaking import Asked
 from orchestration.cli.batch import worker_of
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.rebuilds import Rebuild, Way, all_rebuilds
-from orchestration.settings import Settings
 from orchestration.times import iso, utc_text
 
 _DAY = click.DateTime(["%Y-%m-%d"])
@@ -45,7 +45,7 @@ def rebuild(first: datetime, last: datetime | None, preview: bool, drop_stranger
     Each date is filled beside the table, proved and swapped in. Ctrl-C is safe at any time: said
     again, it goes on from where it stood.
     """
-    worker = worker_of(Settings(), click.echo)
+    worker = worker_of(settings_at_hand(), click.echo)
     for day in _days(first, last):
         if preview:
             _tell(look(worker, day))
@@ -68,7 +68,7 @@ def re_enrich(first: datetime, last: datetime | None, preview: bool, drop_strang
     Kafka is not needed: a staged row keeps what it was made of. A date of which nothing would
     change is left alone. Ctrl-C is safe at any time: said again, it goes on from where it stood.
     """
-    worker = worker_of(Settings(), click.echo)
+    worker = worker_of(settings_at_hand(), click.echo)
     for day in _days(first, last):
         if preview:
             _tell(look(worker, day, Way.REENRICH))
@@ -94,7 +94,7 @@ def replay(
     The dates are rebuilt from the new files. A batch whose records have expired, or would come out
     otherwise, keeps its rows, and is named; then the exit code is 1.
     """
-    worker = worker_of(Settings(), click.echo)
+    worker = worker_of(settings_at_hand(), click.echo)
     left: dict[str, str] = {}
     for day in _days(first, last):
         if preview:
@@ -113,7 +113,7 @@ def replay(
 @click.argument("day", type=_DAY, metavar="DAY")
 def back(day: datetime) -> None:
     """Bring back what the last rebuild of DAY has replaced; what was loaded since stays."""
-    bring_back(worker_of(Settings(), click.echo), day.date())
+    bring_back(worker_of(settings_at_hand(), click.echo), day.date())
     print(f"{day.date()}: as it was before it was rebuilt, and with what was loaded since")
 
 
@@ -121,7 +121,7 @@ def back(day: datetime) -> None:
 @click.argument("day", type=_DAY, metavar="DAY")
 def cancel(day: datetime) -> None:
     """Give up a rebuild of DAY that is not swapped in yet; `events` was never touched."""
-    give_up(worker_of(Settings(), click.echo), day.date())
+    give_up(worker_of(settings_at_hand(), click.echo), day.date())
     print(f"{day.date()}: cancelled, the table is as it was")
 
 
@@ -129,7 +129,7 @@ def cancel(day: datetime) -> None:
 @_JSON
 def list_(as_json: bool) -> None:
     """List every rebuild there was, the newest first."""
-    settings = Settings()
+    settings = settings_at_hand()
     found = all_rebuilds(open_ledger(settings.ledger), settings.topic)
     if as_json:
         print(json.dumps([_document(each) for each in found]))

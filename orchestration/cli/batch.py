@@ -16,8 +16,13 @@ from assets.pipeline.tell_standing import tell_standing
 from assets.pipeline.waiting import release_batch, restage_batch, retry_all, retry_batch, to_retry
 from assets.pipeline.worker import Worker
 from orchestration.cli.one_batch import document, text
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.attempts import attempts_of
-from orchestration.ledger.batches import read_batch
+from orchestration.ledger.batches import (
+    read_batch,
+    waiting_for_a_file,
+    waiting_for_a_person,
+)
 from orchestration.ledger.connection import open_ledger
 from orchestration.settings import Settings
 
@@ -30,7 +35,7 @@ def batch(batch_id: str | None, as_json: bool) -> None:
 
     With BATCH_ID, do nothing but show that batch and every attempt at it.
     """
-    settings = Settings()
+    settings = settings_at_hand()
     if batch_id is not None:
         ledger = open_ledger(settings.ledger)
         one = read_batch(ledger, batch_id)
@@ -61,12 +66,28 @@ def batch(batch_id: str | None, as_json: bool) -> None:
         )
     elif not done and not staged and not held:
         print("nothing to do: nothing in Kafka waits to be loaded")
+        _tell_of_others(worker)
     troubles: list[BatchError] = [*held]
     for one in staged:
         if one.state is State.HELD:
             troubles.append(BatchError(f"batch {one.batch_id} is held: {one.note}"))
     for trouble in troubles:  # told last, because what can be loaded is loaded first
         raise trouble
+
+
+def _tell_of_others(worker: Worker) -> None:
+    """What is not loaded and is not this command's: who has it, and what goes on with it."""
+    ledger, topics = worker.ledger, worker.settings.topics
+    for one in waiting_for_a_person(ledger, *topics):
+        print(
+            f"but batch {one.batch_id} of {one.topic}, {one.arrival_date}, is {one.state} and "
+            f"waits for a person, since run {one.run_id} planned it: {one.note}"
+        )
+    for one in waiting_for_a_file(ledger, *topics):
+        print(
+            f"but batch {one.batch_id} of {one.topic}, planned by run {one.run_id}, is read by "
+            "`tidemark import` alone: `tidemark status` says whether one is at it"
+        )
 
 
 @click.command()
@@ -99,7 +120,7 @@ def retry(
         return
     if state or code is not None or dry_run:
         raise click.UsageError("--state, --code and --dry-run go with --all")
-    worker = worker_of(Settings(), click.echo)
+    worker = worker_of(settings_at_hand(), click.echo)
     if not restage:
         state = retry_batch(worker, batch_id)
     else:
@@ -111,7 +132,7 @@ def retry(
 
 
 def _retry_all(state: State, code: int | None, dry_run: bool) -> None:
-    worker = worker_of(Settings(), click.echo)
+    worker = worker_of(settings_at_hand(), click.echo)
     found = to_retry(worker, state, code) if dry_run else retry_all(worker, state, code)
     for one in found:
         print(f"batch {one.batch_id} of {one.topic}, {one.arrival_date}, {one.state}: {one.note}")
@@ -126,7 +147,7 @@ def _retry_all(state: State, code: int | None, dry_run: bool) -> None:
 @click.argument("batch_id")
 def release(batch_id: str) -> None:
     """Let a held batch be loaded as it was staged, rejected records and all."""
-    batch = release_batch(worker_of(Settings(), click.echo), batch_id)
+    batch = release_batch(worker_of(settings_at_hand(), click.echo), batch_id)
     assert batch.staged is not None
     balance = batch.staged.balance
     print(

@@ -11,8 +11,8 @@ from assets.pipeline.resends import told
 from assets.pipeline.waiting import accept_gap, refuse_gap, resends_of_lost
 from orchestration.cli.arguments import WORDS
 from orchestration.cli.batch import worker_of
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.gaps import UNREAD, Gap, all_gaps
-from orchestration.settings import Settings
 from orchestration.times import exact_iso, utc_text
 
 _WHY = click.option(
@@ -27,7 +27,7 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
     """List every loss that was ever found; `accept` or `refuse` one."""
     if ctx.invoked_subcommand is not None:
         return
-    settings = Settings()
+    settings = settings_at_hand()
     worker = worker_of(settings, lambda line: click.echo(line, err=True))
     found = all_gaps(worker.ledger, *settings.topics)
     resends = {gap.gap_id: resends_of_lost(worker, gap) for gap in found if not gap.decision}
@@ -57,7 +57,7 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
 @_WHY
 def accept(gap_id: int, why: str) -> None:
     """Count what is lost as lost, and let the rest of the batch be loaded."""
-    gap = accept_gap(worker_of(Settings(), click.echo), gap_id, why)
+    gap = accept_gap(worker_of(settings_at_hand(), click.echo), gap_id, why)
     print(
         f"gap {gap_id} is accepted: {gap.records:,} count as lost; the next micro-batch carries "
         f"batch {gap.batch_id} on"
@@ -69,7 +69,7 @@ def accept(gap_id: int, why: str) -> None:
 @_WHY
 def refuse(gap_id: int, why: str) -> None:
     """Do not put up with it: the batch is failed, and nothing of it is loaded."""
-    gap = refuse_gap(worker_of(Settings(), click.echo), gap_id, why)
+    gap = refuse_gap(worker_of(settings_at_hand(), click.echo), gap_id, why)
     print(
         f"gap {gap_id} is refused: batch {gap.batch_id} is failed. When its records are back, "
         f"`tidemark retry {gap.batch_id}`"

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from orchestration.cli.batch import worker_of
+from orchestration.cli.settings import settings_at_hand
 from orchestration.cli.text import bytes_text, labelled
 from orchestration.housekeeping.keep_house import Report, keep_house
 from orchestration.instance import dagster_home, open_instance
-from orchestration.settings import Settings
 
 
 @click.command()
@@ -23,7 +23,7 @@ def housekeeping(dry_run: bool, as_json: bool) -> None:
 
     Ctrl-C is safe at any time: the next run goes on from where it stood.
     """
-    settings = Settings()
+    settings = settings_at_hand()
     worker = worker_of(settings, lambda line: click.echo(line, err=True))
     home = Path(os.environ.get("DAGSTER_HOME") or dagster_home(settings.home))
     if not (home / "dagster.yaml").exists():

@@ -12,8 +12,8 @@ from assets.pipeline.imports import Imported, import_file, standing
 from assets.pipeline.waiting import give_up_import
 from orchestration.cli.arguments import PROJECT
 from orchestration.cli.batch import worker_of
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.imports import all_imports
-from orchestration.settings import Settings
 
 
 @click.command("import")
@@ -43,7 +43,7 @@ def import_(
     Each is a path or a URI (s3://…, gs://…). Micro-batches go on meanwhile. Ctrl-C is safe at any
     time: said again, it goes on from where it stood, and of what is imported it imports nothing.
     """
-    settings = Settings()
+    settings = settings_at_hand()
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
     if give_up is not None:
         if files or project or day or only_list or as_json:

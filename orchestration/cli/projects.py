@@ -13,6 +13,7 @@ import click
 from sqlalchemy import Engine
 
 from orchestration.cli.arguments import PROJECT, SPAN, WORDS
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.ledger.projects import (
     MAX_BURST,
@@ -30,7 +31,6 @@ from orchestration.ledger.projects import (
     set_limits,
 )
 from orchestration.ledger.usage import usage_of
-from orchestration.settings import Settings
 from orchestration.times import utc
 
 as_one_document = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -186,7 +186,7 @@ def limit(
 
 
 def _ledger() -> Engine:
-    return open_ledger(Settings().ledger)
+    return open_ledger(settings_at_hand().ledger)
 
 
 def _good_retired_tokens(ledger: Engine) -> dict[int, list[RetiredToken]]:

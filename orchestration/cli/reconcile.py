@@ -17,9 +17,9 @@ from assets.pipeline.staged_files import told_let_go
 from orchestration import reconcile as reconciling
 from orchestration.cli import EXIT_NOT_BALANCED
 from orchestration.cli.batch import worker_of
+from orchestration.cli.settings import settings_at_hand
 from orchestration.cli.text import labelled
 from orchestration.reconcile import Chosen, Reconciliation, remedy
-from orchestration.settings import Settings
 
 _FINDINGS_SHOWN = 20
 
@@ -47,7 +47,7 @@ def reconcile(
     """
     if (day is not None) + bool(batch_ids) + all_ > 1:
         raise click.UsageError("give one of --date, --batch and --all")
-    settings = Settings()
+    settings = settings_at_hand()
     worker = worker_of(settings, lambda line: click.echo(line, err=True))
     if day is not None:
         chosen = reconciling.of_date(worker, day.date())
@@ -174,7 +174,9 @@ def text(found: Reconciliation, database: str, repairs: Repairs | None = None) -
         for batch_id, why in repairs.left.items():
             lines += labelled("left", f"batch {batch_id}: {why}")
     wrong = len({finding.batch_id for finding in found.findings})
-    if not wrong and not pending:
+    if not wrong and not pending and not found.chosen.batches:
+        lines.append("nothing   there is no batch, so nothing was proved")
+    elif not wrong and not pending:
         lines.append("holds     every balance closes, and ClickHouse has what was staged")
     else:
         findings = len(found.findings)

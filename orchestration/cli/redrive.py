@@ -18,8 +18,8 @@ from assets.pipeline.waiting import give_up_redrive
 from orchestration.cli import EXIT_FAILED
 from orchestration.cli.arguments import PROJECT
 from orchestration.cli.batch import worker_of
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.redrives import Outcome
-from orchestration.settings import Settings
 
 _VERBS = {
     Outcome.EVENT: ("would become events", "became events"),
@@ -63,7 +63,7 @@ def redrive(
 
     Without anything that chooses some, it is a dry run: say --all for all of them.
     """
-    settings = Settings()
+    settings = settings_at_hand()
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
     date = None if day is None else day.date()
     wanted = Wanted(reasons, project, date, batch_id, limit, again)

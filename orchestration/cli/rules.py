@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 from sqlalchemy import Engine
 
 from orchestration.cli.arguments import PROJECT
+from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.connection import open_ledger
 from orchestration.ledger.projects import find_project
 from orchestration.ledger.rules import (
@@ -64,7 +65,7 @@ def add(
     as_json: bool,
 ) -> None:
     """Add a rule for events that have everything that is given."""
-    settings = Settings()
+    settings = settings_at_hand()
     ledger = open_ledger(settings.ledger)
     rule = add_rule(
         ledger,
@@ -113,7 +114,7 @@ def remove(rule_id: int, as_json: bool) -> None:
 @as_one_document
 def enable(rule_id: int, as_json: bool) -> None:
     """End the dry run of a rule: from now on it is carried out."""
-    settings = Settings()
+    settings = settings_at_hand()
     rule = enable_rule(open_ledger(settings.ledger), rule_id)
     if rule.topic is not None:
         _warn_of_missing(settings, rule.topic)
@@ -121,7 +122,7 @@ def enable(rule_id: int, as_json: bool) -> None:
 
 
 def _ledger() -> Engine:
-    return open_ledger(Settings().ledger)
+    return open_ledger(settings_at_hand().ledger)
 
 
 def _print(rule: Rule, as_json: bool) -> None:

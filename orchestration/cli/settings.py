@@ -8,7 +8,11 @@ from pathlib import Path
 import click
 
 from orchestration.settings import SETTINGS_FILE, Settings
-from orchestration.settings_in_force import SettingsTrouble, settings_in_force
+from orchestration.settings_in_force import (
+    SettingsTrouble,
+    settings_but_cadence,
+    settings_in_force,
+)
 from orchestration.settings_trouble import misspelt, variable_of
 
 
@@ -36,6 +40,14 @@ def settings(as_json: bool) -> None:
     for row in rows:
         changed = "" if row["value"] == row["default"] else f"  (default {row['default'] or '–'})"
         print(f"{row['variable']}={row['value']}{changed}\n    {row['meaning']}")
+
+
+def settings_at_hand() -> Settings:
+    """The settings of a command that needs no cadence; what is wrong with one is said on stderr."""
+    found = settings_but_cadence()
+    if found.trouble:
+        click.echo(f"tidemark: {found.trouble}", err=True)
+    return found.settings
 
 
 def tell_misspelt(home: Path) -> None:

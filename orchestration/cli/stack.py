@@ -21,7 +21,7 @@ from local_stack.processes import (
     wait_ready,
 )
 from local_stack.stack import START_LIMIT_S, addresses, start_stack
-from orchestration.cli.settings import tell_misspelt
+from orchestration.cli.settings import settings_at_hand, tell_misspelt
 from orchestration.settings import Settings
 
 
@@ -89,7 +89,7 @@ def _say_where(settings: Settings, how_to_stop: str) -> None:
 @click.command()
 def down() -> None:
     """Stop the local stack."""
-    settings = Settings()
+    settings = settings_at_hand()
     before = running(settings.home)
     ended = stop_foreground(settings.home)
     if ended is not None:

@@ -10,7 +10,7 @@ import click
 
 from orchestration.cli.text import bytes_text, labelled
 from orchestration.ledger.connection import open_ledger
-from orchestration.settings_in_force import settings_in_force
+from orchestration.settings_in_force import settings_but_cadence
 from orchestration.standing import Completeness, TopicStanding, complete_of
 from orchestration.status import Status, look
 from orchestration.times import iso, span_text, utc_text
@@ -23,7 +23,7 @@ _AUDITS_SHOWN = 5
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def status(as_json: bool) -> None:
     """Print what runs, since when all is queryable, the lag, and what needs a person."""
-    in_force = settings_in_force()
+    in_force = settings_but_cadence()
     seen = look(in_force.settings, open_ledger(in_force.settings.ledger), in_force.trouble)
     print(json.dumps(document(seen)) if as_json else text(seen))
 

@@ -22,6 +22,7 @@ from assets.pipeline.batch import IMPORT_PREFIX, LOADED, Batch, Kind, StagedFile
 from assets.pipeline.errors import BatchError
 from assets.pipeline.lake import Lake
 from assets.pipeline.staged_files import let_go_on, told_let_go
+from assets.pipeline.topic import midnight_ms
 from orchestration.explain.in_clickhouse import search_clickhouse
 from orchestration.explain.in_kafka import Found, search_kafka
 from orchestration.explain.in_lake import UNREADABLE, Lookup, search_batch
@@ -30,6 +31,7 @@ from orchestration.explain.record import Record, Search, Verdict
 from orchestration.explain.wanted import Wanted
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.batches import (
+    arrival_dates,
     batch_at,
     batches_between,
     read_batch,
@@ -65,12 +67,15 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
     _search_lake(settings, ledger, lake, wanted, search)
     for found in search_kafka(settings, ledger, wanted, search):
         search.add(_placed(ledger, lake, wanted, search, found))
-    if not search.records and wanted.made_at_ms is not None and "Kafka" not in search.away:
+    bounded_by = wanted.day or wanted.made_at_ms
+    if not search.records and bounded_by is not None and "Kafka" not in search.away:
         for found in search_kafka(settings, ledger, wanted, search, staged_too=True):
             search.add(_placed(ledger, lake, wanted, search, found))
     if any(record.verdict is Verdict.MISSING for record in search.records.values()):
         _ask_again(settings, wanted, search)
     search_spool(settings, wanted, search)
+    if not search.records:
+        search.bounded.append(_how_to_look_farther(settings, ledger, wanted, search))
     records = [
         _with_file(ledger, _with_tries(ledger, _with_first_topic(ledger, record)))
         for record in search.records.values()
@@ -82,6 +87,21 @@ def explain(settings: Settings, ledger: Engine, wanted: Wanted) -> Explanation:
         batches,
         {batch_id: tuple(attempts_of(ledger, batch_id)) for batch_id in batches},
         search,
+    )
+
+
+def _how_to_look_farther(settings: Settings, ledger: Engine, wanted: Wanted, search: Search) -> str:
+    """Of what arrived on other days only ClickHouse was asked; which days there are."""
+    first, last = _days(settings, wanted, search)
+    told = f"of what arrived before {first} or after {last} only ClickHouse was asked"
+    if wanted.day is None and wanted.made_at_ms is None:
+        told = f"the id tells no time: {told}, and Kafka only for what is not staged"
+    known = arrival_dates(ledger, *settings.topics)
+    if known is None:
+        return f"{told}; the ledger has no batch"
+    return (
+        f"{told}. `tidemark explain {wanted.text} --date YYYY-MM-DD` looks at another day; there "
+        f"are batches of {known[0]} to {known[1]}"
     )
 
 
@@ -137,8 +157,8 @@ def _search_lake(
         )
     found = read = 0
     end = time.monotonic() + MOST_SECONDS
-    for batch, kind in files[:MOST_FILES]:
-        if time.monotonic() > end:
+    for batch, kind in files:
+        if wanted.day is None and (read >= MOST_FILES or time.monotonic() > end):
             break
         read += 1
         try:
@@ -165,7 +185,12 @@ def _file_let_go(batch: Batch, kind: Kind) -> StagedFile | None:
 
 
 def _days(settings: Settings, wanted: Wanted, search: Search) -> tuple[date, date]:
-    """The arrival dates near what was found, else near the time in the id, else near today."""
+    """The arrival dates near what was found, else near the time in the id, else near today.
+
+    Or the one that was asked for.
+    """
+    if wanted.day is not None:
+        return wanted.day, wanted.day
     reach = timedelta(days=settings.duplicate_window_days - 1)
     times = [record.appended_at for record in search.records.values() if record.appended_at]
     if not times:
@@ -176,6 +201,8 @@ def _days(settings: Settings, wanted: Wanted, search: Search) -> tuple[date, dat
 
 
 def _middle_us(wanted: Wanted, search: Search) -> int:
+    if wanted.day is not None:
+        return midnight_ms(wanted.day) * 1000
     times = [record.appended_at for record in search.records.values() if record.appended_at]
     if times:
         return sum(times) // len(times)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 from sqlalchemy import Engine
@@ -20,7 +21,7 @@ from assets.pipeline.batch import Range
 from assets.pipeline.errors import BatchError, KafkaAway, TopicMissing
 from assets.pipeline.plan import see_watermark, share_out
 from assets.pipeline.read import read_ranges
-from assets.pipeline.topic import Topic, topics_of
+from assets.pipeline.topic import Topic, midnight_ms, topics_of
 from orchestration.explain.in_lake import mentions
 from orchestration.explain.record import Place, Record, Search, Verdict, with_head
 from orchestration.explain.wanted import Wanted
@@ -81,10 +82,9 @@ def _search_topic(
         for partition, high in watermark.highs.items()
     }
     if staged_too:
-        assert wanted.made_at_ms is not None
-        made_at = wanted.made_at_ms
-        starts = _first_after(topic, made_at - BEFORE_MS, lows, unstaged)
-        ends = _first_after(topic, made_at + AFTER_MS, starts, unstaged)
+        begin, end = _time_of(wanted)
+        starts = _first_after(topic, begin, lows, unstaged)
+        ends = _first_after(topic, end, starts, unstaged)
     else:
         starts, ends = unstaged, watermark.highs
         if _length(starts, ends) > MOST_RECORDS_READ and wanted.made_at_ms is not None:
@@ -106,6 +106,14 @@ def _search_topic(
         f"{len(matches):,} found"
     )
     return [Found(record, identity.topic_id) for record in matches]
+
+
+def _time_of(wanted: Wanted) -> tuple[int, int]:
+    """From when and until when records are looked at that are staged already, in ms since 1970."""
+    if wanted.day is not None:
+        return midnight_ms(wanted.day), midnight_ms(wanted.day + timedelta(days=1))
+    assert wanted.made_at_ms is not None
+    return wanted.made_at_ms - BEFORE_MS, wanted.made_at_ms + AFTER_MS
 
 
 def _length(starts: Mapping[int, int], ends: Mapping[int, int]) -> int:

@@ -139,7 +139,11 @@ def _field(name: str, value: str) -> Iterator[str]:
 def _wrapped(line: str, indent: str, hang: str = "  ") -> Iterator[str]:
     printable = "".join(sign if sign.isprintable() else "�" for sign in line)
     yield from textwrap.wrap(
-        printable, WIDTH, initial_indent=indent, subsequent_indent=indent + hang
+        printable,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + hang,
+        break_on_hyphens=False,  # ids are copied
     )
 
 

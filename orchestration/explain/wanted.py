@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -22,11 +23,13 @@ _CLOCKS_DIFFER_MS = 3_600_000
 class Wanted:
     """The text that was given, and the same in a UUID's usual form.
 
-    An event's uuid stands in records in that form; a receipt as whoever made it spelled it.
+    An event's uuid stands in records in that form; a receipt as whoever made it spelled it. `day`
+    is the arrival date that somebody has said to look at.
     """
 
     text: str
     given: str
+    day: date | None = None
 
     @cached_property
     def spellings(self) -> tuple[str, ...]:
@@ -76,9 +79,9 @@ class Wanted:
         return re.search(pattern.encode(), value, re.IGNORECASE) is not None
 
 
-def wanted(text: str) -> Wanted:
+def wanted(text: str, day: date | None = None) -> Wanted:
     """What somebody typed. Raises ValueError for what can be neither a uuid nor a receipt."""
     text = text.strip()
     if not text or len(text) > MOST_CHARACTERS or not text.isprintable():
         raise ValueError("give an event's uuid, or the X-Request-Id of an answer")
-    return Wanted(normal_uuid(text) or text, text)
+    return Wanted(normal_uuid(text) or text, text, day)

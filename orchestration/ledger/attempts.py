@@ -140,6 +140,18 @@ def note_killed(ledger: Engine, lease: Lease, *topics: str) -> int:
         ).rowcount
 
 
+def open_attempts(ledger: Engine, *topics: str) -> list[Attempt]:
+    """The attempts that are under way, or whose worker has ended without a word."""
+    of_these = select(batches.c.batch_id).where(of_topics(topics))
+    with reading(ledger) as connection:
+        rows = connection.execute(
+            select(*_COLUMNS)
+            .where(attempts.c.outcome.is_(None), attempts.c.batch_id.in_(of_these))
+            .order_by(attempts.c.attempt_id)
+        ).all()
+    return [Attempt(**row._mapping) for row in rows]
+
+
 def attempts_of(ledger: Engine, batch_id: str) -> list[Attempt]:
     """All attempts at a batch, in the order they began."""
     with reading(ledger) as connection:

@@ -509,6 +509,14 @@ def batches_of_date(ledger: Engine, arrival_date: date, *topics: str) -> list[Ba
     return _read(ledger, and_(of_topics(topics), batches.c.arrival_date == arrival_date))
 
 
+def arrival_dates(ledger: Engine, *topics: str) -> tuple[date, date] | None:
+    """The first and the last arrival date of which there is a batch."""
+    ends = func.min(batches.c.arrival_date), func.max(batches.c.arrival_date)
+    with reading(ledger) as connection:
+        first, last = connection.execute(select(*ends).where(of_topics(topics))).one()
+    return None if first is None else (first, last)
+
+
 def batches_between(ledger: Engine, first: date, last: date, *topics: str) -> list[Batch]:
     """All batches of the arrival dates from first to last, in the order of planning."""
     return _read(ledger, and_(of_topics(topics), batches.c.arrival_date.between(first, last)))

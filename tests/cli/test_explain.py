@@ -248,6 +248,32 @@ def test_what_is_not_found_says_where_was_looked(stack: Stack) -> None:
     assert run(stack, "").exit_code == 2
 
 
+def test_what_arrived_long_ago_is_found_by_its_date(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A uuid that tells no time is looked for around today; the answer says how to look farther."""
+    uuid = str(uuid4())
+    stack.send(value_of(1, uuid=uuid))
+    [batch] = stack.run()
+    day = batch.arrival_date
+    stack.client.command(f"TRUNCATE TABLE {stack.database}.events")
+    later = time.time_ns() + 40 * 86_400 * 10**9
+    monkeypatch.setattr(explanation.time, "time_ns", lambda: later)
+    told = " ".join(run(stack, uuid).output.split())
+    assert f"`tidemark explain {uuid} --date YYYY-MM-DD`" in told
+    assert f"there are batches of {day} to {day}" in told
+    monkeypatch.setattr(explanation, "MOST_FILES", 0)  # who names a day wants all of it
+    result = run(stack, uuid, "--date", day.isoformat(), "--json")
+    [record] = json.loads(result.output)["records"]
+    assert (record["verdict"], record["batch_id"]) == ("missing", batch.batch_id)
+    for path in stack.lake_file("events").rglob("*.parquet"):
+        path.unlink()
+    result = run(stack, uuid, "--date", day.isoformat(), "--json")
+    [record] = json.loads(result.output)["records"]  # of what is staged, from Kafka
+    assert (record["verdict"], record["batch_id"]) == ("staged", batch.batch_id)
+    assert run(stack, uuid, "--date", "2020-02-30").exit_code == 2
+
+
 def test_without_clickhouse_the_lake_and_the_ledger_answer(stack: Stack) -> None:
     """Rows that cannot be asked for are told of by the lake; what is missing is said."""
     uuid = mint_uuid(time.time_ns() // 1000)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from assets.pipeline import topic as kafka_topic
 from assets.pipeline.clickhouse import make_tables
-from assets.pipeline.errors import ProofFailed, StagedFileDamaged
+from assets.pipeline.errors import KafkaAway, ProofFailed, StagedFileDamaged
 from assets.pipeline.loading import load_batches
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.tell_standing import tell_standing
@@ -206,6 +208,25 @@ def test_without_kafka_nothing_is_said_to_be_complete(
     said: list[str] = []
     tell_standing(Worker(stack.settings, stack.ledger, "run", said.append))
     assert "is not noted in ClickHouse" in said[0]
+
+
+def test_kafka_is_not_waited_for_as_a_worker_waits(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody looks: an answer that a worker would wait for is not waited for."""
+    waited: list[float] = []
+
+    def away(_: AdminClient, *__: Any, request_timeout: float, **___: Any) -> Any:
+        waited.append(request_timeout)
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(AdminClient, "describe_topics", away)
+    stack = new_stack()
+    assert "cannot be said: Kafka did not answer" in shown(stack, "status")
+    with pytest.raises(KafkaAway):
+        stack.worker().topics[stack.settings.topic].identity()
+    look, work = waited
+    assert look < 3 < work
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from capture_api import __main__ as capture_api
 from local_stack.processes import start, stop_all, wait_ready
 from orchestration.alarms.sensor import Watch
 from orchestration.cli import tidemark
@@ -137,6 +138,45 @@ def test_the_commands_tell_of_it(write: Callable[..., None], kafka: str) -> None
     assert (str(failed.exception), failed.stdout) == (TOLD, "")
     assert "ATTENTION TIDEMARK_CADENCE: cadence '7x'" in call(tidemark, ["status"]).output
     assert json.loads(call(tidemark, ["status", "--json"]).output)["trouble"] == [TOLD]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("command", ["alarms", "batch", "gaps", "retry --all", "down", "status"])
+def test_commands_that_need_no_cadence_go_on(
+    write: Callable[..., None], new_stack: Callable[..., Stack], command: str, noted: bool
+) -> None:
+    """They say what is wrong with it, and do their work, whether or not one was ever in force."""
+    given = new_stack().make_topic().settings
+    others = {
+        "kafka_bootstrap_servers": given.kafka_bootstrap_servers,
+        "clickhouse_url": given.clickhouse_url,
+        "clickhouse_database": given.clickhouse_database,
+        "topic": given.topic,
+    }
+    write(cadence="10s", **others)
+    if noted:
+        note_cadences(settings_in_force().settings)
+    write(cadence="7x", **others)
+    done = CliRunner().invoke(tidemark, command.split())
+    assert done.exception is None, done.exception
+    told = "ATTENTION TIDEMARK_CADENCE:" if command == "status" else "tidemark: TIDEMARK_CADENCE:"
+    assert f"{told} cadence '7x' is neither" in done.output
+    write(cadence="7x", capture_port="none", **others)
+    assert "capture_port" in str(CliRunner().invoke(tidemark, command.split()).exception)
+
+
+def test_the_capture_api_needs_no_cadence(
+    write: Callable[..., None], kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves with one that makes no sense, and so does a worker that is started anew."""
+    write(cadence="7x", kafka_bootstrap_servers=kafka)
+    served: list[Any] = []
+    monkeypatch.setattr("capture_api.__main__.uvicorn.run", lambda *args, **_: served.append(args))
+    monkeypatch.setattr("sys.argv", ["capture_api"])
+    monkeypatch.setattr("capture_api.__main__.signal.signal", lambda *_: None)
+    assert capture_api.main() == 0
+    assert len(served) == 1
+    assert capture_api.worker_app() is not None
 
 
 TRIGGERS = """

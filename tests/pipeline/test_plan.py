@@ -26,6 +26,7 @@ from assets.pipeline.plan import (
 )
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic, TopicIdentity
+from orchestration.ledger.attempts import attempt
 from orchestration.ledger.batches import planned_ends, record_plan
 from tests.records import Sent, transaction, value_of
 from tests.stack import Stack
@@ -305,4 +306,12 @@ def test_two_workers_do_not_work_on_one_topic(new_stack: NewStack) -> None:
     with stack.worker().lease(), pytest.raises(LeaseHeld, match="is at work on topic/"):
         stage_batches(stack.worker("second"))
     assert stack.batches() == []
+    planned = stack.plan()
+    assert planned is not None
+    with (
+        stack.worker().lease(),
+        attempt(stack.ledger, planned.batch_id, "stage", "the-first"),
+        pytest.raises(LeaseHeld, match=f"run the-first is at stage of batch {planned.batch_id} s"),
+    ):
+        stage_batches(stack.worker("second"))
     assert [batch.state for batch in stack.run()] == [State.COMMITTED]
