@@ -207,7 +207,7 @@ class Ingest:
         count = len(payload.events)
         self._metrics.received += count
         try:
-            self._guard.admit_events(project_id, count)
+            self._guard.admit_events(project_id, count, request.user_agent)
         except OverQuota:
             self._metrics.dropped["quota"] += count
             raise

@@ -1,7 +1,7 @@
 """The guard: what a client and a project may send now, and where their events go.
 
     before the body is read   the address's bucket of requests      → 429
-    once the token is known   the project's bucket of events        → 429
+    once the token is known   the project's bucket of events        → 429, and a turn (waiting.py)
                               the project's events of today (UTC)   → over quota
 
 Limits are the project's own (`tidemark projects limit`) or the deployment's (settings). Everything
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
@@ -22,6 +23,7 @@ from capture_api.projects import Projects
 from capture_api.protection.buckets import Buckets, retry_after
 from capture_api.protection.hot_keys import HotKeys
 from capture_api.protection.routing import Route, Router, RuleBook, Topics
+from capture_api.protection.waiting import Waiting
 from capture_api.refusal import Refused
 from orchestration.ledger.projects import Limits
 from orchestration.settings import Mode, Settings
@@ -29,9 +31,12 @@ from orchestration.settings import Mode, Settings
 _BURST_SECONDS = 10
 """A burst that nobody has set is what the rate allows in this time."""
 if TYPE_CHECKING:
-    from capture_api.protection.shared import SharedBuckets
+    from capture_api.protection.shared import Shareable, SharedBuckets
 
 _NEWS_SECONDS = 60.0
+
+_BROWSER = "Mozilla/"
+"""How browsers name themselves; what runs in them drops what is answered 429."""
 
 log = logging.getLogger("tidemark.capture.limits")
 
@@ -54,17 +59,26 @@ class Guard:
     `reached` counts how often each limit was reached, dry runs apart.
     """
 
-    def __init__(self, settings: Settings, projects: Projects) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        projects: Projects,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._projects = projects
         self._access = projects.access
         self._rates = settings.capture_rate_limits
         self._quotas = settings.capture_quotas
         shared = bool(settings.capture_redis_url) and self._rates is not Mode.OFF
-        self._of_projects = Buckets("project", shared)
-        self._of_addresses = Buckets("address", shared)
+        self._of_projects = Buckets("project", shared, clock)
+        self._of_addresses = Buckets("address", shared, clock)
+        self._waiting = Waiting("waiting", shared, clock)
         self._shared = (
-            _share(settings.capture_redis_url, [self._of_projects, self._of_addresses])
+            _share(
+                settings.capture_redis_url,
+                [self._of_projects, self._of_addresses, self._waiting],
+            )
             if shared
             else None
         )
@@ -105,20 +119,24 @@ class Guard:
         burst = self._settings.capture_address_burst_requests or rate * _BURST_SECONDS
         seconds = self._of_addresses.take(address, 1, rate, burst)
         if seconds and self._reached(Limit.ADDRESS, address, self._rates):
-            raise _too_many("requests from this address", rate, "requests", seconds)
+            raise _too_many("requests from this address", rate, "requests", retry_after(seconds))
 
-    def admit_events(self, project_id: int, count: int) -> None:
-        """Let so many more events of the project in. Refuses with 429; raises OverQuota."""
+    def admit_events(self, project_id: int, count: int, user_agent: str | None) -> None:
+        """Let so many more events of the project in. Refuses with 429; raises OverQuota.
+
+        `user_agent` tells who would come back; None: nobody does after a 429 of this protocol.
+        """
         limits = self._projects.access.limits.get(project_id) or _NO_LIMITS
         settings = self._settings
         rate = _own(limits.events_per_second, settings.capture_project_events_per_second)
         if rate and self._rates is not Mode.OFF:
             burst = _own(limits.burst, settings.capture_project_burst_events)
-            seconds = self._of_projects.take(
-                str(project_id), count, rate, burst or rate * _BURST_SECONDS
-            )
-            if seconds and self._reached(Limit.PROJECT, str(project_id), self._rates):
-                raise _too_many("events of this project", rate, "events", seconds)
+            key = str(project_id)
+            seconds = self._of_projects.take(key, count, rate, burst or rate * _BURST_SECONDS)
+            if seconds and self._reached(Limit.PROJECT, key, self._rates):
+                comes_back = user_agent is not None and not user_agent.startswith(_BROWSER)
+                turn = self._waiting.turn(key, count, rate, seconds, comes_back)
+                raise _too_many("events of this project", rate, "events", turn)
         quota = _own(limits.daily_quota, settings.capture_daily_quota)
         if (
             quota
@@ -159,11 +177,11 @@ class Guard:
         return True
 
 
-def _share(url: str, buckets: list[Buckets]) -> SharedBuckets:
+def _share(url: str, kinds: Sequence[Shareable]) -> SharedBuckets:
     # Imported where it is wanted: Redis' client takes 6 MB of memory.
     from capture_api.protection.shared import SharedBuckets
 
-    return SharedBuckets(url, buckets)
+    return SharedBuckets(url, kinds)
 
 
 _NO_LIMITS = Limits(None, None, None)
@@ -182,11 +200,10 @@ def _own(own: float | None, default: float) -> float:
     return default if own is None else own
 
 
-def _too_many(what: str, rate: float, unit: str, seconds: float) -> Refused:
+def _too_many(what: str, rate: float, unit: str, seconds: int) -> Refused:
     return Refused(
         429,
         "rate_limited",
-        f"too many {what}: at most {rate:g} {unit} a second; send them again in "
-        f"{retry_after(seconds)} s",
-        retry_after=retry_after(seconds),
+        f"too many {what}: at most {rate:g} {unit} a second; send them again in {seconds} s",
+        retry_after=seconds,
     )

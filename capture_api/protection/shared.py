@@ -18,13 +18,12 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-
-from capture_api.protection.buckets import Buckets
 
 SYNC_SECONDS = 0.2
 ANSWER_SECONDS = 1.0
@@ -39,10 +38,24 @@ MAX_TOTALS = 100_000
 log = logging.getLogger("tidemark.capture.limits")
 
 
+class Shareable(Protocol):
+    """Buckets of one kind, or the lines of those who wait for them."""
+
+    @property
+    def name(self) -> str:
+        """What tells this kind from others."""
+
+    taken: dict[str, float] | None
+    """By key, what was taken here since somebody last looked."""
+
+    def drain(self, key: str, amount: float) -> None:
+        """Learn that others have taken so much."""
+
+
 class SharedBuckets:
     """Keeps buckets in step with those of other workers; between `start` and `close`."""
 
-    def __init__(self, url: str, buckets: Sequence[Buckets]) -> None:
+    def __init__(self, url: str, buckets: Sequence[Shareable]) -> None:
         self._redis = Redis.from_url(
             url,
             socket_timeout=ANSWER_SECONDS,
@@ -71,7 +84,7 @@ class SharedBuckets:
 
     async def sync(self) -> None:
         """Tell what was taken since the last time, and learn what others took."""
-        told: list[tuple[Buckets, str, float]] = []
+        told: list[tuple[Shareable, str, float]] = []
         for buckets in self._buckets:
             if buckets.taken:
                 told += [(buckets, key, amount) for key, amount in buckets.taken.items()]
@@ -87,7 +100,7 @@ class SharedBuckets:
         if len(self._totals) > MAX_TOTALS:
             self._totals.clear()
 
-    async def _tell(self, told: list[tuple[Buckets, str, float]]) -> None:
+    async def _tell(self, told: list[tuple[Shareable, str, float]]) -> None:
         names = [_name(buckets.name, key) for buckets, key, _ in told]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name, (_, _, amount) in zip(names, told, strict=True):

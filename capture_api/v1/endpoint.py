@@ -222,7 +222,7 @@ class V1Endpoint:
         spellings = [event.uuid for event in batch.batch]
         self._metrics.received += len(uuids)
         try:
-            self._guard.admit_events(project_id, len(uuids))
+            self._guard.admit_events(project_id, len(uuids), None)
         except OverQuota:
             return Pending(project_id, spellings, uuids, [OVER_QUOTA] * len(uuids), [], None)
         request = Request(
