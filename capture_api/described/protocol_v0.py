@@ -196,7 +196,8 @@ _RESPONSES: Json = {
         "The body, or its one event, is too large.",
     ),
     "429": refusal(
-        "The project or the address sends too much.",
+        "The project or the address sends too much. Beyond a project's limit each request is told "
+        "when its turn comes, 30 s at the most.",
         "rate_limited",
         "too many events of this project: at most 100 events a second; send them again in 2 s",
         {**RECEIPT, **RETRY_AFTER},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,3 +47,30 @@ def test_python_sdk_asks_for_flags_in_peace(capture: Any) -> None:
     client = Posthog(capture.token, host=capture.url)
     assert client.get_all_flags("d") == {}
     client.shutdown()
+
+
+def test_python_sdk_beyond_its_projects_limit(kafka: str, new_capture: Callable[..., Any]) -> None:
+    """Of a burst that takes the limit ten seconds more nothing is given up, in four tries each.
+
+    Many threads send side by side, so that each batch is refused beside others.
+    """
+    capture = new_capture(
+        kafka,
+        TIDEMARK_CAPTURE_PROJECT_EVENTS_PER_SECOND="100",
+        TIDEMARK_CAPTURE_PROJECT_BURST_EVENTS="200",
+    ).start()
+    failures: list[Any] = []
+    client = Posthog(
+        capture.token,
+        host=capture.url,
+        thread=24,
+        flush_at=50,
+        on_error=lambda error, _batch: failures.append(error),
+    )
+    sent = {client.capture("tick", distinct_id=f"p{n}") for n in range(1_200)}
+    client.flush(timeout_seconds=60)
+    client.shutdown()
+    assert failures == []
+    assert {record.value["uuid"] for record in capture.records()} == sent
+    refused = ("capture_requests_refused_total", ("rate_limited",))
+    assert capture.samples()[refused] > 0

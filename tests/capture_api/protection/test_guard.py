@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -64,6 +65,27 @@ def test_a_project_beyond_its_rate_is_told_when_to_come_back(
     limits = {"limit": "project", "dry_run": "false"}
     assert value_of(capture, "capture_limits_reached_total", **limits) == 1
     assert value_of(capture, "capture_requests_refused_total", code="rate_limited") == 1
+
+
+def test_each_of_a_burst_is_told_another_time(kafka: str, new_capture: Callable[..., Any]) -> None:
+    """Behind those refused before it, half a minute at the most; browsers take up no place."""
+    capture = new_capture(
+        kafka,
+        TIDEMARK_CAPTURE_PROJECT_EVENTS_PER_SECOND="10",
+        TIDEMARK_CAPTURE_PROJECT_BURST_EVENTS="1",
+    ).start()
+    assert post(capture, *[EVENT] * 40).status_code == 200  # paid off for 4 s
+    told = []
+    for agent in [*["Mozilla/5.0 (X11)"] * 10, *["posthog-go/1.23.1"] * 10]:
+        body = capture.batch(*[EVENT] * 40)
+        refused = capture.client.post("/batch", json=body, headers={"User-Agent": agent})
+        assert refused.status_code == 429
+        told.append(int(refused.headers["Retry-After"]))
+        assert f"in {told[-1]} s" in refused.json()["detail"]
+    assert max(told[:11]) <= 4
+    turns = told[10:15]
+    assert all(4 <= later - earlier <= 6 for earlier, later in pairwise(turns))
+    assert all(25 <= seconds <= 30 for seconds in told[16:])
 
 
 def test_a_projects_own_limit_goes_before_the_setting(

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from capture_api.protection import shared
 from capture_api.protection.buckets import Buckets
 from capture_api.protection.shared import SharedBuckets
+from capture_api.protection.waiting import SHARE, Waiting
 from tests.conftest import require_program, unused_port
 
 RATE = 1e-6
@@ -88,6 +89,26 @@ def test_replicas_take_from_one_budget(redis: RedisServer) -> None:
                 await share.sync()
         # The first time each meets the key it does not know yet what the other took before.
         assert 95 <= passed <= 115
+        for share in shares:
+            await share.close()
+
+    asyncio.run(main())
+
+
+def test_replicas_keep_one_line(redis: RedisServer) -> None:
+    """Who is refused by one waits behind those whom the other has refused."""
+
+    async def main() -> None:
+        lines = [Waiting("waiting", shared=True) for _ in range(2)]
+        shares = [SharedBuckets(redis.url, [line]) for line in lines]
+        told: list[list[int]] = [[], []]
+        for _ in range(5):
+            for number, (line, share) in enumerate(zip(lines, shares, strict=True)):
+                told[number].append(line.turn("7", SHARE, 0.5, 0.5))
+                await share.sync()
+        # Each of them makes the line longer by two seconds.
+        assert told[0][-1] >= 15
+        assert told[1][-1] >= 15
         for share in shares:
             await share.close()
 
