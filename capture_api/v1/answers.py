@@ -26,7 +26,7 @@ RETRY_AFTER_SECONDS = 1
 ERRORS: dict[str, tuple[int, str]] = {
     "missing_required_headers": (400, "Headers are missing; the text names them all."),
     "invalid_header_value": (400, "A header has a value that it cannot have."),
-    "empty_body": (400, "There is no body."),
+    "empty_body": (400, "There is no body, or nothing in it."),
     "request_decoding_error": (400, "The body is not what Content-Encoding says."),
     "request_parsing_error": (400, "The body is no JSON in UTF-8, or not of the batch's shape."),
     "empty_batch": (400, "The batch has no events."),

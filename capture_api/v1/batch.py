@@ -19,7 +19,7 @@ from capture_api.refusal import bad_request, too_large
 from capture_api.turns import AT_ONCE_BYTES, AT_ONCE_EVENTS, pause
 from capture_api.wire.long_json import decode_long
 from capture_api.wire.numbers import TOO_MANY_SUSPECTS, out_of_range
-from capture_api.wire.payload import ABSENT, MAX_EVENTS, bad_number, leniently
+from capture_api.wire.payload import ABSENT, BLANK, MAX_EVENTS, bad_number, is_blank, leniently
 from capture_api.wire.pieces import holds
 from capture_api.wire.skeleton import skeleton
 from capture_api.wire.utf8 import check_utf8
@@ -72,6 +72,8 @@ def parse_batch(text: bytes) -> Batch:
     try:
         batch = _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if is_blank(text):
+            raise bad_request(f"the request has no body: {BLANK}", "empty_body") from None
         raise bad_request(
             f"failed to parse the request: {error}", "request_parsing_error"
         ) from None

@@ -45,6 +45,8 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 _BASE64_OR_BLANKS = re.compile(rb"[A-Za-z0-9+/ ]+={0,3}")
 _BASE64_SAMPLE = 128
 _BASE64_AT_ONCE = AT_ONCE_BYTES  # whole groups of four
+_WORD_BYTES = 32
+"""Less than any event in base64."""
 
 
 def decode_payload(
@@ -84,10 +86,12 @@ def decode_payload(
         text = unwrapped
     if len(text) > limit:
         raise too_large(f"maximum event size exceeded: more than {limit} bytes")
+    before = payload if text is unwrapped else text
     if path in LEGACY_PATHS and text[:1] not in (b"{", b"["):
-        text = _unwrap_base64(text)
-    _check_utf8(text)
-    return text
+        once_more = _unwrap_base64(text)
+        if once_more is not text:
+            before, text = text, once_more
+    return _in_utf8(text, before)
 
 
 def inflate(payload: bytes, limit: int) -> bytes:
@@ -226,17 +230,25 @@ def _unquoted(value: bytes) -> bytes:
     return bytes(content)
 
 
-def _check_utf8(payload: bytes) -> None:
-    if payload.isascii():
-        return
+def _in_utf8(text: bytes, before: bytes) -> bytes:
+    """The text; or what it was `before` base64 was undone, if that was no base64 after all.
+
+    As with `null` or `1234`: any four letters may be three bytes.
+    """
+    if text.isascii():
+        return text
     try:
-        check_utf8(payload)
+        check_utf8(text)
     except UnicodeDecodeError as error:
+        if text is not before and len(before) <= _WORD_BYTES:
+            return before
+        undone = " once its base64 is undone" if text is not before else ""
         raise bad_request(
-            f"the payload is not valid UTF-8 (byte {error.start}); if it is compressed, say so in "
-            "the Content-Encoding header",
+            f"the payload is not valid UTF-8{undone} (byte {error.start}); if it is compressed, "
+            "say so in the Content-Encoding header",
             "not_utf8",
         ) from None
+    return text
 
 
 def _broken_gzip() -> Refused:

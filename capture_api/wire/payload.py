@@ -38,6 +38,8 @@ T = TypeVar("T")
 PERFORMANCE_EVENT = "$performance_event"
 """The name of events that nobody wants any more: PostHog passes over them, and so does Tidemark."""
 _NO_PROPERTIES = Raw(b"{}")
+BLANK = "nothing is in the body, or nothing is left once it is unpacked: put JSON into it"
+"""What is said of a text that is blank."""
 
 
 class Event(msgspec.Struct, gc=False):
@@ -119,6 +121,8 @@ def parse_payload(text: bytes) -> Payload:
     except msgspec.ValidationError as error:
         raise bad_request(f"failed to hydrate events from request: {error}", "bad_shape") from None
     except msgspec.DecodeError as error:
+        if is_blank(text):
+            raise bad_request(f"request missing data payload: {BLANK}", "empty_payload") from None
         raise bad_request(f"failed to parse the request: {error}", "bad_json") from None
     except RecursionError:
         raise bad_request("failed to parse the request: nested too deeply", "too_deep") from None
@@ -152,6 +156,11 @@ def parse_payload(text: bytes) -> Payload:
     peculiar = holds(bones, *_PECULIAR_BONES) and holds(text, *_PECULIAR)
     one_line = b"\n" not in text and b"\r" not in text  # quick, however long it is
     return Payload(text, valid_token(token), events, sent_at, historical, peculiar, one_line)
+
+
+def is_blank(text: bytes) -> bool:
+    """Whether there is nothing in the text. A long one has something, if only too many blanks."""
+    return len(text) <= AT_ONCE_BYTES and not text.strip()
 
 
 def is_long(text: bytes, events: Sized) -> bool:

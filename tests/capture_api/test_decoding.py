@@ -89,6 +89,8 @@ def test_wrappings_are_undone(
         (JSON, "compression=lz64", 400, "bad_lz64"),
         (b'{"event":"\xff"}', "", 400, "not_utf8"),
         (b'{"event":"a","properties":{"x":"\xed\xa0\x80"}}', "", 400, "not_utf8"),
+        (base64.b64encode('{"event":"é"}'.encode("latin-1") * 3), "", 400, "not_utf8"),
+        (base64.b64encode(JSON.decode().encode("utf-16")), "", 400, "not_utf8"),
         (gzip.compress(b" " * (LIMIT + 1), mtime=0), "", 413, "too_large"),
         (gzip.compress(b" " * LIMIT, mtime=0) + gzip.compress(b" ", mtime=0), "", 413, "too_large"),
     ],
@@ -98,6 +100,21 @@ def test_what_cannot_be_undone_is_refused(body: bytes, query: str, status: int, 
     with pytest.raises(Refused) as caught:
         decode(body, query)
     assert (caught.value.status, caught.value.code) == (status, code)
+
+
+@pytest.mark.parametrize("path", ["/e", "/batch"])
+@pytest.mark.parametrize("word", [b"null", b"true", b"1234", b"1e10", b"None", b"Infinity"])
+def test_a_word_is_no_base64(word: bytes, path: str) -> None:
+    """What has four letters stays as it is unless base64 of it is text, however it is packed."""
+    packed = {
+        "plain": (word, {}),
+        "gzip": (gzip.compress(word), {}),
+        "form": (b"data=" + word, FORM),
+        "gzip in base64": (base64.b64encode(gzip.compress(word)), {}),
+        "base64": (base64.b64encode(word), {}),
+    }
+    for how, (body, headers) in packed.items():
+        assert decode(body, "", path, headers) == word, how
 
 
 def test_content_of_exactly_the_limit_is_taken() -> None:

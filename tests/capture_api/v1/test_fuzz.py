@@ -6,6 +6,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -152,6 +153,18 @@ PACKERS = [
     ("br", brotli.compress),
     ("zstd", zstandard.compress),
 ]
+
+
+@pytest.mark.parametrize(("encoding", "pack"), PACKERS, ids=[name for name, _ in PACKERS])
+def test_what_holds_no_event_is_told_what_it_is(encoding: str, pack: Callable[..., bytes]) -> None:
+    """However it is packed."""
+    for text, got in ((b"null", "null"), (b"1234", "int"), (b'""', "str"), (b"[]", "array")):
+        answer = serve(pack(text), encoding)
+        assert answer["error"] == "request_parsing_error"
+        assert f"Expected `object`, got `{got}`" in answer["error_description"]
+    for nothing in (b"", b" \n"):
+        assert serve(pack(nothing), encoding)["error"] == "empty_body"
+
 
 header_values = st.binary(max_size=80).map(lambda value: value.strip())
 

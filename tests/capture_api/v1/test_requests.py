@@ -144,6 +144,10 @@ def test_the_scheme_has_no_case_and_the_token_no_blanks(
 
 BODY_FAULTS: list[tuple[bytes, int, str]] = [
     (b"", 400, "empty_body"),
+    (b" \n", 400, "empty_body"),
+    (b"null", 400, "request_parsing_error"),
+    (b"1234", 400, "request_parsing_error"),
+    (b'"null"', 400, "request_parsing_error"),
     (b"nonsense", 400, "request_parsing_error"),
     (b"[]", 400, "request_parsing_error"),
     (b"{}", 400, "request_parsing_error"),

@@ -224,6 +224,36 @@ def test_a_good_request_is_taken(edge: Edge) -> None:
         assert (status, len(records)) == (200, len(body) if isinstance(body, list) else 1)
 
 
+GOT = "failed to hydrate events from request: Expected `object`, got"
+NOTHING = "request missing data payload: "
+REASONS = {
+    b"null": ("bad_shape", f"{GOT} `null`"),
+    b"true": ("bad_shape", f"{GOT} `bool`"),
+    b"1234": ("bad_shape", f"{GOT} `int`"),
+    b"-1.5e3": ("bad_shape", f"{GOT} `float`"),
+    b'"null"': ("bad_shape", f"{GOT} `str`"),
+    b"[null]": ("bad_shape", f"{GOT} `null` - at `$[0]`"),
+    b"[]": ("no_events", "request holds no event"),
+    b'{"batch": []}': ("no_events", "request holds no event"),
+    b"None": ("bad_json", "failed to parse the request: JSON is malformed"),
+    b" \n": ("empty_payload", NOTHING),
+    b"": ("empty_payload", NOTHING),
+}
+
+
+@pytest.mark.parametrize("path", ["/batch/", "/e/"])
+@pytest.mark.parametrize("text", REASONS, ids=repr)
+def test_what_holds_no_event_is_told_what_it_is(edge: Edge, text: bytes, path: str) -> None:
+    """However it is wrapped: four letters are not taken for base64 of something odd."""
+    wrapped = {"plain": text, "gzip": gzip.compress(text), "base64": in_base64(text)}
+    for how, body in wrapped.items():
+        status, answer, records = edge.answer(body, path)
+        told = json.loads(answer)
+        code, reason = REASONS[text]
+        assert (status, told["code"], records) == (400, code, []), how
+        assert told["detail"].startswith(reason), how
+
+
 BOMB = gzip.compress(b" " * (20 * LIMIT), 1)
 AS_FORM = ((b"content-type", FORM.encode()),)
 
