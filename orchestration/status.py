@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from assets.pipeline.batch import Batch
 from assets.pipeline.circuit import trouble_now
 from assets.pipeline.errors import KafkaAway
-from assets.pipeline.topic import topics_of
+from assets.pipeline.topic import LOOK_PATIENCE_S, topics_of
 from local_stack.processes import Record, died, running
 from orchestration.ledger.attempts import Attempt, last_failures
 from orchestration.ledger.audits import AuditSummary, audit_summary
@@ -25,9 +25,6 @@ from orchestration.settings import Settings
 from orchestration.standing import Completeness, Standing, stand
 
 FAILURES_TOLD = 5
-
-_KAFKA_PATIENCE_S = 2.5
-"""How long Kafka is waited for: somebody looks, most often because something is away."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def look(settings: Settings, ledger: Engine, trouble: str = "") -> Status:
     standing: Standing | None = None
     kafka = settings.bootstrap_servers
     try:
-        topics = topics_of(settings.kafka_client, settings.topics_by_urgency, _KAFKA_PATIENCE_S)
+        topics = topics_of(settings.kafka_client, settings.topics_by_urgency, LOOK_PATIENCE_S)
         standing = stand(topics.values(), ledger, settings.kafka_client)
     except KafkaAway as error:
         kafka = str(error)

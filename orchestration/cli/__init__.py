@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import SQLAlchemyError
 
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, TopicMissing
 from local_stack.errors import StackError
 from local_stack.kafka.errors import LocalKafkaError
 from local_stack.kafka.topics import KafkaNotReady, TopicMismatch
@@ -118,6 +118,11 @@ def main() -> None:
 
 
 def _in_one_line(error: Exception) -> str:
+    if isinstance(error, TopicMissing):
+        return (
+            f"{error}: create it (`tidemark up` does so on the local stack), or name another in "
+            "TIDEMARK_TOPIC"
+        )
     if isinstance(error, KafkaException):
         return f"Kafka: {error.args[0].str()}; see TIDEMARK_KAFKA_BOOTSTRAP_SERVERS and …_OPTIONS"
     if isinstance(error, SQLAlchemyError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 
 from assets.pipeline.batch import State
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, KafkaAway
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.tell_standing import tell_standing
@@ -47,7 +47,8 @@ def batch(batch_id: str | None, as_json: bool) -> None:
     staged = stage_batches(worker, held, loads_early=True)
     load_batches(worker, held)
     done = load_dead_letters(worker, held)
-    tell_standing(worker)
+    if not any(isinstance(one, KafkaAway) for one in held):  # it would be waited for once more
+        tell_standing(worker)
     if as_json:
         print(
             json.dumps(

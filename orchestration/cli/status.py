@@ -147,6 +147,8 @@ def text(seen: Status) -> str:
         lines.append(f"service   {record.name} (pid {record.pid})")
     for record in seen.died:
         lines.append(f"service   {record.name} died (log: {record.log})")
+    if seen.died:
+        lines += labelled("", "`tidemark down`, then `tidemark up` mends it")
     lines += labelled("kafka", seen.kafka)
     lines += _complete_lines(seen)
     if seen.standing is not None:

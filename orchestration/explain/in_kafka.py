@@ -21,7 +21,7 @@ from assets.pipeline.batch import Range
 from assets.pipeline.errors import BatchError, KafkaAway, TopicMissing
 from assets.pipeline.plan import see_watermark, share_out
 from assets.pipeline.read import read_ranges
-from assets.pipeline.topic import Topic, midnight_ms, topics_of
+from assets.pipeline.topic import LOOK_PATIENCE_S, Topic, midnight_ms, topics_of
 from orchestration.explain.in_lake import mentions
 from orchestration.explain.record import Place, Record, Search, Verdict, with_head
 from orchestration.explain.wanted import Wanted
@@ -52,7 +52,8 @@ def search_kafka(
     """The wanted records that no batch has staged; with `staged_too`, those that one has."""
     found: list[Found] = []
     try:
-        for topic in topics_of(settings.kafka_client, settings.topics_by_urgency).values():
+        topics = topics_of(settings.kafka_client, settings.topics_by_urgency, LOOK_PATIENCE_S)
+        for topic in topics.values():
             try:
                 found += _search_topic(settings, ledger, topic, wanted, search, staged_too)
             except TopicMissing:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from assets.pipeline.errors import TopicMissing
 from local_stack.processes import Record, Service, died, recorded, running, start, stop_all
 from orchestration.cli import _in_one_line
 from tests.conftest import unused_port
@@ -109,6 +110,7 @@ def test_a_batch_without_kafka_fails_in_one_line(tidemark: Run) -> None:
     assert failed.returncode == 1
     assert "Kafka did not answer" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert "did not answer" not in failed.stdout  # it was asked once
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,7 @@ def test_a_setting_that_is_misspelt_is_told(tidemark: Run, tmp_path: Path) -> No
             "let this user write its folder",
         ),
         (OperationalError("", {}, Exception("odd\nlines")), "(odd); see TIDEMARK_LEDGER_URL"),
+        (TopicMissing("Kafka at a:1 has no topic b"), "no topic b: create it (`tidemark up` does"),
     ],
 )
 def test_a_full_disk_and_a_folder_of_others_are_told_with_what_to_do(
@@ -267,7 +270,9 @@ def test_a_service_that_died_is_told(tidemark: Run, tmp_path: Path) -> None:
         seen = json.loads(tidemark("status", "--json", **away).stdout)
         assert list(seen["services"]) == ["capture"]
         assert seen["died"] == [{"service": "kafka", "log": dead.log}]
-        assert f"kafka died (log: {dead.log})" in tidemark("status", **away).stdout
+        told = tidemark("status", **away).stdout
+        assert f"kafka died (log: {dead.log})" in told
+        assert "`tidemark down`, then `tidemark up` mends it" in told
         for how in ((), ("--detach",)):
             refused = tidemark("up", *how)
             assert refused.returncode == 1
