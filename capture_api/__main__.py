@@ -51,7 +51,11 @@ def main() -> int:
         if found.trouble:
             print(f"capture_api: {found.trouble}", file=sys.stderr)
         if (problem := _scripts_problem(settings)) is not None:
-            print(f"capture_api: TIDEMARK_CAPTURE_SCRIPTS_DIR: {problem}", file=sys.stderr)
+            print(
+                f"capture_api: TIDEMARK_CAPTURE_SCRIPTS_DIR: {problem}; name the dist folder of "
+                "posthog-js (npm pack posthog-js)",
+                file=sys.stderr,
+            )
             return 1
         if (problem := _spool_problem(settings)) is not None:
             print(f"capture_api: TIDEMARK_CAPTURE_SPOOL_DIR: {problem}", file=sys.stderr)

@@ -27,7 +27,7 @@ from assets.pipeline.codes import Remedy, kafka_remedy
 from assets.pipeline.errors import KafkaAway, KafkaRefusesUs, TopicMissing
 
 _METADATA_TIMEOUT_S = 10.0
-LOOK_PATIENCE_S = 2.5
+LOOK_PATIENCE_S = 2.0
 """How long an answer is waited for by who only looks: most often because something is away."""
 _EPOCH = date(1970, 1, 1)
 _CLOCKS_DIFFER = timedelta(days=400)

@@ -33,7 +33,7 @@ def start_fails(home: Path, **environment: str) -> str:
         ("TIDEMARK_CAPTURE_LINGER_MS", "6000", "linger.ms"),
         ("TIDEMARK_CAPTURE_LINGER_MS", "-1", "TIDEMARK_CAPTURE_LINGER_MS"),
         ("TIDEMARK_CAPTURE_SPOOL_DIR", "/proc/nowhere", "TIDEMARK_CAPTURE_SPOOL_DIR"),
-        ("TIDEMARK_CAPTURE_SCRIPTS_DIR", "/proc", "TIDEMARK_CAPTURE_SCRIPTS_DIR"),
+        ("TIDEMARK_CAPTURE_SCRIPTS_DIR", "/proc", "array.js'; name the dist folder of posthog-js"),
         ("TIDEMARK_CAPTURE_REDIS_URL", "nonsense", "redis://HOST:PORT"),
         ("TIDEMARK_CAPTURE_TRUSTED_PROXIES", "nonsense", "TIDEMARK_CAPTURE_TRUSTED_PROXIES"),
         ("TIDEMARK_CAPTURE_RATE_LIMITS", "maybe", "'enforce', 'dry_run' or 'off'"),
