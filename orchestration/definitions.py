@@ -23,7 +23,7 @@ from assets.replayed_events import replayed_events
 from assets.staged_events import staged_events
 from orchestration.alarms.sensor import alarm_sensor
 from orchestration.cadence_triggers import cadence_triggers
-from orchestration.import_job import import_job
+from orchestration.import_job import discard_job, import_job
 from orchestration.jobs import checks_schedule, micro_batch
 from orchestration.redrive_job import redrive_job
 from orchestration.resources import pipeline_resource
@@ -51,7 +51,7 @@ def definitions(settings: Settings, trouble: str = "") -> dg.Definitions:
             housekeeping(settings),
         ],
         asset_checks=[audit_checks(settings)],
-        jobs=[job, redrive_job(settings), import_job(settings)],
+        jobs=[job, redrive_job(settings), import_job(settings), discard_job(settings)],
         schedules=[
             *(t for t in triggers if isinstance(t, dg.ScheduleDefinition)),
             checks_schedule(settings),

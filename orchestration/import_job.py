@@ -1,9 +1,9 @@
-"""The job `import_files`: exported files into `events`, from the UI's launchpad.
+"""The jobs `import_files` and `discard_import`: exported files into `events`, from the launchpad.
 
 Its configuration is what `tidemark import` takes; the files have to be where the run is. A run
 that is terminated, or fails, is launched again with the same configuration: it goes on from where
 it stood. What it had loaded by then is told as it ends; a run that was killed leaves that to the
-next one for the same file.
+next one for the same file. A wrong file, of which nothing is loaded, is thrown away by its name.
 """
 
 import datetime
@@ -13,12 +13,13 @@ from pydantic import Field
 
 from assets.metadata import loaded_metadata
 from assets.pipeline.batch import State
+from assets.pipeline.discard import discard_import
 from assets.pipeline.import_file import ImportFile
 from assets.pipeline.imports import import_file
 from assets.pipeline.worker import Worker
 from assets.report import not_told, told_failures
 from assets.waiting_dates import keep_red
-from orchestration.cli.imports import document, text
+from orchestration.cli.imports import discarded_text, document, text
 from orchestration.ledger.batches import batches_in, waiting_for_a_person
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.errors import LedgerRefused
@@ -85,6 +86,53 @@ def import_job(settings: Settings) -> dg.JobDefinition:
         description=(
             "Import exported files (JSON lines or Parquet) as if their events had come in, while "
             "micro-batches go on. Terminated or failed, it goes on when it is launched again."
+        ),
+    )
+    def job() -> None:
+        op()
+
+    return job
+
+
+class DiscardConfig(dg.Config):
+    """What to throw away."""
+
+    name: str = Field(description="The import, import:…: `tidemark import --list` has the name.")
+
+
+def discard_job(settings: Settings) -> dg.JobDefinition:
+    """The job that throws an import away."""
+
+    @dg.op(
+        name="discard_it",
+        pool=f"import_{settings.topic}",
+        retry_policy=retry_policy(settings),
+        description="See that nothing of the import is loaded, then throw away what is staged.",
+    )
+    def op(
+        context: dg.OpExecutionContext,
+        config: DiscardConfig,
+        pipeline: dg.ResourceParam[Pipeline],
+    ) -> None:
+        with told_failures(context):
+            done = discard_import(pipeline.worker(context), config.name)
+        context.log.info(discarded_text(done))
+        context.add_output_metadata(
+            {
+                "import": done.one.name,
+                "rows": done.rows,
+                "batches": [batch.batch_id for batch in done.batches],
+                "files": [file.path for file in done.files],
+            }
+        )
+
+    @dg.job(
+        name="discard_import",
+        executor_def=dg.in_process_executor,
+        tags={TOPIC_TAG: settings.topic},
+        description=(
+            "Throw away an import of the wrong file, as long as nothing of it is loaded. Refused "
+            "otherwise; the same file can be imported again."
         ),
     )
     def job() -> None:

@@ -45,6 +45,7 @@ _COMPARED_BY_ROWS = 20
 
 _TABLES = (Kind.EVENTS, Kind.DEAD_LETTERS)
 _ONLY_ROWS_SHOW = frozenset({Trouble.ALTERED, Trouble.FILE})
+_STILL = "its records are dead letters still"
 _OF_CONTENT = frozenset(
     {
         Trouble.UNBALANCED,
@@ -275,7 +276,8 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
         "SETTINGS mutations_sync = 2"
     )
     if finding.trouble is Trouble.UNEXPECTED and batch.state is State.SUPERSEDED:
-        return Remedy("delete them: its records are dead letters still", (load_again,))
+        why = "its import was discarded" if batch.is_import and not batch.is_redrive else _STILL
+        return Remedy(f"delete them: {why}", (load_again,))
     if finding.trouble is Trouble.UNEXPECTED:
         return Remedy("a worker that had slept has inserted them: delete them", (delete,))
     if (file := _let_go(batch, finding.kind)) is not None:

@@ -10,6 +10,7 @@ A batch's states, and the stage that moves it on:
        └─▶ failed
 
     gap, suspect, failed ──given up, a redrive only──▶ superseded (others may carry its letters)
+    planned, staged, held, gap, suspect, failed ──discarded, an import only──▶ superseded
 
 `gap`, `held`, `suspect` and `failed` wait for a person, who looks and says `tidemark retry` or
 `tidemark release`; other batches go on. What a crash leaves is the state before it: the next worker
@@ -41,8 +42,8 @@ class State(StrEnum):
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PLANNED: frozenset({State.STAGED, State.HELD, State.GAP, State.FAILED}),
-    State.STAGED: frozenset({State.LOADING}),
+    State.PLANNED: frozenset({State.STAGED, State.HELD, State.GAP, State.FAILED, State.SUPERSEDED}),
+    State.STAGED: frozenset({State.LOADING, State.SUPERSEDED}),
     State.LOADING: frozenset(
         {State.LOADING, State.LOADED, State.PLANNED, State.GAP, State.SUSPECT, State.FAILED}
     ),
@@ -51,7 +52,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     # From where it was found: before it was staged, or when a staged file was missed.
     State.GAP: frozenset({State.PLANNED, State.LOADING, State.FAILED, State.SUPERSEDED}),
     # Released as it is, or staged again: then it may have to be held again.
-    State.HELD: frozenset({State.STAGED, State.HELD}),
+    State.HELD: frozenset({State.STAGED, State.HELD, State.SUPERSEDED}),
     State.SUSPECT: frozenset({State.LOADING, State.SUPERSEDED}),
     # From where it failed: before it was staged, or after.
     State.FAILED: frozenset({State.PLANNED, State.LOADING, State.SUPERSEDED}),

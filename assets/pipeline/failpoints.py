@@ -75,6 +75,12 @@ HOUSEKEEPING_POINTS = (
 )
 """Those of housekeeping."""
 
+DISCARD_POINTS = (
+    "discarded",  # the ledger has thrown an import away, its files are there
+    "discard-deleted",  # they are deleted, the mirror does not know
+)
+"""Those of an import that is thrown away."""
+
 DAGSTER_POINTS = (
     "date-is-red",  # the dates of waiting batches are red, no run says that it has told of them
 )

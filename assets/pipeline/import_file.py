@@ -82,7 +82,7 @@ class ImportFile:
     """A file, local or wherever pyarrow reaches."""
 
     def __init__(self, uri: str, appended_at: int = 0) -> None:
-        """`appended_at` (ms) is what its rows are said to have arrived at."""
+        """`appended_at` (ms) is what its rows are said to have arrived at; 0: not begun yet."""
         shown = public_address(uri)
         self.uri = shown if "://" in uri else str(Path(uri).expanduser().absolute())
         self.appended_at = appended_at
@@ -104,7 +104,7 @@ class ImportFile:
             info = self._filesystem.get_file_info(self._path)
         if info.type != fs.FileType.File:
             what = "is not there" if info.type == fs.FileType.NotFound else "is no file"
-            raise ImportTrouble(f"{self.uri} {what}: what was imported of it stays as it is")
+            raise ImportTrouble(f"{self.uri} {what}{self._stays}")
         return Stamp(int(info.size or 0), info.mtime_ns)
 
     def look_through(
@@ -242,9 +242,14 @@ class ImportFile:
 
     def _changed(self) -> ImportTrouble:
         return ImportTrouble(
-            f"{self.uri} is not the file that was begun any more: somebody has changed it. What "
-            "was imported of it stays; as it is now it is another file, with an import of its own"
+            f"{self.uri} is not the file any more that it was: somebody has changed it"
+            f"{self._stays}. As it is now it is another file, with an import of its own"
         )
+
+    @property
+    def _stays(self) -> str:
+        """What a person may fear for, once there is something: the import was begun."""
+        return "; what is loaded of it stays" if self.appended_at else ""
 
     @contextmanager
     def _troubles(self) -> Iterator[None]:
@@ -252,8 +257,8 @@ class ImportFile:
             yield
         except FileNotFoundError as error:
             raise ImportTrouble(
-                f"{self.uri} is not there any more: what was imported of it stays. Bring it back "
-                "and say the same `tidemark import` again"
+                f"{self.uri} is not there any more{self._stays}. Bring it back and say the same "
+                "`tidemark import` again"
             ) from error
         except _UNREADABLE as error:
             raise ImportTrouble(f"{self.uri} cannot be read: {error}") from error

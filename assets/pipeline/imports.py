@@ -14,6 +14,7 @@ What a crash leaves, and what the same `tidemark import`, said again, does about
     begun, or planned           the same SHA-256 finds the same lane: stages what is planned
     staged, or at its insert    the next micro-batch loads it, or this does: the proof decides
     all is loaded               does nothing, and says so
+    discarded (discard.py)      begins anew: the same file has another lane from then on
     the file is gone, changed   what is loaded stays; the same file at another place goes on, a
                                 changed one is another import
 
@@ -62,7 +63,14 @@ from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import PutAside, Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.connection import now_us
-from orchestration.ledger.imports import CLUSTER, FIRST_ROW, Import, begin_import
+from orchestration.ledger.imports import (
+    CLUSTER,
+    FIRST_ROW,
+    Import,
+    begin_import,
+    import_named,
+    times_discarded,
+)
 from orchestration.ledger.leases import Lease, held_lease, is_held, is_turn_asked_for
 from orchestration.ledger.projects import Project, find_project
 
@@ -158,8 +166,10 @@ def _begun(
     project: Project,
     day: date | None,
 ) -> Import:
-    deployment = worker.settings.topic
-    spelled = f"{deployment}/{project.project_id}/{contents.sha256}"
+    deployment, into = worker.settings.topic, project.project_id
+    spelled = f"{deployment}/{into}/{contents.sha256}"
+    if times := times_discarded(worker.ledger, deployment, into, contents.sha256):
+        spelled += f"/{times}"
     topic_id = hashlib.sha256(spelled.encode()).hexdigest()[:40]
     named = "".join(sign if sign.isprintable() else "_" for sign in file.file_name)
     one = begin_import(
@@ -174,7 +184,7 @@ def _begun(
         sha256=contents.sha256,
         bytes=contents.bytes,
         rows=contents.rows,
-        project_id=project.project_id,
+        project_id=into,
         arrival_date=day or datetime.now(UTC).date(),
     )
     if day not in (None, one.arrival_date):
@@ -230,6 +240,8 @@ def _in_turn(worker: Worker, do: Callable[[Lease], bool]) -> bool:
 
 def _carry_on(worker: Worker, lease: Lease, one: Import, cuts: Sequence[int]) -> bool:
     """Take the next batch through its stages, with what was left of others; False at the end."""
+    if import_named(worker.ledger, one.name).discarded_at is not None:
+        raise BatchError(f"{one.name} was discarded meanwhile: nothing more of it is imported")
     begun = ledger_batches.unfinished_batches(worker.ledger, one.name)
     _load(worker, lease, [each for each in begun if each.state is not State.PLANNED])
     _refuse_waiting(worker, one)

@@ -247,6 +247,8 @@ def _name_files(
     hold = reason_to_hold(
         batch.batch_id, made.staged, settings.hold_over_percent, settings.hold_over_records
     )
+    if hold and batch.is_import:
+        hold += f". If the file is the wrong one: `tidemark import --discard {batch.topic}`"
     ledger_batches.register_staged(
         ledger,
         lease,

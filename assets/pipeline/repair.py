@@ -93,7 +93,9 @@ def mirror_again(worker: Worker, batches: Sequence[Batch]) -> None:
     A micro-batch mirrors what it carries on; here it is about those that none will carry on.
     """
     client, database = worker.clickhouse, worker.settings.clickhouse_database
-    settled = [batch for batch in batches if batch.state in (State.COMMITTED, *WAITING)]
+    settled = [
+        batch for batch in batches if batch.state in (State.COMMITTED, State.SUPERSEDED, *WAITING)
+    ]
     known = mirrored_states(client, database, [batch.batch_id for batch in settled])
     lost = [batch for batch in settled if known.get(batch.batch_id) != batch.state]
     for at in range(0, len(lost), _MIRRORED_AT_ONCE):

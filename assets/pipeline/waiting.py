@@ -30,7 +30,7 @@ from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger import gaps as ledger_gaps
 from orchestration.ledger.attempts import attempts_of, tries_at
-from orchestration.ledger.imports import import_named
+from orchestration.ledger.imports import import_beside
 from orchestration.ledger.keys import KeySwap
 from orchestration.ledger.leases import Lease, held_lease
 
@@ -217,9 +217,7 @@ def give_up_redrive(worker: Worker, batch_id: str) -> Batch:
 def give_up_import(worker: Worker, name: str) -> list[ledger_gaps.Gap]:
     """Let what waits for the file of an import be a gap, which can be decided; gives the gaps."""
     ledger, topic = worker.ledger, worker.settings.topic
-    one = import_named(ledger, name)
-    if one.topic != topic:
-        raise BatchError(f"{name} was imported beside topic {one.topic}: see TIDEMARK_TOPIC")
+    one = import_beside(ledger, topic, name)
     seconds = worker.settings.lease_seconds
     with held_lease(ledger, worker.import_lease_name, seconds), worker.lease() as lease:
         planned = [

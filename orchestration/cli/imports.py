@@ -1,4 +1,4 @@
-"""`tidemark import`: exported files into `events`, and what was imported so far."""
+"""`tidemark import`: exported files into `events`, what was imported, and what is thrown away."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from assets.pipeline.discard import Discarded, discard_import
 from assets.pipeline.imports import Imported, import_file, standing
 from assets.pipeline.waiting import give_up_import
 from orchestration.cli.arguments import PROJECT
 from orchestration.cli.batch import worker_of
 from orchestration.cli.settings import settings_at_hand
 from orchestration.ledger.imports import all_imports
+from orchestration.times import utc_text
 
 
 @click.command("import")
@@ -29,6 +31,11 @@ from orchestration.ledger.imports import all_imports
 @click.option(
     "--give-up", metavar="NAME", help="The file of this import is gone: let what waits be a gap."
 )
+@click.option(
+    "--discard",
+    metavar="NAME",
+    help="It was the wrong file: throw this import away, of which nothing is loaded.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def import_(
     files: tuple[str, ...],
@@ -36,6 +43,7 @@ def import_(
     day: datetime | None,
     only_list: bool,
     give_up: str | None,
+    discard: str | None,
     as_json: bool,
 ) -> None:
     """Import FILES, PostHog's exports as JSON lines or Parquet, into a project.
@@ -45,9 +53,14 @@ def import_(
     """
     settings = settings_at_hand()
     worker = worker_of(settings, lambda line: click.echo(line, err=as_json))
+    for option, name in (("--give-up", give_up), ("--discard", discard)):
+        others = (files, project, day, only_list, as_json, give_up, discard)
+        if name is not None and sum(map(bool, others)) > 1:
+            raise click.UsageError(f"{option} goes with nothing else")
+    if discard is not None:
+        print(discarded_text(discard_import(worker, discard)))
+        return
     if give_up is not None:
-        if files or project or day or only_list or as_json:
-            raise click.UsageError("--give-up goes with nothing else")
         for gap in give_up_import(worker, give_up):
             print(
                 f"gap {gap.gap_id}, {gap.records:,} rows: `tidemark gaps accept|refuse "
@@ -93,6 +106,7 @@ def document(done: Imported) -> dict[str, Any]:
         "planned": done.rows,
         "done": done.is_done,
         "nothing_to_do": done.is_old,
+        "discarded": one.discarded_at is not None,
         "batches": len(done.batches),
         **vars(done.balance),
     }
@@ -102,11 +116,31 @@ def text(done: Imported) -> str:
     """The same for people."""
     one = done.one
     stands = f"{done.rows:,} of {one.rows:,} rows planned, not all is loaded"
-    if done.is_old:
+    if one.discarded_at is not None:
+        stands = f"discarded by {one.discarded_by}, {utc_text(one.discarded_at)}"
+    elif not one.rows:
+        stands = "the file is empty, nothing to do"
+    elif done.is_old:
         stands = "imported before, nothing to do"
     elif done.is_done:
         stands = "imported"
     return (
         f"import {one.import_id}, {one.uri}: {stands}; {len(done.batches):,} batches of "
         f"{one.arrival_date} as {one.name}; {done.balance}"
+    )
+
+
+def discarded_text(done: Discarded) -> str:
+    """What was thrown away, for people."""
+    one = done.one
+    if done.is_old:
+        assert one.discarded_at is not None
+        when = f"{utc_text(one.discarded_at)}, by {one.discarded_by}"
+        return f"import {one.import_id}, {one.uri}: was discarded {when}; what was left is deleted"
+    size = sum(file.bytes for file in done.files)
+    return (
+        f"import {one.import_id}, {one.uri}: discarded; {done.rows:,} of {one.rows:,} rows were "
+        f"planned, in {len(done.batches):,} batches; {len(done.files):,} staged files "
+        f"({size:,} bytes) are deleted. Nothing of it was loaded; imported again, it is another "
+        "import"
     )

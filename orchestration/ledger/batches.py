@@ -213,8 +213,13 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
 def give_up(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
     """Forget what was staged of a redrive: its letters are free for another one."""
     with ledger.begin() as connection:
-        move(connection, lease, batch_id, State.SUPERSEDED, staged_at=None, note=note)
-        _forget_staged(connection, batch_id)
+        supersede(connection, lease, batch_id, note)
+
+
+def supersede(connection: Connection, lease: Lease, batch_id: str, note: str) -> None:
+    """Let go of a batch for good, of which nothing is loaded, in the caller's transaction."""
+    move(connection, lease, batch_id, State.SUPERSEDED, staged_at=None, note=note)
+    _forget_staged(connection, batch_id)
 
 
 def _forget_staged(connection: Connection, batch_id: str) -> None:
@@ -370,11 +375,7 @@ def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: Sta
     """Move a batch that waited for a person back to the workers, who try it without a wait."""
     with ledger.begin() as connection:
         connection.execute(delete(backoffs).where(backoffs.c.name.startswith(batch_name(batch_id))))
-        connection.execute(
-            update(gaps)
-            .where(gaps.c.batch_id == batch_id, gaps.c.decision.is_(None))
-            .values(decision="retried", decided_by=getpass.getuser(), decided_at=now_us())
-        )
+        decide_open_gaps(connection, batch_id, "retried")
         move(
             connection,
             lease,
@@ -384,6 +385,15 @@ def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: Sta
             note="",
             retries=batches.c.retries + 1,
         )
+
+
+def decide_open_gaps(connection: Connection, batch_id: str, decision: str) -> None:
+    """Decide a gap of a batch, if there is one, by what is done with the batch."""
+    connection.execute(
+        update(gaps)
+        .where(gaps.c.batch_id == batch_id, gaps.c.decision.is_(None))
+        .values(decision=decision, decided_by=getpass.getuser(), decided_at=now_us())
+    )
 
 
 def load_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:

@@ -2,7 +2,8 @@
 
     found ─┬─ accepted ─▶ planned or loading, the loss counted as `lost` in the balance
            ├─ refused ──▶ failed
-           └─ retried ──▶ planned or loading: it is looked for again
+           ├─ retried ──▶ planned or loading: it is looked for again
+           └─ discarded ▶ superseded: its import was thrown away
 
 Invariant: a gap is decided once, in the transaction that moves its batch, and its row stays as long
 as that. Should the batch meet its gap once more, that is another row.
@@ -53,6 +54,7 @@ class Decision(StrEnum):
     ACCEPTED = "accepted"
     REFUSED = "refused"
     RETRIED = "retried"
+    DISCARDED = "discarded"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Imports in the ledger: each file that was ever imported into a project, by what is in it.
 
     file + project ─▶ topic_id ─▶ one row for ever: name, lines, arrival date, when it was begun
+       └── one that is discarded counts no more: the same file has another topic_id from then on
 
 Invariant: what staging takes from an import (its arrival date, when it was begun, its project) is
 written once, before its first batch is planned, and never changed. How far an import has come
@@ -9,13 +10,17 @@ stands in its lane and its batches, as of any topic.
 
 from __future__ import annotations
 
+import getpass
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, func, insert, select, update
 
+from assets.pipeline.batch import Batch
 from assets.pipeline.errors import BatchError
+from orchestration.ledger.batches import decide_open_gaps, supersede
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import imports
@@ -36,7 +41,8 @@ def lease_of_imports(topic: str) -> str:
 class Import:
     """A file that is imported. `topic` is the deployment's main one, `name` that of its batches.
 
-    `uri` is where it was when it was imported last. Times are µs.
+    `uri` is where it was when it was imported last. Times are µs; `discarded_at` is when a person
+    has thrown it away.
     """
 
     import_id: int
@@ -52,6 +58,8 @@ class Import:
     arrival_date: date
     run_id: str
     begun_at: int
+    discarded_at: int | None = None
+    discarded_by: str | None = None
 
     @property
     def end(self) -> int:
@@ -85,6 +93,45 @@ def import_named(ledger: Engine, name: str) -> Import:
         row = connection.execute(select(imports).where(imports.c.name == name)).one_or_none()
     if row is None:
         raise BatchError(f"the ledger knows no import {name}: see `tidemark import --list`")
+    return Import(**row._mapping)
+
+
+def import_beside(ledger: Engine, topic: str, name: str) -> Import:
+    """The same of a deployment, which is known by its main topic."""
+    one = import_named(ledger, name)
+    if one.topic != topic:
+        raise BatchError(f"{name} was imported beside topic {one.topic}: see TIDEMARK_TOPIC")
+    return one
+
+
+def times_discarded(ledger: Engine, topic: str, project_id: int, sha256: str) -> int:
+    """How often a file was begun to be imported into a project, and thrown away."""
+    columns = imports.c
+    with reading(ledger) as connection:
+        return connection.execute(
+            select(func.count()).where(
+                columns.topic == topic,
+                columns.project_id == project_id,
+                columns.sha256 == sha256,
+                columns.discarded_at.is_not(None),
+            )
+        ).scalar_one()
+
+
+def discard(ledger: Engine, leases: Sequence[Lease], one: Import, of_it: Iterable[Batch]) -> Import:
+    """Throw away an import: all its batches are superseded, and what was staged is forgotten."""
+    with ledger.begin() as connection:
+        for lease in leases:
+            check_fence(connection, lease)
+        for batch in of_it:
+            supersede(connection, leases[-1], batch.batch_id, f"discarded; {batch.note}")
+            decide_open_gaps(connection, batch.batch_id, "discarded")
+        row = connection.execute(
+            update(imports)
+            .where(imports.c.import_id == one.import_id)
+            .values(discarded_at=now_us(), discarded_by=getpass.getuser())
+            .returning(*imports.c)
+        ).one()
     return Import(**row._mapping)
 
 

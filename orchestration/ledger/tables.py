@@ -343,6 +343,8 @@ imports = Table(
     Column("arrival_date", Date, nullable=False),
     Column("run_id", String(64), nullable=False),
     Column("begun_at", BigInteger, nullable=False),
+    Column("discarded_at", BigInteger),  # by a person: nothing of it is loaded, nor will be
+    Column("discarded_by", String(200)),
     Index("imports_by_topic", "topic"),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.pipeline.errors import ImportTrouble
+from assets.pipeline.errors import BatchError, ImportTrouble
 from orchestration.ledger.projects import create_project
 from tests.cli.test_topics import run
 from tests.exports import lines_of, write_lines
@@ -51,6 +51,8 @@ def test_files_are_imported_and_listed(stack: Stack, tmp_path: Path) -> None:
         ((), "give FILES, or --list"),
         (("--list", "x.jsonl"), "--list goes with nothing"),
         (("--give-up", "x", "--json"), "--give-up goes with nothing"),
+        (("--discard", "x", "--json"), "--discard goes with nothing"),
+        (("--discard", "x", "--give-up", "x"), "goes with nothing"),
         (("--project", "1", "--date", "soon", "x.jsonl"), "soon"),
     ],
 )
@@ -66,8 +68,50 @@ def test_a_file_that_is_not_there(stack: Stack, tmp_path: Path) -> None:
     one = write_lines(tmp_path / "one.jsonl", lines_of(range(3)))
     shown = run(stack, "import", "--project", "1", one, str(tmp_path / "two"))
     assert isinstance(shown.exception, ImportTrouble)
-    assert f"{tmp_path / 'two'} is not there" in str(shown.exception)
+    assert str(shown.exception) == f"{tmp_path / 'two'} is not there"
     assert f"{one}: imported" in shown.stdout
+
+
+def test_an_empty_file(stack: Stack, tmp_path: Path) -> None:
+    """It is not said to have been imported."""
+    empty = write_lines(tmp_path / "empty", [])
+    for arguments in ((empty, "--project", "1"), ("--list",)):
+        shown = run(stack, "import", *arguments)
+        assert f"{empty}: the file is empty, nothing to do; 0 batches" in shown.stdout
+    assert stack.batches() == []
+
+
+def test_a_wrong_file_is_thrown_away(
+    new_stack: Callable[..., Stack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status says how; what was thrown away is said and listed, and can be imported again."""
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    stack = new_stack(batch_max_records=5, hold_over_records=1).make_topic()
+    create_project(stack.ledger, "shop")
+    file = write_lines(
+        tmp_path / "persons", [*lines_of([1]), *(b'{"person_id": 1}' for _ in "12345")]
+    )
+    assert isinstance(run(stack, "import", "--project", "1", file).exception, BatchError)
+    [batch] = stack.batches()
+    [waits] = json.loads(run(stack, "status", "--json").stdout)["waiting_for_a_person"]
+    assert f"`tidemark import --discard {batch.topic}`" in waits["note"]
+    shown = run(stack, "import", "--discard", batch.topic)
+    assert f"import 1, {file}: discarded; 5 of 6 rows were planned, in 1 batches" in shown.stdout
+    assert "; 2 staged files (" in shown.stdout
+    assert "import 1, " in run(stack, "import", "--discard", batch.topic).stdout
+    assert "was discarded " in run(stack, "import", "--discard", batch.topic).stdout
+    status = json.loads(run(stack, "status", "--json").stdout)
+    assert (status["batches"], status["waiting_for_a_person"]) == ({"superseded": 1}, [])
+    assert f"{file}: discarded by ada, " in run(stack, "import", "--list").stdout
+    [listed] = json.loads(run(stack, "import", "--list", "--json").stdout)
+    assert (listed["discarded"], listed["done"]) == (True, False)
+    assert json.loads(run(stack, "reconcile", "--all", "--json").stdout)["findings"] == []
+    mended = write_lines(tmp_path / "persons", lines_of(range(7)))
+    done = run(stack, "import", "--project", "1", mended)
+    assert "import 2, " in done.stdout
+    assert "7 offsets = 7 ok" in done.stdout
+    refused = run(stack, "import", "--discard", stack.batches()[-1].topic)
+    assert "is committed; what is loaded stays" in str(refused.exception)
 
 
 def test_an_import_whose_file_is_gone_is_named_and_given_up(

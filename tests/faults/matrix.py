@@ -116,6 +116,7 @@ ROWS = (
     Row("import: loaded, its dead letters are not", "loads, proves and mirrors them", "once"),
     Row("import: paused, others have gone on", "the fence refuses it", "once"),
     Row("import: its file is gone, or changed, half way", "said again, goes on", "told, once"),
+    Row("import: thrown away, its files are not gone yet", "said again, deletes them", "nothing"),
     Row("a rebuild is killed", "the next one goes on from what it finds proved", "once"),
     Row("a paused rebuild wakes", "the fences refuse it; another has done its work", "once"),
     Row("a rebuild's swap arrives late", "what it was to move is dropped: refused", "once"),

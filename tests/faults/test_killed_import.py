@@ -14,9 +14,12 @@ import pytest
 
 from assets.pipeline.audit import balance_of, reprove, unbalanced, untiled
 from assets.pipeline.batch import Balance, Kind, State
+from assets.pipeline.discard import discard_import
 from assets.pipeline.errors import ImportTrouble
-from assets.pipeline.failpoints import POINTS, VARIABLE
+from assets.pipeline.failpoints import DISCARD_POINTS, POINTS, VARIABLE
 from assets.pipeline.imports import import_file
+from assets.pipeline.mirror import mirrored_states
+from orchestration.ledger.batches import set_state
 from orchestration.ledger.imports import all_imports
 from orchestration.ledger.projects import create_project
 from tests.exports import line, lines_of, write_lines
@@ -64,9 +67,13 @@ class Exports:
 
     def start(self, file: str, point: str) -> Forked:
         """`tidemark import`, which kills (or stops) itself at the point."""
-        command = ["-c", "from orchestration.cli import main; main()", "import", "--project", "1"]
+        return self.say(point, "--project", "1", file)
+
+    def say(self, point: str, *arguments: str) -> Forked:
+        """The same with other arguments."""
+        command = ["-c", "from orchestration.cli import main; main()", "import", *arguments]
         settings = self.stack.settings.environment()
-        return Forked([*command, file], {**os.environ, **settings, VARIABLE: point})
+        return Forked(command, {**os.environ, **settings, VARIABLE: point})
 
     def kill_at(self, file: str, point: str) -> None:
         """Let an import die there."""
@@ -180,3 +187,31 @@ def test_the_file_of_a_killed_import_is_not_there_again(exports: Exports, become
     file.write_bytes(content)
     exports.finish(str(file))
     assert len(exports.stack.account_of(loaded.topic).events) == 9
+
+
+@pytest.mark.matrix("import: thrown away, its files are not gone yet")
+def test_a_discard_killed_at_each_point_is_finished(exports: Exports) -> None:
+    """By the same command: nothing of the file is left, and it can be imported."""
+    stack = exports.stack
+    for point in DISCARD_POINTS:
+        file = exports.come()
+        exports.kill_at(file, "before-insert" if point == DISCARD_POINTS[0] else "after-register")
+        batch = stack.batches()[-1]
+        if batch.state is State.LOADING:
+            with stack.worker().lease() as lease:
+                set_state(stack.ledger, lease, batch.batch_id, State.FAILED)
+        discard = exports.say(point, "--discard", batch.topic)
+        assert discard.wait(WORKER_SECONDS) == -signal.SIGKILL
+        left = list(Path(stack.settings.lake).rglob(f"{batch.batch_id}*.parquet"))
+        assert bool(left) == (point == "discarded")
+        stack.run()
+        assert discard_import(stack.worker(), batch.topic).is_old
+        assert not any(path.exists() for path in left)
+        found = mirrored_states(stack.client, stack.database, [batch.batch_id])
+        assert found == {batch.batch_id: State.SUPERSEDED}
+        exports.finish(file)
+        assert stack.account_of(batch.topic).places == Counter()
+    own = [batch for batch in stack.batches() if batch.state is not State.SUPERSEDED]
+    assert balance_of(own) == Balance(ok=18, rejected=4, duplicate=2, absent=2)
+    kinds = (Kind.EVENTS, Kind.DEAD_LETTERS)
+    assert reprove(stack.client, stack.database, stack.batches(), kinds) == []

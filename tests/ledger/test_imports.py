@@ -11,16 +11,19 @@ import pytest
 from sqlalchemy import Engine, update
 
 from assets.pipeline.batch import Batch, Range, State, batch_id
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, LeaseLost
 from orchestration.ledger import batches
 from orchestration.ledger.imports import (
     CLUSTER,
     Import,
     all_imports,
     begin_import,
+    discard,
     import_named,
+    times_discarded,
 )
 from orchestration.ledger.leases import (
+    Lease,
     ask_for_turn,
     have_same_holder,
     held_lease,
@@ -96,6 +99,38 @@ def test_an_import_is_begun_once(ledger: Engine, begin: Callable[..., Import]) -
         import_named(ledger, "import:c")
 
 
+def test_an_import_is_discarded_as_a_whole(ledger: Engine, begin: Callable[..., Import]) -> None:
+    """With all its batches, or, when one cannot be or a lease is lost, not at all."""
+    one, other = begin("a"), begin("b", sha256="b" * 64)
+    of_it = [plan(ledger, one, 1, 11), plan(ledger, one, 11, 21)]
+    become(ledger, of_it[1], State.LOADING)
+    with (
+        held_lease(ledger, "import/events", 60) as own,
+        held_lease(ledger, "topic/events", 60) as lease,
+    ):
+        with pytest.raises(BatchError, match="is loading and cannot become superseded"):
+            discard(ledger, (own, lease), one, of_it)
+        become(ledger, of_it[1], State.HELD)
+        for lost in ((_older(own), lease), (own, _older(lease))):
+            with pytest.raises(LeaseLost):
+                discard(ledger, lost, one, of_it)
+        found = batches.all_batches(ledger, one.name)
+        assert [batch.state for batch in found] == [State.PLANNED, State.HELD]
+        assert import_named(ledger, one.name).discarded_at is None
+        gone = discard(ledger, (own, lease), one, of_it)
+    assert gone == import_named(ledger, one.name)
+    assert (gone.discarded_at or 0) > one.begun_at
+    found = batches.all_batches(ledger, one.name)
+    assert {batch.state for batch in found} == {State.SUPERSEDED}
+    assert times_discarded(ledger, "events", 1, one.sha256) == 1
+    for topic, project, sha256 in (
+        ("other", 1, one.sha256),
+        ("events", 2, one.sha256),
+        ("events", 1, other.sha256),
+    ):
+        assert times_discarded(ledger, topic, project, sha256) == 0
+
+
 def test_batches_of_imports_are_those_of_their_deployment(
     ledger: Engine, begin: Callable[..., Import]
 ) -> None:
@@ -160,6 +195,10 @@ def test_an_import_is_known_by_both_its_leases(ledger: Engine) -> None:
         connection.execute(update(leases).values(expires_at=1))
     assert not have_same_holder(ledger, *names)
     assert not is_held(ledger, "topic/a")
+
+
+def _older(lease: Lease) -> Lease:
+    return replace(lease, fence=lease.fence - 1)
 
 
 def _give_away(ledger: Engine, name: str, holder: str) -> None:

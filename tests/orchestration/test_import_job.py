@@ -58,6 +58,38 @@ def test_files_are_imported_and_told(
     assert len(stack.batches()) == 3
 
 
+def test_a_wrong_file_is_thrown_away(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """By its name; once something is loaded the run fails with a sentence, and is not retried."""
+    stack = new_stack(batch_max_records=5, hold_over_records=1).make_topics()
+    create_project(stack.ledger, "shop")
+    file = write_lines(tmp_path / "wrong", [b"{}"] * 6)
+    assert not _run(stack, instance, files=[file], project="1").success
+    [held] = stack.batches()
+    result = _discard(stack, instance, held.topic)
+    assert result.success
+    [output] = [event for event in result.all_events if event.is_successful_output]
+    told = output.step_output_data.metadata
+    assert told["import"].value == held.topic
+    assert told["rows"].value == 5
+    assert [batch.state for batch in stack.batches()] == [State.SUPERSEDED]
+    file = write_lines(tmp_path / "wrong", lines_of(range(3)))
+    assert _run(stack, instance, files=[file], project="1").success
+    result = _discard(stack, instance, stack.batches()[-1].topic)
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "what is loaded stays" in str(failure.step_failure_data.user_failure_data)
+
+
+def _discard(stack: Stack, instance: dg.DagsterInstance, name: str) -> ExecuteInProcessResult:
+    job = definitions(stack.settings).resolve_job_def("discard_import")
+    return job.execute_in_process(
+        run_config={"ops": {"discard_it": {"config": {"name": name}}}},
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
 def told_of(instance: dg.DagsterInstance) -> list[Any]:
     """The batches that materializations of `events` tell of."""
     records = instance.fetch_materializations(dg.AssetKey("events"), limit=9).records

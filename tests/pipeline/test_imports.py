@@ -6,16 +6,15 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from assets.pipeline import exported_lines
-from assets.pipeline.audit import balance_of, reprove, unbalanced, untiled
-from assets.pipeline.batch import Balance, Kind, State
+from assets.pipeline.audit import balance_of
+from assets.pipeline.batch import Balance, State
 from assets.pipeline.errors import (
     BatchError,
     ImportTrouble,
@@ -23,7 +22,7 @@ from assets.pipeline.errors import (
     LedgerBehind,
     StagedFileDamaged,
 )
-from assets.pipeline.imports import Imported, import_file
+from assets.pipeline.imports import import_file
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.rebuild import rebuild
 from assets.pipeline.rebuild_preview import preview as look_at_rebuild
@@ -45,64 +44,10 @@ from orchestration.ledger.projects import create_project, revoke_project
 from orchestration.ledger.redrives import Outcome
 from orchestration.reconcile import everything, reconcile
 from orchestration.settings import Settings
-from tests.exports import line, lines_of, write_lines, write_parquet
+from tests.exports import line, lines_of, write_parquet
+from tests.imports import LONG_AGO, TODAY, Scene
 from tests.records import uuid_of, value_of
 from tests.stack import Stack
-
-NewStack = Callable[..., Stack]
-
-TODAY = datetime.now(UTC).date()
-LONG_AGO = date(2024, 2, 29)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A stack with a project, and a folder for files."""
-
-    stack: Stack
-    folder: Path
-
-    def lines(self, name: str, *lines: bytes, compression: str | None = None) -> str:
-        """A file of lines; gives its path."""
-        return write_lines(self.folder / name, lines, compression)
-
-    def take(self, uri: str, day: date | None = None, project: str = "1") -> Imported:
-        """Import a file."""
-        return import_file(self.stack.worker("importer"), uri, project, day)
-
-    def rows(self, columns: str = "_topic, _offset, uuid") -> list[Any]:
-        """What `events` has of imports, by line."""
-        return self.stack.rows(
-            f"SELECT {columns} FROM {{database}}.events WHERE _topic LIKE 'import:%' "
-            "ORDER BY _topic, _offset"
-        )
-
-    def prove(self) -> None:
-        """The audit finds nothing."""
-        found = self.stack.batches()
-        kinds = (Kind.EVENTS, Kind.DEAD_LETTERS)
-        findings = unbalanced(found) + untiled(found)
-        findings += reprove(self.stack.client, self.stack.database, found, kinds)
-        assert findings == []
-
-
-@pytest.fixture
-def new_scene(new_stack: NewStack, tmp_path: Path) -> Callable[..., Scene]:
-    """Makes scenes with project 1."""
-
-    def make(**values: object) -> Scene:
-        stack = new_stack(**values).make_topics()
-        create_project(stack.ledger, "shop")
-        return Scene(stack, tmp_path)
-
-    return make
-
-
-@pytest.fixture
-def scene(new_scene: Callable[..., Scene]) -> Scene:
-    """One whose batches have ten rows."""
-    return new_scene(batch_max_records=10)
-
 
 MIXED = [
     *lines_of(range(20)),
