@@ -22,7 +22,7 @@ from capture_api.wire.numbers import TOO_MANY_SUSPECTS, out_of_range
 from capture_api.wire.payload import ABSENT, BLANK, MAX_EVENTS, bad_number, is_blank, leniently
 from capture_api.wire.pieces import holds
 from capture_api.wire.skeleton import skeleton
-from capture_api.wire.utf8 import check_utf8
+from capture_api.wire.utf8 import HINT, check_utf8
 
 _NO_PROPERTIES = Raw(b"{}")
 _SHOWN_CHARACTERS = 100
@@ -71,7 +71,12 @@ def parse_batch(text: bytes) -> Batch:
     """The batch of JSON text. Refuses (400, 413) what is none, is empty or has no created_at."""
     try:
         batch = _decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise bad_request(
+            f"failed to parse the request: it is not valid UTF-8 (byte {error.start}); {HINT}",
+            "request_parsing_error",
+        ) from None
+    except msgspec.DecodeError as error:
         if is_blank(text):
             raise bad_request(f"the request has no body: {BLANK}", "empty_body") from None
         raise bad_request(

@@ -23,7 +23,7 @@ from capture_api.turns import AT_ONCE_BYTES, pause
 from capture_api.wire.lz64 import decode_lz64
 from capture_api.wire.pieces import joined
 from capture_api.wire.query import Query, known_compression
-from capture_api.wire.utf8 import check_utf8
+from capture_api.wire.utf8 import HINT, check_utf8
 
 LEGACY_PATHS = frozenset({"/e", "/i/v0/e", "/capture", "/track", "/engage", "/flags"})
 """Paths whose decoded text may be base64 once more: those that clients send old forms to.
@@ -244,9 +244,7 @@ def _in_utf8(text: bytes, before: bytes) -> bytes:
             return before
         undone = " once its base64 is undone" if text is not before else ""
         raise bad_request(
-            f"the payload is not valid UTF-8{undone} (byte {error.start}); if it is compressed, "
-            "say so in the Content-Encoding header",
-            "not_utf8",
+            f"the payload is not valid UTF-8{undone} (byte {error.start}); {HINT}", "not_utf8"
         ) from None
     return text
 

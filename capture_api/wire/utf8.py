@@ -8,6 +8,10 @@ _LONGEST = 4
 """Bytes of a character."""
 
 
+HINT = "if it is compressed, say so in the Content-Encoding header"
+"""What is mostly behind bytes that are no UTF-8."""
+
+
 def check_utf8(text: bytes) -> None:
     """Raises the UnicodeDecodeError that decoding the text would."""
     if text.isascii():

@@ -162,6 +162,8 @@ def test_what_holds_no_event_is_told_what_it_is(encoding: str, pack: Callable[..
         answer = serve(pack(text), encoding)
         assert answer["error"] == "request_parsing_error"
         assert f"Expected `object`, got `{got}`" in answer["error_description"]
+    answer = serve(pack(gzip.compress(b"{}")), encoding)
+    assert "is not valid UTF-8 (byte 1); if it is compressed" in answer["error_description"]
     for nothing in (b"", b" \n"):
         assert serve(pack(nothing), encoding)["error"] == "empty_body"
 
