@@ -26,6 +26,9 @@ INPUT_BYTES = 1 << 20
 OUTPUT_BYTES = 20 << 20
 """Most that comes out of it; in UTF-16 it takes twice as much for a while."""
 
+_DIGITS_OF_NOTHING = 4
+"""What an empty text may take. More that begin with the code of the end are something else."""
+
 _NEW_UNIT, _END = 1, 2  # codes that are not phrases; 0 is a new byte, 3 the first phrase
 _READ_BYTES = 8
 _CODES_AT_ONCE = 4096
@@ -49,6 +52,8 @@ def decode_lz64(text: bytes, limit: int) -> bytes:
         raise _damaged("its content is not valid UTF-16") from None
     if len(content) > limit:
         raise _over(limit)
+    if not content and len(digits) > _DIGITS_OF_NOTHING:
+        raise _damaged("it ends at its beginning; is it base64 of something else?")
     return content
 
 

@@ -77,6 +77,14 @@ def test_garbage_is_refused(packed: bytes) -> None:
     assert (caught.value.status, caught.value.code) == (400, "bad_lz64")
 
 
+def test_other_base64_is_told_so() -> None:
+    """Base64 of JSON begins with what ends lz64; it is not taken for an empty text."""
+    for other in ("eyJhIjoxfQ==", "W3siZXZlbnQiOiJlIn1d", "H4sIAAAAAAAAA4uOBQApu0wNAgAAAA=="):
+        with pytest.raises(Refused) as caught:
+            decode_lz64(other.encode(), LIMIT)
+        assert caught.value.code == "bad_lz64"
+
+
 def test_a_stream_cut_short_is_refused() -> None:
     """What was cut off is not made up for."""
     packed = compress_to_base64(json.dumps(list(range(40)))).rstrip("=").encode()
