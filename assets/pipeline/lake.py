@@ -6,8 +6,17 @@
     keys/arrival_date=2026-11-23/…                           the index that finds duplicates
     remade/…, replaced/…   files made anew and not in use yet; files whose place such ones took
 
-A local file is written under a name of its own, synced, and renamed; an object store shows an
-object only when it is complete. Either way a crash leaves no file of the final name, or all of it.
+A local file is written under a name of its own, synced, and renamed. For an object store, which
+cannot rename, it is written into a file without a name on this machine, and sent when it is whole:
+the store shows an object only when all of it has come. Either way a crash leaves no file of the
+final name, or all of it.
+
+    written to a file without a name ─▶ sent in parts ─▶ completed: there, whole
+        a crash: nothing is there          a crash: parts that nobody sees, for the bucket's
+                                           lifecycle rule to remove (docs/object-store.md)
+
+Where a file is stands in the ledger: no listing of a folder is asked what there is. The one that
+is made (`there`) only saves deleting what is gone already.
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
@@ -26,9 +36,16 @@ from pyarrow import fs
 
 from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.object_store import filesystem_in_s3, told
 from orchestration.addresses import public_address
+from orchestration.s3_address import is_s3, s3_address
 
 _HASH_CHUNK_BYTES = 1 << 20
+_ASK_BYTES = 8 << 20
+"""What a store is asked for at once by who reads a file from end to end: each asking takes time."""
+_SEND_BYTES = 8 << 20
+_SENT_AT_ONCE = 4
+"""Pieces that wait in memory, while a file is sent."""
 _PARTIAL_SUFFIX = ".partial"
 
 
@@ -69,10 +86,13 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
+        if is_s3(uri):
+            address = s3_address(uri, os.environ)
+            return filesystem_in_s3(address), address.full_path
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         shown = public_address(uri)
-        reason = str(error).partition("\n")[0].replace(uri, shown)
+        reason = told(error).replace(uri, shown)
         raise LakeTrouble(f"{shown} is no place that can be reached: {reason}") from None
     return filesystem, path
 
@@ -99,15 +119,10 @@ class Lake:
     def create(self, path: str) -> Iterator[HashingWriter]:
         """Write a file, which appears under its name when the with-block ends well."""
         if not self.is_local:
-            with named_errors("writing", path):
-                try:
-                    with self.filesystem.open_output_stream(self.full_path(path)) as sink:
-                        yield HashingWriter(sink)
-                except BaseException:
-                    # Leaving the stream has completed the object, cut off as it is.
-                    with suppress(OSError):
-                        self.filesystem.delete_file(self.full_path(path))
-                    raise
+            with named_errors("writing", path), tempfile.TemporaryFile() as whole:
+                yield HashingWriter(whole)
+                self._send(whole, path)
+            failpoint("half-published")
             return
         target = Path(self.full_path(path))
         with named_errors("writing", path):
@@ -126,6 +141,20 @@ class Lake:
         finally:
             partial.unlink(missing_ok=True)
 
+    def _send(self, whole: IO[bytes], path: str) -> None:
+        whole.seek(0)
+        try:
+            with self.filesystem.open_output_stream(self.full_path(path)) as sink:
+                while piece := whole.read(_SEND_BYTES):
+                    sink.write(piece)
+                    if whole.tell() % (_SEND_BYTES * _SENT_AT_ONCE) == 0:
+                        sink.flush()
+        except BaseException:
+            # Who is interrupted leaves the stream, which completes the object, cut off as it is.
+            with suppress(OSError):
+                self.filesystem.delete_file(self.full_path(path))
+            raise
+
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """Read a file as a stream. Raises StagedFileDamaged when it is not there.
@@ -134,18 +163,33 @@ class Lake:
         """
         with named_errors("reading", path):
             try:
-                stream = self.filesystem.open_input_stream(self.full_path(path))
+                stream = self.filesystem.open_input_stream(
+                    self.full_path(path), buffer_size=None if self.is_local else _ASK_BYTES
+                )
             except FileNotFoundError as error:
-                raise StagedFileDamaged(f"{path} is not in the lake {self.uri}") from error
+                raise self._missing(path) from error
             with stream:
                 yield stream
 
     def delete(self, path: str) -> None:
         """Remove a file, if it is there, and what a writer of it that was killed left behind."""
-        with suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.full_path(path))
-        if self.is_local:
-            _delete_abandoned(Path(self.full_path(path)))
+        with named_errors("deleting", path):
+            try:
+                self.filesystem.delete_file(self.full_path(path))
+            except FileNotFoundError:
+                self._missing(path)
+            if self.is_local:
+                _delete_abandoned(Path(self.full_path(path)))
+
+    def _missing(self, path: str) -> StagedFileDamaged:
+        """What to say of a file that is not there. Raises LakeTrouble where no file can be.
+
+        Of a bucket that is not there a store says no more than of a file.
+        """
+        root = self._root.partition("/")[0]
+        if not self.is_local and self.filesystem.get_file_info(root).type == fs.FileType.NotFound:
+            raise LakeTrouble(f"there is no bucket {root}: see TIDEMARK_LAKE_URI and the endpoint")
+        return StagedFileDamaged(f"{path} is not in the lake {self.uri}")
 
     def there(self, paths: Iterable[str]) -> set[str]:
         """Those of many files that are there, or of which a writer that was killed left something.
@@ -179,7 +223,7 @@ class Lake:
                 else:
                     self.filesystem.copy_file(self.full_path(path), self.full_path(to))
             except FileNotFoundError as error:
-                raise StagedFileDamaged(f"{path} is not in the lake {self.uri}") from error
+                raise self._missing(path) from error
 
     def _link(self, path: Path, to: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -219,14 +263,14 @@ def lake_path(kind: str, arrival_date: date, name: str) -> str:
 
 
 @contextmanager
-def named_errors(doing: Literal["reading", "writing"], path: str) -> Iterator[None]:
+def named_errors(doing: Literal["reading", "writing", "deleting"], path: str) -> Iterator[None]:
     """What the lake's filesystem raises, as errors of a batch: without room nothing is written,
     while one file that cannot be read says nothing of others."""
     try:
         yield
     except OSError as error:
         kind = LakeTrouble if doing == "reading" else TransientError
-        raise kind(f"{doing} {path} in the lake failed: {error}") from error
+        raise kind(f"{doing} {path} in the lake failed: {told(error)}") from error
 
 
 def _delete_abandoned(target: Path) -> None:

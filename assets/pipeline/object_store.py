@@ -1,0 +1,78 @@
+"""An S3 store as a filesystem, with an end to every wait; and what its errors mean.
+
+    s3://… ─▶ s3_address ─▶ filesystem_in_s3 ─▶ pyarrow's S3FileSystem
+    an error of it ─▶ told ─▶ one line: what the store says, and what to do about it
+
+A store that says nothing is given up: a connection that is not made within CONNECT_S, or on which
+nothing moves for SILENT_S, has failed, and a request is tried TRIES times in all. So no single
+request takes longer than some half a minute of silence; what moves, however slowly, goes on.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyarrow import fs
+
+from orchestration.s3_address import S3Address
+
+CONNECT_S = 5.0
+SILENT_S = 10.0
+"""Without a byte in either direction. The SDK's own 3 s are less than a busy store may take."""
+TRIES = 3
+
+_AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "REQUEST_TIMEOUT", "HTTP 5")
+
+_HINTS = (
+    ("NO_SUCH_BUCKET", "there is no such bucket at that endpoint: make it, or correct the address"),
+    (
+        "INVALID_ACCESS_KEY_ID",
+        "the store does not know this key: see AWS_ACCESS_KEY_ID, or what stands before the @",
+    ),
+    (
+        "SIGNATURE_DOES_NOT_MATCH",
+        "the secret is not this key's: see AWS_SECRET_ACCESS_KEY, or what stands before the @",
+    ),
+    ("EXPIRED_TOKEN", "the temporary credentials have expired: see AWS_SESSION_TOKEN"),
+    (
+        "ACCESS_DENIED",
+        "the store does not let these credentials do that: docs/object-store.md lists the rights",
+    ),
+    ("NETWORK_CONNECTION", "the store does not answer: see region and endpoint, and the network"),
+)
+
+
+def filesystem_in_s3(address: S3Address) -> fs.FileSystem:
+    """The store. Asks it only for the bucket's region, and only when nobody says that.
+
+    Raises OSError and what Arrow raises.
+    """
+    # Read by the SDK when it is first used: without it a machine that is none of Amazon's, and has
+    # no credentials, would ask the address of Amazon's machines for some, for seconds each time.
+    region = address.region or fs.resolve_s3_region(address.bucket)
+    return fs.S3FileSystem(
+        access_key=address.access_key or None,
+        secret_key=address.secret_key or None,
+        region=region,
+        endpoint_override=address.endpoint or None,
+        scheme=address.scheme,
+        tls_ca_file_path=address.ca_file or None,
+        force_virtual_addressing=address.bucket_in_host,
+        connect_timeout=CONNECT_S,
+        request_timeout=SILENT_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+        allow_delayed_open=True,  # a small file is one request then, and not three
+        background_writes=True,
+    )
+
+
+def told(error: OSError) -> str:
+    """An error of a filesystem in one line, with what to do where that is known."""
+    text = " ".join(str(error).split())
+    hint = next((hint for name, hint in _HINTS if name in text), None)
+    return f"{text}: {hint}" if hint else text
+
+
+def is_away(error: OSError) -> bool:
+    """Whether the store does not answer, or takes nothing: the next request would wait as long."""
+    return any(name in str(error) for name in _AWAY)
