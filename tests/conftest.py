@@ -20,6 +20,7 @@ import pytest
 from local_stack.kafka.topics import wait_until_ready
 from orchestration.settings import Settings
 from tests.faults.matrix import Registry
+from tests.object_store import ObjectStore
 from tests.stack import ClickHouseServer, Stack
 
 BROKER_START_SECONDS = 120.0
@@ -172,6 +173,28 @@ def new_clickhouse(
 def clickhouse(new_clickhouse: Callable[[], ClickHouseServer]) -> str:
     """The address of a local ClickHouse that all tests share."""
     return new_clickhouse().start().address
+
+
+@pytest.fixture(scope="session")
+def new_object_store(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], ObjectStore]]:
+    """Makes S3 stores, not started yet; all are gone at the end."""
+    stores: list[ObjectStore] = []
+
+    def make() -> ObjectStore:
+        stores.append(ObjectStore(tmp_path_factory.mktemp("s3"), unused_port))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.kill()
+
+
+@pytest.fixture(scope="session")
+def object_store(new_object_store: Callable[[], ObjectStore]) -> ObjectStore:
+    """An S3 store with a bucket that all tests share."""
+    return new_object_store().start()
 
 
 @pytest.fixture

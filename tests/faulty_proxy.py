@@ -172,7 +172,7 @@ class FaultyProxy:
         upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         try:
             while True:
-                head, body = await _message(reader)
+                head, body = await _request(reader, writer)
                 exchange = _exchange(head, body)
                 self.exchanges.append(exchange)
                 exchange.fault = self.plan(exchange)
@@ -198,7 +198,7 @@ class FaultyProxy:
                 if exchange.fault is Fault.RESET_DURING:
                     await upstream[1].drain()
                     _reset(writer)
-                answer_head, answer_body = await _message(upstream[0])
+                answer_head, answer_body = await _answer(upstream[0], exchange.method)
                 exchange.answered = int(answer_head.split(b" ", 2)[1])
                 exchange.answer = answer_body
                 if exchange.fault is Fault.RESET_DURING:
@@ -216,9 +216,27 @@ class FaultyProxy:
                 upstream[1].close()
 
 
-async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of a request or an answer, as they came."""
+async def _request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[bytes, bytes]:
+    """Head and body of a request; who asks whether to send the body is told to."""
     head = await reader.readuntil(b"\r\n\r\n")
+    if _headers(head).get("expect", "").lower() == "100-continue":
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return await _with_body(reader, head)
+
+
+async def _answer(reader: asyncio.StreamReader, method: str) -> tuple[bytes, bytes]:
+    """Head and body of an answer, as they came, without what was said before it."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    while head.split(b" ", 2)[1].startswith(b"1"):
+        head = await reader.readuntil(b"\r\n\r\n")
+    if method == "HEAD" or head.split(b" ", 2)[1] in (b"204", b"304"):
+        return head, b""
+    return await _with_body(reader, head)
+
+
+async def _with_body(reader: asyncio.StreamReader, head: bytes) -> tuple[bytes, bytes]:
     headers = _headers(head)
     if headers.get("transfer-encoding", "").lower() != "chunked":
         return head, await reader.readexactly(int(headers.get("content-length", 0)))

@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 from assets.pipeline import plan
 from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.errors import TransientError
+from assets.pipeline.lake import Lake
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic
@@ -213,7 +214,7 @@ class Stack:
         return list(self.client.query(text, parameters=parameters).result_rows)
 
     def lake_file(self, path: str) -> Path:
-        """A file of the lake."""
+        """A file of the lake, where it is a folder."""
         return Path(self.settings.lake) / path
 
     def account(self) -> Account:
@@ -223,10 +224,13 @@ class Stack:
     def account_of(self, topic: str) -> Account:
         """Where every record of a topic is."""
         duplicates: list[Place] = []
+        lake = Lake(self.settings.lake)
         for batch in all_batches(self.ledger, topic):
             file = batch.staged.file(Kind.DUPLICATES) if batch.staged else None
             if file is not None:
-                table = pq.read_table(self.lake_file(file.path))
+                table = pq.read_table(
+                    lake.full_path(file.path), filesystem=lake.filesystem, partitioning=None
+                )
                 duplicates += zip(
                     table["_partition"].to_pylist(), table["_offset"].to_pylist(), strict=True
                 )

@@ -36,7 +36,7 @@ from pyarrow import fs
 
 from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.object_store import filesystem_in_s3, told
+from assets.pipeline.object_store import filesystem_in_s3, is_missing, told
 from orchestration.addresses import public_address
 from orchestration.s3_address import is_s3, s3_address
 
@@ -222,7 +222,9 @@ class Lake:
                     self._link(Path(self.full_path(path)), Path(self.full_path(to)))
                 else:
                     self.filesystem.copy_file(self.full_path(path), self.full_path(to))
-            except FileNotFoundError as error:
+            except OSError as error:
+                if not is_missing(error):
+                    raise
                 raise self._missing(path) from error
 
     def _link(self, path: Path, to: Path) -> None:

@@ -21,8 +21,6 @@ SILENT_S = 10.0
 """Without a byte in either direction. The SDK's own 3 s are less than a busy store may take."""
 TRIES = 3
 
-_AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "REQUEST_TIMEOUT", "HTTP 5")
-
 _HINTS = (
     ("NO_SUCH_BUCKET", "there is no such bucket at that endpoint: make it, or correct the address"),
     (
@@ -47,8 +45,6 @@ def filesystem_in_s3(address: S3Address) -> fs.FileSystem:
 
     Raises OSError and what Arrow raises.
     """
-    # Read by the SDK when it is first used: without it a machine that is none of Amazon's, and has
-    # no credentials, would ask the address of Amazon's machines for some, for seconds each time.
     region = address.region or fs.resolve_s3_region(address.bucket)
     return fs.S3FileSystem(
         access_key=address.access_key or None,
@@ -73,6 +69,6 @@ def told(error: OSError) -> str:
     return f"{text}: {hint}" if hint else text
 
 
-def is_away(error: OSError) -> bool:
-    """Whether the store does not answer, or takes nothing: the next request would wait as long."""
-    return any(name in str(error) for name in _AWAY)
+def is_missing(error: OSError) -> bool:
+    """Whether an object is not there."""
+    return isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in str(error)
