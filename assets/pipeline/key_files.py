@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from assets.pipeline.errors import KeyFileUnreadable
+from assets.pipeline.errors import KeyFileUnreadable, LakeTrouble
+from assets.pipeline.object_store import is_of_a_store, told
 
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int32]
@@ -90,12 +91,15 @@ def open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:
     """A key file's segments, in order, none of them empty.
 
     Raises KeyFileUnreadable when it is not there or damaged, or after a few tries at reading it:
-    what was in it is in staged files, too.
+    what was in it is in staged files, too. LakeTrouble where a store does not answer or refuses:
+    that is not for want of this file.
     """
     for pause_s in _PAUSES_S:
         try:
             return _open_key_file(filesystem, path)
-        except OSError:
+        except OSError as error:
+            if is_of_a_store(error):
+                raise LakeTrouble(f"reading {path} in the lake failed: {told(error)}") from error
             time.sleep(pause_s)
     try:
         return _open_key_file(filesystem, path)

@@ -31,7 +31,7 @@ from assets.pipeline.key_files import (
     open_key_file,
     write_key_file,
 )
-from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.lake import Lake, lake_path, named_errors
 from assets.pipeline.staged_files import check_staged, told_let_go
 from orchestration.ledger.batches import batches_named, staged_of_date, unstaged_batches
 from orchestration.ledger.connection import now_us
@@ -205,7 +205,8 @@ def _copied(
     target = lake_path("keys", day, f"{name}-{now_us()}.arrow")
     announce_key_file(ledger, target, day)
     paths = [lake.full_path(file.path) for file in files]
-    rows = merge_key_files(lake.filesystem, paths, lake.full_path(target), keep)
+    with named_errors("writing", target):
+        rows = merge_key_files(lake.filesystem, paths, lake.full_path(target), keep)
     return KeyFile(target, day, rows)
 
 
@@ -268,7 +269,8 @@ def make_anew(
         )
         path = lake_path("keys", day, f"{batch.batch_id}-anew-{now}.arrow")
         announce_key_file(ledger, path, day)
-        rows = write_key_file(lake.filesystem, lake.full_path(path), keys.added())
+        with named_errors("writing", path):
+            rows = write_key_file(lake.filesystem, lake.full_path(path), keys.added())
         written.append(KeyFile(path, day, rows))
     if unread and (readable := [file for file in live if _is_readable(lake, file.path)]):
         kept = _copied(ledger, lake, readable, "kept", lambda batch_id: batch_id in unread)

@@ -36,7 +36,7 @@ from pyarrow import fs
 
 from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.object_store import filesystem_in_s3, is_missing, told
+from assets.pipeline.object_store import filesystem_in_s3, is_missing, is_of_a_store, told
 from orchestration.addresses import public_address
 from orchestration.s3_address import is_s3, s3_address
 
@@ -149,10 +149,12 @@ class Lake:
                     sink.write(piece)
                     if whole.tell() % (_SEND_BYTES * _SENT_AT_ONCE) == 0:
                         sink.flush()
-        except BaseException:
-            # Who is interrupted leaves the stream, which completes the object, cut off as it is.
-            with suppress(OSError):
-                self.filesystem.delete_file(self.full_path(path))
+        except BaseException as error:
+            # A store that took not every part completes nothing. But who is interrupted leaves the
+            # stream, which completes the object, cut off as it is.
+            if not (isinstance(error, OSError) and is_of_a_store(error)):
+                with suppress(OSError):
+                    self.filesystem.delete_file(self.full_path(path))
             raise
 
     @contextmanager

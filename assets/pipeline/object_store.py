@@ -10,7 +10,7 @@ request takes longer than some half a minute of silence; what moves, however slo
 
 from __future__ import annotations
 
-import os
+import re
 
 from pyarrow import fs
 
@@ -21,23 +21,20 @@ SILENT_S = 10.0
 """Without a byte in either direction. The SDK's own 3 s are less than a busy store may take."""
 TRIES = 3
 
-_HINTS = (
-    ("NO_SUCH_BUCKET", "there is no such bucket at that endpoint: make it, or correct the address"),
-    (
-        "INVALID_ACCESS_KEY_ID",
-        "the store does not know this key: see AWS_ACCESS_KEY_ID, or what stands before the @",
-    ),
-    (
-        "SIGNATURE_DOES_NOT_MATCH",
-        "the secret is not this key's: see AWS_SECRET_ACCESS_KEY, or what stands before the @",
-    ),
-    ("EXPIRED_TOKEN", "the temporary credentials have expired: see AWS_SESSION_TOKEN"),
-    (
-        "ACCESS_DENIED",
-        "the store does not let these credentials do that: docs/object-store.md lists the rights",
-    ),
-    ("NETWORK_CONNECTION", "the store does not answer: see region and endpoint, and the network"),
+_HINTS = {
+    "NO_SUCH_BUCKET": "there is no such bucket at that endpoint: see TIDEMARK_LAKE_URI",
+    "INVALID_ACCESS_KEY_ID": "the store does not know this key: see AWS_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret is not this key's: see AWS_SECRET_ACCESS_KEY",
+    "EXPIRED_TOKEN": "the credentials have expired: see AWS_SESSION_TOKEN",
+    "ACCESS_DENIED": "the store does not let these credentials do that (docs/object-store.md)",
+    "NETWORK_CONNECTION": "the store does not answer: see region, endpoint and network",
+}
+"""What to do about errors that are about all files, not about one."""
+
+_ERROR = re.compile(
+    r".*AWS Error (?P<name>\w+)(?: \([^)]*\))? during (?P<operation>\w+) operation: (?P<text>.*)"
 )
+_MORE = re.compile(r"(; Details: .*| \(Request ID: [^)]*\))$")
 
 
 def filesystem_in_s3(address: S3Address) -> fs.FileSystem:
@@ -62,13 +59,22 @@ def filesystem_in_s3(address: S3Address) -> fs.FileSystem:
     )
 
 
-def told(error: OSError) -> str:
+def told(error: Exception) -> str:
     """An error of a filesystem in one line, with what to do where that is known."""
     text = " ".join(str(error).split())
-    hint = next((hint for name, hint in _HINTS if name in text), None)
-    return f"{text}: {hint}" if hint else text
+    found = _ERROR.fullmatch(text)
+    if found is None:
+        return text
+    name, operation, said = found.group("name", "operation", "text")
+    said = f"{name} at {operation}: {_MORE.sub('', said)}"
+    return f"{_HINTS[name]} ({said})" if name in _HINTS else said
+
+
+def is_of_a_store(error: OSError) -> bool:
+    """Whether a store, or nobody in its place, has answered so; it was tried again already."""
+    return _ERROR.fullmatch(" ".join(str(error).split())) is not None
 
 
 def is_missing(error: OSError) -> bool:
     """Whether an object is not there."""
-    return isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in str(error)
+    return isinstance(error, FileNotFoundError) or "AWS Error NO_SUCH_KEY" in str(error)
