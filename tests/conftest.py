@@ -198,6 +198,14 @@ def object_store(new_object_store: Callable[[], ObjectStore]) -> ObjectStore:
 
 
 @pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The same, and the environment says where it is and who may use its bucket."""
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    return object_store
+
+
+@pytest.fixture
 def new_stack(
     tmp_path: Path, request: pytest.FixtureRequest, settings: Callable[..., Settings]
 ) -> Iterator[Callable[..., Stack]]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from pyarrow import fs
 
@@ -58,6 +59,10 @@ class ObjectStore:
     def endpoint(self) -> str:
         """The same as an address."""
         return f"http://127.0.0.1:{self.port}"
+
+    def lake_uri(self) -> str:
+        """A folder of the bucket that nobody else uses."""
+        return f"s3://{BUCKET}/{uuid4().hex[:12]}"
 
     def environment(self) -> dict[str, str]:
         """What a process has in its environment that may use the bucket."""

@@ -20,7 +20,7 @@ from assets.pipeline import redrive as redrive_module
 from assets.pipeline.audit import reprove, unbalanced, untiled
 from assets.pipeline.batch import Batch, Kind, State
 from assets.pipeline.date_anew import rebuild_lease
-from assets.pipeline.errors import BatchError, PlanConflict, StagedFileLetGo
+from assets.pipeline.errors import BatchError, PlanConflict, StagedFileLetGo, TransientError
 from assets.pipeline.imports import import_file
 from assets.pipeline.rebuild import cancel, rebuild
 from assets.pipeline.rebuild_preview import preview
@@ -316,7 +316,7 @@ def test_what_cannot_be_deleted_now_is_deleted_by_the_next_run(
     worker = stack.worker()
 
     def refuse(path: str) -> None:
-        raise PermissionError(path)
+        raise TransientError(path)
 
     with monkeypatch.context() as patched:
         patched.setattr(worker.lake, "delete", refuse)
