@@ -32,7 +32,8 @@ _HINTS = {
 """What to do about errors that are about all files, not about one."""
 
 _ERROR = re.compile(
-    r".*AWS Error (?P<name>\w+)(?: \([^)]*\))? during (?P<operation>\w+) operation: (?P<text>.*)"
+    r".*AWS Error (?P<name>\w+)(?P<status> \([^)]*\))? during (?P<operation>\w+) operation:"
+    r"(?P<text>.*)"
 )
 _MORE = re.compile(r"(; Details: .*| \(Request ID: [^)]*\))$")
 
@@ -65,9 +66,9 @@ def told(error: Exception) -> str:
     found = _ERROR.fullmatch(text)
     if found is None:
         return text
-    name, operation, said = found.group("name", "operation", "text")
-    said = f"{name} at {operation}: {_MORE.sub('', said)}"
-    return f"{_HINTS[name]} ({said})" if name in _HINTS else said
+    name, status, operation, said = found.group("name", "status", "operation", "text")
+    said = f"{name}{status or ''} at {operation}:{_MORE.sub('', said)}".removesuffix(":")
+    return f"{_HINTS[name]} ({said})" if name in _HINTS else f"the store says {said}"
 
 
 def is_of_a_store(error: OSError) -> bool:
