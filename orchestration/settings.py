@@ -41,6 +41,7 @@ from orchestration.addresses import (
     masked_values,
 )
 from orchestration.cadence import Cadence, is_cron
+from orchestration.s3_address import is_s3, s3_address
 from orchestration.settings_trouble import check_settings_file, variable_of
 
 _TOPIC = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,238}")
@@ -189,7 +190,8 @@ class Settings(BaseSettings):
 
     lake_uri: str = Field(
         "",
-        description="Where staged Parquet goes (folder or pyarrow.fs URI); empty: <home>/lake.",
+        description="Where staged Parquet goes: a folder, or s3://BUCKET/PATH "
+        "(docs/object-store.md); empty: <home>/lake.",
     )
     ledger_url: str = Field(
         "",
@@ -634,6 +636,8 @@ class Settings(BaseSettings):
         scheme, is_uri, _ = uri.partition("://")
         if is_uri and scheme not in _STORES:
             raise ValueError("no such store: write a folder, s3://BUCKET/PATH, gs://… or abfs://…")
+        if is_s3(uri):
+            s3_address(uri, {})
         return uri if not uri or is_uri else str(_absolute_folder(Path(uri)))
 
     @field_validator("ledger_url")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -103,20 +104,24 @@ class ObjectStore:
         return self
 
     def _await_bucket(self) -> None:
+        """Its parts find each other in their time."""
         end = time.monotonic() + START_S
-        while True:
+        while not self._takes_files():
             assert self.process is not None
-            assert self.process.poll() is None, f"see {self.folder / 'store.log'}"
-            try:
-                owner = self.as_owner(allow_bucket_creation=True)
-                owner.create_dir(BUCKET)
-                with owner.open_output_stream(f"{BUCKET}/.ready") as sink:
-                    sink.write(b"it takes files")
-                owner.delete_file(f"{BUCKET}/.ready")
-                return
-            except OSError as error:  # its parts find each other in their time
-                assert time.monotonic() < end, error
-                time.sleep(0.05)
+            log = self.folder / "store.log"
+            assert self.process.poll() is None, f"the store has ended: {log}"
+            assert time.monotonic() < end, f"the store takes no files: {log}"
+            time.sleep(0.05)
+
+    def _takes_files(self) -> bool:
+        with suppress(OSError):
+            owner = self.as_owner(allow_bucket_creation=True)
+            owner.create_dir(BUCKET)
+            with owner.open_output_stream(f"{BUCKET}/.ready") as sink:
+                sink.write(b"it takes files")
+            owner.delete_file(f"{BUCKET}/.ready")
+            return True
+        return False
 
     def as_owner(self, **options: bool) -> fs.S3FileSystem:
         """The store as its owner sees it; nothing is tried twice."""

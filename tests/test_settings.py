@@ -180,6 +180,9 @@ def test_no_setting_that_may_hold_a_secret_is_forgotten() -> None:
         ("alarm_webhook_url", "https://me:hunter2@chat/x", "TIDEMARK_ALARM_WEBHOOK_HEADERS"),
         ("alarm_webhook_url", "https://chat/hunter 2", "write https://HOST/PATH"),
         ("lake_uri", "s4://me:hunter2@bucket", "write a folder, s3://BUCKET/PATH"),
+        ("lake_uri", "s3://me:hunter/2@bucket", "each / in them as %2F"),
+        ("lake_uri", "s3://hunter_2:x/y", "no name of a bucket"),
+        ("lake_uri", "s3://bucket?secret=hunter2", "none of region, endpoint_override"),
     ],
 )
 def test_an_address_that_no_library_can_read_is_refused(

@@ -180,7 +180,10 @@ def refused(exchange: Exchange) -> Canned | None:
 
 @pytest.mark.matrix("the store takes no files")
 def test_a_store_that_refuses_files(
-    new_scene: NewScene, bucket: ObjectStore, between: FaultyProxy, capfd: pytest.CaptureFixture[str]
+    new_scene: NewScene,
+    bucket: ObjectStore,
+    between: FaultyProxy,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The worker ends at once and says what the store said; the next one stages the same."""
     scene = new_scene(60, lake_uri=bucket.lake_uri())
