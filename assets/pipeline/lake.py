@@ -15,6 +15,9 @@ final name, or all of it.
         a crash: nothing is there          a crash: parts that nobody sees, for the bucket's
                                            lifecycle rule to remove (docs/object-store.md)
 
+A store that has not answered was waited for (object_store.py): whoever asks for another file within
+ASKED_AGAIN_S is told the same at once, so that a run through many files does not wait for each.
+
 Where a file is stands in the ledger: no listing of a folder is asked what there is. The one that
 is made (`there`) only saves deleting what is gone already.
 """
@@ -25,6 +28,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
@@ -36,7 +40,13 @@ from pyarrow import fs
 
 from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.failpoints import failpoint
-from assets.pipeline.object_store import filesystem_in_s3, is_missing, is_of_a_store, told
+from assets.pipeline.object_store import (
+    filesystem_in_s3,
+    is_missing,
+    is_of_a_store,
+    is_silence,
+    told,
+)
 from orchestration.addresses import public_address
 from orchestration.s3_address import is_s3, s3_address
 
@@ -46,7 +56,11 @@ _ASK_BYTES = 8 << 20
 _SEND_BYTES = 8 << 20
 _SENT_AT_ONCE = 4
 """Pieces that wait in memory, while a file is sent."""
+ASKED_AGAIN_S = 30.0
 _PARTIAL_SUFFIX = ".partial"
+
+
+Doing = Literal["reading", "writing", "deleting"]
 
 
 class HashingWriter:
@@ -105,6 +119,7 @@ class Lake:
         self.uri = public_address(root)
         """To be shown: without keys and options."""
         self.filesystem, self._root = filesystem_of(root)
+        self._silence: tuple[float, OSError] | None = None  # until when, and what was said of it
 
     @property
     def is_local(self) -> bool:
@@ -119,7 +134,7 @@ class Lake:
     def create(self, path: str) -> Iterator[HashingWriter]:
         """Write a file, which appears under its name when the with-block ends well."""
         if not self.is_local:
-            with named_errors("writing", path), tempfile.TemporaryFile() as whole:
+            with self._asked("writing", path), tempfile.TemporaryFile() as whole:
                 yield HashingWriter(whole)
                 self._send(whole, path)
             failpoint("half-published")
@@ -140,6 +155,19 @@ class Lake:
             failpoint("half-published")
         finally:
             partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _asked(self, doing: Doing, path: str) -> Iterator[None]:
+        """Errors have their names; a store that was silent just now is not asked."""
+        with named_errors(doing, path):
+            if self._silence is not None and time.monotonic() < self._silence[0]:
+                raise self._silence[1]
+            try:
+                yield
+            except OSError as error:
+                if is_silence(error):
+                    self._silence = time.monotonic() + ASKED_AGAIN_S, error
+                raise
 
     def _send(self, whole: IO[bytes], path: str) -> None:
         whole.seek(0)
@@ -163,7 +191,7 @@ class Lake:
 
         LakeTrouble when it cannot be read for another reason.
         """
-        with named_errors("reading", path):
+        with self._asked("reading", path):
             try:
                 stream = self.filesystem.open_input_stream(
                     self.full_path(path), buffer_size=None if self.is_local else _ASK_BYTES
@@ -175,7 +203,7 @@ class Lake:
 
     def delete(self, path: str) -> None:
         """Remove a file, if it is there, and what a writer of it that was killed left behind."""
-        with named_errors("deleting", path):
+        with self._asked("deleting", path):
             try:
                 self.filesystem.delete_file(self.full_path(path))
             except FileNotFoundError:
@@ -218,7 +246,7 @@ class Lake:
 
         Raises StagedFileDamaged when it is not there.
         """
-        with named_errors("writing", to):
+        with self._asked("writing", to):
             try:
                 if self.is_local:
                     self._link(Path(self.full_path(path)), Path(self.full_path(to)))
@@ -267,7 +295,7 @@ def lake_path(kind: str, arrival_date: date, name: str) -> str:
 
 
 @contextmanager
-def named_errors(doing: Literal["reading", "writing", "deleting"], path: str) -> Iterator[None]:
+def named_errors(doing: Doing, path: str) -> Iterator[None]:
     """What the lake's filesystem raises, as errors of a batch: without room nothing is written,
     while one file that cannot be read says nothing of others."""
     try:

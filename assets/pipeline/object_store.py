@@ -76,6 +76,11 @@ def is_of_a_store(error: OSError) -> bool:
     return _ERROR.fullmatch(" ".join(str(error).split())) is not None
 
 
+def is_silence(error: OSError) -> bool:
+    """Whether there was no answer: who asks for another file would wait as long."""
+    return "AWS Error NETWORK_CONNECTION" in str(error)
+
+
 def is_missing(error: OSError) -> bool:
     """Whether an object is not there."""
     return isinstance(error, FileNotFoundError) or "AWS Error NO_SUCH_KEY" in str(error)

@@ -244,11 +244,8 @@ def _new(each: Remake) -> tuple[StagedFile, ...]:
 def _copy(worker: Worker, names: Sequence[tuple[str, str]]) -> None:
     """Many at once: an object store takes its time for each."""
     with ThreadPoolExecutor(_COPIES_AT_ONCE, "copy") as threads:
-        try:
-            for copied in [threads.submit(worker.lake.copy, *pair) for pair in names]:
-                copied.result()
-        finally:
-            threads.shutdown(cancel_futures=True)  # a store that is away is waited for once
+        for copied in [threads.submit(worker.lake.copy, *pair) for pair in names]:
+            copied.result()
 
 
 def into_use(remakes: Remakes) -> Callable[[Connection], None]:

@@ -23,6 +23,7 @@ from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from assets.pipeline.declared_tables import Column, Table, declared_tables, window_of
 from assets.pipeline.lake import Lake
+from assets.pipeline.object_store import told
 from assets.pipeline.version import TRANSFORM_VERSION
 
 STAGED = {Kind.EVENTS: EVENTS, Kind.DEAD_LETTERS: DEAD_LETTERS}
@@ -188,7 +189,7 @@ def _file_drifts(lake: Lake, batch: Batch, kind: Kind, schema: pa.Schema) -> Ite
         with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
             found = pq.read_schema(source)
     except (OSError, pa.ArrowException) as error:
-        yield f"{of} cannot be read: {error}"
+        yield f"{of} cannot be read: {told(error)}"
         return
     for wanted in schema:
         at = found.get_field_index(wanted.name)

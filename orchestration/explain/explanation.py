@@ -18,6 +18,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Engine
 
+from assets.pipeline import object_store
 from assets.pipeline.batch import IMPORT_PREFIX, LOADED, Batch, Kind, StagedFile, State
 from assets.pipeline.errors import BatchError
 from assets.pipeline.lake import Lake
@@ -165,7 +166,8 @@ def _search_lake(
             for record in search_batch(lake, batch, kind, Lookup(wanted)):
                 found += search.add(_judged(record, batch, search))
         except UNREADABLE as error:
-            search.bounded.append(f"the {kind} of batch {batch.batch_id} cannot be read: {error}")
+            why = object_store.told(error)
+            search.bounded.append(f"the {kind} of batch {batch.batch_id} cannot be read: {why}")
     if read < len(files):
         search.bounded.append(
             f"of {len(files):,} files in the lake the {read:,} nearest in time were read (at most "

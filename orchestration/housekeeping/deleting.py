@@ -2,8 +2,7 @@
 
     marked in the ledger ─▶ deleted in the lake ─▶ noted as deleted     some at a time
 
-A file that cannot be deleted stays marked: the next run tries again. So do all that are left when
-several in a row could not be: then it is the lake.
+A file that cannot be deleted stays marked: the next run tries again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from orchestration.housekeeping.tally import Tally
 NOT_DELETED = "it could not be deleted: the next run tries again"
 
 _FILES_AT_ONCE = 500
-_IN_A_ROW = 3
 
 
 class _File(Protocol):
@@ -49,20 +47,14 @@ def delete_marked(
         files = marked(_FILES_AT_ONCE)
         before(files)
         gone: list[AnyFile] = []
-        failures = 0
         for file in files:
-            if failures >= _IN_A_ROW:  # each may take its time to fail
-                tally.kept[NOT_DELETED] += size(file)[0]
-                continue
             try:
                 worker.lake.delete(file.path)
             except TransientError as error:
                 worker.say(f"{NOT_DELETED}: {error}")
                 tally.kept[NOT_DELETED] += size(file)[0]
-                failures += 1
             else:
                 gone.append(file)
-                failures = 0
         if gone:
             failpoint(gone_point)
             note(gone)

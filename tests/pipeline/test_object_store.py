@@ -12,6 +12,7 @@ from datetime import date
 
 import pytest
 
+from assets.pipeline import lake as lake_module
 from assets.pipeline import object_store
 from assets.pipeline.errors import BatchError, LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.lake import Lake, lake_path
@@ -153,32 +154,52 @@ def test_who_is_interrupted_while_it_sends_leaves_nothing(bucket: ObjectStore, l
 def test_a_store_that_is_away_is_not_waited_for_without_end(
     bucket: ObjectStore, between: FaultyProxy, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    """Silent or gone: who reads, deletes or writes is told so. The same lake works afterwards."""
+    """Silent or gone: who reads, deletes or writes is told so, and the next one at once."""
     monkeypatch.setattr(object_store, "SILENT_S", 1.0)
     monkeypatch.setattr(object_store, "TRIES", 2)
-    lake = Lake(bucket.lake_uri())
-    before = write(lake, SMALL)
+    uri = bucket.lake_uri()
+    before = write(Lake(uri), SMALL)
     between.exchanges.clear()
     between.plan = lambda exchange: fault
-    tries: list[tuple[str, Callable[[], object]]] = [
-        ("reading", lambda: lake.check(PATH, *before)),
-        ("deleting", lambda: lake.delete(PATH)),
-        ("writing", lambda: write(lake, SMALL)),
+    tries: list[tuple[str, Callable[[Lake], object]]] = [
+        ("reading", lambda lake: lake.check(PATH, *before)),
+        ("deleting", lambda lake: lake.delete(PATH)),
+        ("writing", lambda lake: write(lake, SMALL)),
     ]
     if fault is Fault.HOLD:
         tries.pop()  # the SDK takes seconds to see that: tests/faults has it
     for doing, attempt in tries:
         with pytest.raises(TransientError, match=f"{doing} {PATH} in the lake failed: ") as told:
-            attempt()
+            attempt(lake := Lake(uri))
         assert isinstance(told.value, LakeTrouble) == (doing == "reading")
         assert len(str(told.value).splitlines()) == 1
-        if fault is not Fault.UNAVAILABLE:
-            assert "the store does not answer: see region, endpoint" in str(told.value)
+        if fault is Fault.UNAVAILABLE:
+            continue
+        assert "the store does not answer: see region, endpoint" in str(told.value)
+        asked = len(between.exchanges)
+        with pytest.raises(TransientError, match="the store does not answer"):
+            lake.check(OTHER, 1, "")
+        assert len(between.exchanges) == asked, "it was waited for just now"
     puts = [exchange for exchange in between.exchanges if exchange.method == "PUT"]
     assert len(puts) == 2 * (len(tries) - 2), "it is tried twice"
     assert between.exchanges[-1].method == (puts[-1].method if puts else "HEAD"), "and then left"
     between.plan = lambda exchange: Fault.NONE
     between.let_go()
+    Lake(uri).check(PATH, *before)
+
+
+def test_a_store_that_answers_again_is_asked_again(
+    bucket: ObjectStore, between: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same lake, after a while."""
+    monkeypatch.setattr(lake_module, "ASKED_AGAIN_S", 0.0)
+    monkeypatch.setattr(object_store, "TRIES", 1)
+    lake = Lake(bucket.lake_uri())
+    before = write(lake, SMALL)
+    between.plan = lambda exchange: Fault.RESET_BEFORE
+    with pytest.raises(LakeTrouble):
+        lake.check(PATH, *before)
+    between.plan = lambda exchange: Fault.NONE
     lake.check(PATH, *before)
 
 
