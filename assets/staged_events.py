@@ -25,7 +25,7 @@ def _with_stagers(
 ) -> dg.MaterializeResult[None]:
     """The run's own entry says how many processes staged for it, and how large they got in sum."""
     told = {"stagers": len(stagers), "stagers_peak_bytes": sum(stagers.values())}
-    return dg.MaterializeResult(metadata={**(result.metadata or {}), **told})
+    return result._replace(metadata={**(result.metadata or {}), **told})
 
 
 def staged_events(settings: Settings) -> dg.AssetsDefinition:

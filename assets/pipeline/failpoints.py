@@ -2,7 +2,8 @@
 
 `TIDEMARK_FAILPOINT=after-insert` makes the process kill itself, as `kill -9` would, the first
 time it passes that point; with `after-insert:stop` it stops there, as `kill -STOP` would, until
-somebody lets it go on. With `@/a/file` it is what that file says, and only for the process that
+somebody lets it go on; with `after-insert:hang` the thread that is there stays there, and others go
+on. With `@/a/file` it is what that file says, and only for the process that
 comes first: the file is gone then. Unset, a point costs a look into the environment.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 VARIABLE = "TIDEMARK_FAILPOINT"
@@ -97,6 +99,8 @@ def failpoint(name: str) -> None:
     elif wanted == f"{name}:stop":
         del os.environ[VARIABLE]  # once
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif wanted == f"{name}:hang":
+        threading.Event().wait()
 
 
 def _taken(file: Path, name: str) -> str | None:

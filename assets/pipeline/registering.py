@@ -91,13 +91,13 @@ def register(
     circuit: Circuit,
     batch: Batch,
     number: int,
-    make: Callable[[], Made],
+    making: Callable[[], Made],
 ) -> Made:
     """Let an attempt's files be made, and name them in the ledger; or say there what went wrong."""
     ledger = worker.ledger
     try:
         with circuit.one(batch):
-            made = make()
+            made = making()
             failpoint("after-stage")
             _register(worker, lease, batch, number, made)
             failpoint("after-register")

@@ -50,6 +50,7 @@ from assets.pipeline.errors import (
     StagingStopped,
 )
 from assets.pipeline.failpoints import failpoint
+from assets.pipeline.key_copies import NoCopies
 from assets.pipeline.lanes import (
     ASSUMED_RECORD_BYTES,
     check_ledger,
@@ -61,7 +62,7 @@ from assets.pipeline.lanes import (
 from assets.pipeline.plan import Watermark
 from assets.pipeline.registering import Made, make, register, stage_one, tell_registered
 from assets.pipeline.room import why_no_room
-from assets.pipeline.stager import Job
+from assets.pipeline.stager_messages import Job
 from assets.pipeline.stager_pool import Stager, StagerPool, StagerUnborn
 from assets.pipeline.topic import Topic
 from assets.pipeline.worker import PutAside, Worker
@@ -76,13 +77,16 @@ _PARTS_OF_A_BATCH = 4
 def is_worth_it(
     worker: Worker, pool: StagerPool, topic: Topic, watermark: Watermark, begun: Sequence[Batch]
 ) -> bool:
-    """Whether more waits than one batch holds, in several partitions: else one has it all to do."""
+    """Whether more waits than one batch holds, in several partitions: else one has it all to do.
+
+    What only the run itself stages is nothing for stagers.
+    """
     if pool.count == 1:
         return False
     waits: Counter[int] = Counter()
     with suppress(LogTruncated):  # which is told where batches are planned
         waits.update(unread(worker, topic, watermark))
-    for batch in begun:
+    for batch in (batch for batch in begun if not _is_alone(batch)):
         waits.update({range_.partition: len(range_) for range_ in batch.ranges})
     most = most_offsets(worker, topic.name)
     beside = waits.total() - max(waits.values(), default=0)
@@ -93,10 +97,13 @@ def choose_lanes(waits: Mapping[int, int], busy: Collection[int], idle: int, mos
     """The partitions for one of so many idle stagers, of those that have unread offsets.
 
     What is not busy is shared out evenly by what waits in it, among as many stagers as have
-    something worth a batch then; `most` is a full one's offsets.
+    something worth a batch then; `most` is a full one's offsets. None, when what is not busy is not
+    worth one: the others will be through, and it is in a fuller batch then.
     """
     free = {partition: count for partition, count in waits.items() if partition not in busy}
     worth = sum(free.values()) // max(1, most // _PARTS_OF_A_BATCH)
+    if busy and not worth:
+        return set()
     shares = max(1, min(idle, len(free), worth))
     loads = [0] * shares
     chosen: list[set[int]] = [set() for _ in loads]
@@ -109,13 +116,14 @@ def choose_lanes(waits: Mapping[int, int], busy: Collection[int], idle: int, mos
 
 @dataclass
 class _UnderWay:
-    """An attempt at staging: who is at it, or what has kept it from being begun."""
+    """An attempt at staging: the stager that is at its job, if one is; or why it was not begun."""
 
     batch: Batch
     number: int
     attempt: ExitStack
     stager: Stager | None
-    trouble: Exception | None = None
+    job: Job | None
+    not_begun: Exception | None = None
 
 
 class _Source:
@@ -143,7 +151,7 @@ class _Source:
         self._is_checked = False
         self._is_over = False
         self._has_planned = False
-        self.trouble: BatchError | None = None
+        self.ended_by: BatchError | None = None
         """Why there is no more, if that is not just how it is."""
 
     def next(self, under_way: Sequence[_UnderWay], idle: int) -> Batch | None:
@@ -157,7 +165,7 @@ class _Source:
                 return self._next_begun(under_way)
             return self._next_planned(under_way, idle)
         except BatchError as error:
-            self._is_over, self.trouble = True, error
+            self._is_over, self.ended_by = True, error
             return None
 
     def _may_more(self, under_way: Sequence[_UnderWay]) -> bool:
@@ -256,8 +264,8 @@ class SideBySide:
         except BaseException as error:
             self._abandon(error)
             raise
-        if source.trouble is not None:
-            raise source.trouble
+        if source.ended_by is not None:
+            raise source.ended_by
 
     def _fill(self, source: _Source, staged: list[Batch]) -> None:
         """Begin as many batches as there are stagers, and let what is staged be loaded."""
@@ -282,15 +290,30 @@ class SideBySide:
             number = stack.enter_context(
                 attempt(worker.ledger, batch.batch_id, STAGE, worker.run_id, host)
             )
-            trouble = None
+            job, not_begun = None, None
             if stager is not None:
                 try:
-                    window = worker.window_for(batch)
-                except (BatchError, OSError) as error:
-                    trouble, stager = error, None  # told when its turn comes
-                else:
-                    stager.begin(Job(batch, number, self._lease, window))
-            return _UnderWay(batch, number, stack.pop_all(), stager, trouble)
+                    job = self._job(batch, number)
+                except NoCopies as error:
+                    self._pool.give_up(str(error))
+                except SQLAlchemyError:
+                    raise
+                except Exception as error:  # this batch's trouble, told when its turn comes
+                    not_begun = error
+            if stager is not None and job is not None:
+                stager.begin(job)
+            else:
+                stager = None
+            return _UnderWay(batch, number, stack.pop_all(), stager, job, not_begun)
+
+    def _job(self, batch: Batch, number: int) -> Job:
+        """What a stager is told; the index is where it can map it."""
+        worker = self._worker
+        window = worker.window_for(batch)
+        needed = [window, *(one.job.window for one in self._under_way if one.job is not None)]
+        worker.key_copies.keep_only({path for each in needed for path in each.paths})
+        copies = worker.key_copies.folder_with(worker.lake, window.paths)
+        return Job(batch, number, self._lease, window, copies)
 
     def _finish_first(self, staged: list[Batch]) -> None:
         """Register what was begun first, once it is made; or stage it again."""
@@ -315,18 +338,26 @@ class SideBySide:
 
     def _made(self, one: _UnderWay) -> Made:
         """What a stager has made, or this process does where no stager can."""
-        if one.trouble is not None:
-            raise one.trouble
-        if one.stager is not None:
-            try:
-                return one.stager.result()
-            except StagerUnborn as unborn:
-                self._pool.give_up(str(unborn))
-            except KeyFileUnreadable as error:
-                self._worker.say(f"{error}: batch {one.batch.batch_id} is staged by the run itself")
-            finally:
-                self._pool.note(one.stager)
+        try:
+            if one.not_begun is not None:
+                raise one.not_begun
+            if one.stager is not None:
+                return self._result(one.stager)
+        except StagerUnborn as unborn:
+            self._pool.give_up(str(unborn))
+        except KeyFileUnreadable as error:
+            self._worker.say(f"{error}: batch {one.batch.batch_id} is staged by the run itself")
         return make(self._worker, self._lease, one.batch, one.number)
+
+    def _result(self, stager: Stager) -> Made:
+        try:
+            return stager.result()
+        except Exception as error:
+            for note in getattr(error, "__notes__", ()):  # where in the stager it was raised
+                self._worker.say(f"in the stager {stager.name}: {note}")
+            raise
+        finally:
+            self._pool.note(stager)
 
     def _abandon(self, error: BaseException) -> None:
         """Nothing of what is under way counts: its stagers end, its attempts have failed."""

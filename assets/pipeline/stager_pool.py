@@ -1,9 +1,10 @@
 """The stagers of a run: processes that stage for it (stager.py), from the first that is needed on.
 
 Each is started, not forked: neither Kafka's client nor Arrow's threads outlive a fork. A stager
-that was killed is missed at once, one that is stopped or hangs after the time for which a silent
-worker keeps its lease: it is killed then, so that nothing comes of it later. Invariant: when the
-with-block ends, none of them is alive.
+that was killed is missed at once, one that is stopped after the time for which a silent worker
+keeps its lease, and one whose job does not move on after a long time. They are killed then, so that
+nothing comes of them later. Invariant: when the with-block ends, each of them has ended, or ends as
+soon as the system lets it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +23,8 @@ from typing import Any
 from assets.pipeline.batch import Batch
 from assets.pipeline.errors import StagerGone
 from assets.pipeline.registering import Made
-from assets.pipeline.stager import HERE, READY, Answer, Job, Terms
+from assets.pipeline.stager_messages import Answer, Here, Job, Ready, Terms
+from assets.pipeline.version import TRANSFORM_VERSION
 from assets.pipeline.worker import Worker
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,10 +32,14 @@ _MAIN = "import sys; from assets.pipeline.stager import main; main(int(sys.argv[
 """Not `-m`: what it pickles is to have the names of the module that the run knows."""
 _BIRTH_S = 60.0
 """Seconds that a process has to start and import, at least."""
+_STILL_S = 900.0
+"""Seconds for which a job may stand still: between two chunks, or while files are sent away."""
+_END_S = 10.0
+"""Seconds in which one that was killed ends, unless the system has it wait for a disk."""
 
 
 class StagerUnborn(Exception):
-    """A stager ended before it was ready: there is no use in starting another one."""
+    """A stager ended, or is of another version: there is no use in starting another one."""
 
 
 class Stager:
@@ -43,6 +50,8 @@ class Stager:
 
     def __init__(self, worker: Worker, share: int) -> None:
         self._patience_s = float(worker.settings.lease_seconds)
+        self._birth_s = max(self._patience_s, _BIRTH_S)
+        self._born_by = time.monotonic() + self._birth_s
         self._ready = False
         self._job: Job | None = None
         ours, theirs = socket.socketpair()
@@ -83,36 +92,59 @@ class Stager:
     def result(self) -> Made:
         """What came of its job; waits for it. Raises what went wrong there.
 
-        StagerGone when it was killed or falls silent, StagerUnborn when it never was there.
+        StagerGone when it was killed, falls silent, or stands still; StagerUnborn when it never was
+        there, or has other code.
         """
         assert self._job is not None
         while True:
             message = self._next(self._job.batch)
-            if message == READY:
-                self._ready = True
+            if isinstance(message, Ready):
+                self._welcome(message)
             elif isinstance(message, Answer):
                 self._job = None
                 self.peak_bytes = max(self.peak_bytes, message.peak_bytes)
                 return message.result()
             else:
-                assert message == HERE, message
+                assert isinstance(message, Here), message
+                if message.still_s > _STILL_S:
+                    self.kill()
+                    raise StagerGone(
+                        f"the stager {self.name} of batch {self._job.batch.batch_id} has not "
+                        f"moved on for {message.still_s:.0f} s and was killed"
+                    )
 
     def kill(self) -> None:
-        """End it, whatever it is at; returns when it has ended."""
+        """End it, whatever it is at; returns when it has ended, or nothing but the system holds it.
+
+        That is a disk that does not answer, say: the signal waits for it.
+        """
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
         self._line.close()
+
+    def _welcome(self, ready: Ready) -> None:
+        if ready.version != TRANSFORM_VERSION:
+            self.kill()
+            raise StagerUnborn(
+                f"the stager {self.name} is of version {ready.version} and this run of "
+                f"{TRANSFORM_VERSION}: the code was changed meanwhile"
+            )
+        self._ready = True
 
     def _send(self, message: object) -> None:
         with suppress(OSError):  # it is gone, which is told where its result is waited for
             self._line.send(message)
 
     def _next(self, batch: Batch) -> Any:
-        seconds = self._patience_s if self._ready else max(self._patience_s, _BIRTH_S)
+        seconds = self._patience_s
+        if not self._ready:
+            seconds = max(0.0, self._born_by - time.monotonic())
         try:
             if self._line.poll(seconds):
                 return self._line.recv()
-            told = f"said nothing for {seconds:.0f} s and was killed"
+            silent_s = self._patience_s if self._ready else self._birth_s
+            told = f"said nothing for {silent_s:.0f} s and was killed"
         except (EOFError, OSError):
             # Should it only have closed the socket, it is to be gone all the same.
             told = f"ended ({_ended_by(self._process)})"
@@ -180,8 +212,9 @@ class StagerPool:
         self._stagers.remove(stager)
 
     def give_up(self, why: str) -> None:
-        """The run stages by itself from here on."""
-        self._worker.say(f"{why}; this run stages without stagers")
+        """The run stages by itself from here on. The first reason is said."""
+        if self.count > 1:
+            self._worker.say(f"{why}; this run stages without stagers")
         self.count = 1
 
 
@@ -190,4 +223,9 @@ def _ended_by(process: subprocess.Popen[bytes]) -> str:
         code = process.wait(1.0)
     except subprocess.TimeoutExpired:
         return "it closed its socket"
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-code}"

@@ -62,6 +62,7 @@ def stage_batches(
     with (
         worker.lease() as lease,
         EarlyLoads(worker, lease, loads_early) as early,
+        worker.key_copies,
         StagerPool(worker) as pool,
     ):
         end = time.monotonic() + _STAGING_LIMIT_S

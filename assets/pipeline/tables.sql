@@ -241,7 +241,8 @@ FULL OUTER JOIN
         argMax(attempt.error_text, assumeNotNull(attempt.ended_at)) AS last_error_text
     FROM {database}.batch_attempts AS attempt FINAL
     INNER JOIN {database}.batches AS of_batch FINAL ON of_batch.batch_id = attempt.batch_id
-    WHERE attempt.outcome = 'failed'
+    -- Not what was staged again because others had registered some of its events meanwhile.
+    WHERE attempt.outcome = 'failed' AND attempt.error_class != 'SeenMeanwhile'
     GROUP BY topic
 ) AS of_attempts USING (topic)
 FULL OUTER JOIN

@@ -41,6 +41,7 @@ from assets.pipeline.errors import (
     LoadingPaused,
     StagingPaused,
 )
+from assets.pipeline.key_copies import KeyCopies
 from assets.pipeline.key_upkeep import Window, open_index, window_now
 from assets.pipeline.lake import Lake
 from assets.pipeline.prove import loaded_keys
@@ -138,6 +139,11 @@ class Worker:
         """The same for another process to open."""
         days = self.settings.duplicate_window_days
         return window_now(self.ledger, self.lake, batch, days, self.say, self.loaded_keys)
+
+    @cached_property
+    def key_copies(self) -> KeyCopies:
+        """Where another process finds key files of a lake that is not on this machine."""
+        return KeyCopies(self.settings)
 
     def loaded_keys(self, batch: Batch) -> pa.Table:
         """The keys of a batch that ClickHouse has, of which the lake has let go."""

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine, func, insert, select, update
 
 from assets.pipeline.codes import Remedy
-from assets.pipeline.errors import BatchError
+from assets.pipeline.errors import BatchError, SeenMeanwhile
 from orchestration.ledger.connection import now_us, reading
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.of_topics import of_topics
@@ -173,12 +173,19 @@ def tries_at(ledger: Engine, batch_id: str, stage: str) -> int:
 
 
 def last_failures(ledger: Engine, limit: int, *topics: str) -> list[Attempt]:
-    """The last attempts at batches of these topics that failed, the newest first."""
+    """The last attempts at batches of these topics that failed, the newest first.
+
+    That a batch is staged again for what others have registered meanwhile is no failure.
+    """
     with reading(ledger) as connection:
         rows = connection.execute(
             select(*_COLUMNS)
             .join(batches, batches.c.batch_id == attempts.c.batch_id)
-            .where(of_topics(topics), attempts.c.outcome == "failed")
+            .where(
+                of_topics(topics),
+                attempts.c.outcome == "failed",
+                attempts.c.error_class.is_distinct_from(SeenMeanwhile.__name__),
+            )
             .order_by(attempts.c.attempt_id.desc())
             .limit(limit)
         ).all()

@@ -35,7 +35,8 @@ from assets.pipeline.errors import BatchError, Gap, TransientError
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.read import Chunk
 from assets.pipeline.registering import Made
-from assets.pipeline.stager import Answer, Job, packed, stage_job
+from assets.pipeline.stager import stage_job
+from assets.pipeline.stager_messages import Answer, Job, answer_of
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic, TopicIdentity
 from assets.pipeline.worker import Worker
@@ -273,7 +274,8 @@ class SteppedStager:
     """A stager without a process: it does a job in the worker's own thread, when it is given it.
 
     So what it makes is compared with the index of before whatever is registered first, as that of
-    a process is; and a worker that is killed meanwhile takes it along.
+    a process is; and a worker that is killed meanwhile takes it along. It is never killed alone,
+    never falls silent and never stands still, as the processes of test_stagers.py do.
     """
 
     peak_bytes = 0
@@ -293,9 +295,9 @@ class SteppedStager:
     def begin(self, job: Job) -> None:
         """Do it."""
         try:
-            self._answer = Answer(stage_job(self._worker, job), None, 0)
+            self._answer = answer_of(stage_job(self._worker, job), None, 0)
         except Exception as error:
-            self._answer = Answer(None, packed(error), 0)
+            self._answer = answer_of(None, error, 0)
 
     def result(self) -> Made:
         """What came of it."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from assets.pipeline import stager_pool
 from assets.pipeline.batch import State
+from assets.pipeline.errors import BatchError, StagerGone
+from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.key_upkeep import _copied
+from assets.pipeline.staging import stage_batches
 from orchestration.ledger.attempts import Attempt
 from orchestration.ledger.keys import live_key_files, replace_key_files
 from tests.faults.conftest import WORKER_SECONDS, Scene
@@ -149,6 +155,32 @@ def test_a_stager_wakes_when_its_run_is_gone(
     scene.prove()
 
 
+@pytest.mark.matrix("a stager wakes when its run is gone")
+@pytest.mark.parametrize("sound_alone", [False, True])
+def test_a_stager_wakes_when_some_of_its_files_are_there(
+    two_stagers: NewScene, sound_alone: bool
+) -> None:
+    """Nobody tidies up after it any more: it takes back what appears only now.
+
+    Of sound records alone there is one file, and the key file is written after it.
+    """
+    scene = two_stagers()
+    if sound_alone:
+        assert scene.work() == 0
+        scene.send_more(400)
+    before = all_stagers(scene)
+    run = scene.start_worker("half-published:stop")
+    stagers = await_stopped_stagers(scene, run, before)
+    run.kill()
+    run.wait(WORKER_SECONDS)
+    assert scene.work() == 0
+    for pid in stagers:
+        os.kill(pid, signal.SIGCONT)
+    await_ended(stagers)
+    assert in_the_lake(scene) == named_in_the_ledger(scene)
+    scene.prove()
+
+
 @pytest.mark.matrix("a stager falls silent")
 def test_a_stager_that_falls_silent_is_ended(two_stagers: NewScene) -> None:
     """After the time for which a silent worker has its lease: nothing can come of it later."""
@@ -161,6 +193,30 @@ def test_a_stager_that_falls_silent_is_ended(two_stagers: NewScene) -> None:
     gone = next(each for each in attempts(scene) if each.outcome == "failed")
     assert (gone.error_class, stager(gone)) == ("StagerGone", silent)
     assert "said nothing for 3 s" in (gone.error_text or "")
+    assert scene.work() == 0
+    scene.prove()
+    assert in_the_lake(scene) == named_in_the_ledger(scene)
+
+
+@pytest.mark.matrix("a stager falls silent")
+def test_a_stager_that_stands_still_is_ended(
+    two_stagers: NewScene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It says that it is there, and its job does not move on: as long as that may last, and no
+    longer. The run carries the other batch through."""
+    scene = two_stagers(lease_seconds=3)
+    stack = scene.stack
+    monkeypatch.setattr(stager_pool, "_STILL_S", 2.0)
+    point = tmp_path / "failpoint"
+    point.write_text("while-staging:hang")
+    monkeypatch.setenv(VARIABLE, f"@{point}")
+    worker, held = stack.worker(), list[BatchError]()
+    staged = stage_batches(worker, held)
+    assert not alive(all_stagers(scene))
+    assert len(staged) == 1
+    (gone,) = held
+    assert isinstance(gone, StagerGone)
+    assert re.search(r"has not moved on for \d+ s and was killed", str(gone))
     assert scene.work() == 0
     scene.prove()
     assert in_the_lake(scene) == named_in_the_ledger(scene)
@@ -214,15 +270,20 @@ def all_stagers(scene: Scene) -> list[int]:
     return list(dict.fromkeys(pid for pid in found if pid is not None))
 
 
-def await_stopped_stagers(scene: Scene, run: Forked) -> list[int]:
-    """Return when two stagers have stopped at their failpoint: the first batch's one first."""
+def await_stopped_stagers(scene: Scene, run: Forked, before: Collection[int] = ()) -> list[int]:
+    """Return when two stagers have stopped at their failpoint: the first batch's one first.
+
+    Two besides those of before.
+    """
+
+    def new() -> list[int]:
+        return [pid for pid in all_stagers(scene) if pid not in before]
 
     def both_stopped() -> bool:
-        pids = all_stagers(scene)
-        return len(pids) == 2 and all(process_state(pid) == "T" for pid in pids)
+        return len(new()) == 2 and all(process_state(pid) == "T" for pid in new())
 
     scene.await_true(both_stopped, "both stagers have stopped", run)
-    return all_stagers(scene)
+    return new()
 
 
 def merge_the_index(scene: Scene) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from assets.pipeline.batch import Range
-from assets.pipeline.errors import BatchError, ClickHouseAway, ClickHouseRefused
+from assets.pipeline.errors import BatchError, ClickHouseAway, ClickHouseRefused, SeenMeanwhile
 from orchestration.ledger.attempts import attempt, attempts_of, last_failures, note_killed
 from orchestration.ledger.batches import record_plan
 from orchestration.ledger.leases import held_lease
@@ -107,6 +107,8 @@ def test_the_last_failures_are_found(ledger: Engine) -> None:
             failing(ledger, ValueError(text))
     with attempt(ledger, BATCH.batch_id, "load", "run"):
         pass
+    with pytest.raises(SeenMeanwhile):
+        failing(ledger, SeenMeanwhile("four: it is staged again, which is no failure"))
     assert [each.error_text for each in last_failures(ledger, 2, "events")] == ["three", "two"]
     assert last_failures(ledger, 2, "others") == []
 

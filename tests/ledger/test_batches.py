@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, event, insert
+from sqlalchemy import Connection, Engine, event, insert
 
 from assets.pipeline.batch import (
     TRANSITIONS,
@@ -48,13 +48,15 @@ from orchestration.ledger.batches import (
     waiting_for_a_person,
 )
 from orchestration.ledger.keys import (
+    add_key_file,
     announce_key_file,
     forget_key_files,
     live_key_files,
+    live_paths,
     replace_key_files,
     retired_key_files,
 )
-from orchestration.ledger.leases import Lease, held_lease
+from orchestration.ledger.leases import Lease, check_fence, held_lease
 from orchestration.ledger.tables import lanes
 from tests.capture_api.conftest import until
 from tests.stack import ROOT
@@ -372,6 +374,32 @@ def test_a_lane_opened_by_another_planner_at_the_same_moment(ledger: Engine) -> 
     second.join(60)
     assert found == [PlanConflict]
     assert all_batches(ledger, "events") == []
+
+
+def test_who_registers_sees_what_was_registered_while_it_waited(
+    ledger: Engine, planned: Callable[..., Batch]
+) -> None:
+    """Whatever is looked at in its transaction: it has waited for the row of the lease first."""
+    batch = planned()
+    seen: list[set[str]] = []
+
+    def look(connection: Connection) -> None:
+        seen.append(live_paths(connection, DAY, DAY))
+
+    def register() -> None:
+        register_staged(ledger, lease, batch.batch_id, STAGED, None, "1", also=look)
+
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with held_lease(ledger, "topic/events", 60) as lease:
+        second = threading.Thread(target=register)
+        with ledger.begin() as first:
+            check_fence(first, lease)
+            add_key_file(first, KEYS)
+            second.start()
+            if ledger.dialect.name == "postgresql":
+                until(lambda: first.exec_driver_sql(waiting).scalar_one() >= 1, "it waits")
+        second.join(60)
+    assert seen == [{KEYS.path}]
 
 
 _PLANNER = """

@@ -25,6 +25,7 @@ from assets.pipeline.errors import ClickHouseAway
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch
+from assets.staged_events import _with_stagers
 from orchestration.cadence_triggers import Lookout, decide
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.backoffs import batch_name, note_failure
@@ -154,6 +155,20 @@ def test_a_run_tells_how_many_stagers_worked(
     assert of_stagers["stagers"] == 2
     assert of_stagers["stagers_peak_bytes"] > 50 << 20
     _assert_whole(stack, sent)
+
+
+def test_what_a_run_tells_of_its_stagers_takes_nothing_from_its_entry() -> None:
+    """Whatever else the entry has stays."""
+    result: dg.MaterializeResult[None] = dg.MaterializeResult(
+        metadata={"rows": 1},
+        data_version=dg.DataVersion("one"),
+        tags={"a": "b"},
+        check_results=[dg.AssetCheckResult(passed=True)],
+    )
+    told = _with_stagers(result, {"host:1": 5, "host:2": 6})
+    assert told.metadata == {"rows": 1, "stagers": 2, "stagers_peak_bytes": 11}
+    assert (told.data_version, told.tags) == (result.data_version, result.tags)
+    assert told.check_results == result.check_results
 
 
 def test_a_held_batch_turns_the_check_red_until_it_is_released(

@@ -6,35 +6,49 @@ import os
 import pickle
 import signal
 import sqlite3
+import stat
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from assets.pipeline import side_by_side, stager_pool
-from assets.pipeline.batch import Balance, Batch, Range, State
+from assets.pipeline.batch import IMPORT_PREFIX, Balance, Batch, Range, State
 from assets.pipeline.errors import (
+    BatchError,
     Gap,
     KafkaAway,
     KafkaRefused,
     KeyFileUnreadable,
     LeaseLost,
     StagerGone,
+    UnknownTrouble,
 )
+from assets.pipeline.key_upkeep import Window
+from assets.pipeline.lake import Lake
 from assets.pipeline.loading import load_batches, load_dead_letters
 from assets.pipeline.room import NoRoom
-from assets.pipeline.side_by_side import choose_lanes
-from assets.pipeline.stager import Answer, packed
+from assets.pipeline.side_by_side import choose_lanes, is_worth_it
+from assets.pipeline.stager_messages import Job, answer_of
 from assets.pipeline.stager_pool import Stager, StagerPool
 from assets.pipeline.staging import stage_batches
+from assets.pipeline.topic import Topic
 from assets.pipeline.worker import Worker
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.keys import live_key_files
+from orchestration.settings import Settings
 from tests.pids import await_ended
 from tests.records import value_of
 from tests.stack import Stack
+from tests.staging import batch_of
 
 NewStack = Callable[..., Stack]
 
@@ -50,6 +64,8 @@ NewStack = Callable[..., Stack]
         ({0: 500}, [], 4, 40, {0}),
         ({0: 9, 1: 9}, [], 2, 40, {0, 1}),  # not worth two batches
         ({0: 10, 1: 10}, [], 2, 40, {0}),
+        ({0: 500, 1: 9}, [0], 1, 40, set()),  # not worth a batch: it is in the next one
+        ({0: 500, 1: 9}, [], 1, 40, {0, 1}),
     ],
 )
 def test_partitions_are_shared_out_evenly(
@@ -74,6 +90,26 @@ def test_a_stager_that_was_killed_while_idle_gets_no_batch(new_stack: NewStack) 
         assert second is not first
         assert second.is_idle
         assert not second.has_ended
+
+
+@pytest.mark.parametrize(
+    ("values", "worth"),
+    [({}, True), ({"letters": 100}, False), ({"topic": f"{IMPORT_PREFIX}exports"}, False)],
+)
+def test_only_what_stagers_take_is_worth_them(
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    worth: bool,
+) -> None:
+    """Redrives and imports that were planned before are staged by the run, however large."""
+    monkeypatch.setattr(side_by_side, "unread", lambda *_: {0: 30})
+    monkeypatch.setattr(side_by_side, "most_offsets", lambda *_: 40)
+    pool = cast(StagerPool, SimpleNamespace(count=2))
+    topic = cast(Topic, SimpleNamespace(name="events"))
+    begun = [replace(batch_of(Range(1, 0, 50)), **values)]
+    worker = cast(Worker, SimpleNamespace(settings=settings()))
+    assert is_worth_it(worker, pool, topic, cast(Any, None), begun) is worth
 
 
 def test_batches_at_once_have_different_partitions(new_stack: NewStack) -> None:
@@ -149,7 +185,190 @@ def test_a_stager_that_cannot_start_leaves_it_to_the_run(
     worker, said = talking(stack)
     carry(worker)
     assert Counter(stack.account().events) == Counter(sent)
-    assert [line for line in said if "this run stages without stagers" in line] != []
+    assert len([line for line in said if "this run stages without stagers" in line]) == 1
+
+
+def test_stagers_are_waited_for_from_their_start(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not one after the other: several that hang when they begin hold a run up once."""
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hangs.chmod(hangs.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(stager_pool.sys, "executable", str(hangs))
+    monkeypatch.setattr(stager_pool, "_BIRTH_S", 2.0)
+    stack = new_stack(stagers=2, lease_seconds=1, batch_max_records=50).make_topic(2)
+    sent = stack.send_numbers(range(100), 2)
+    waited: list[float] = []
+
+    class Line(stager_pool.Connection):
+        def poll(self, timeout: float | None = 0.0) -> bool:
+            waited.append(timeout or 0.0)
+            return super().poll(timeout)
+
+    monkeypatch.setattr(stager_pool, "Connection", Line)
+    worker, said = talking(stack)
+    carry(worker)
+    assert Counter(stack.account().events) == Counter(sent)
+    assert len(waited) == 2
+    assert waited[1] < waited[0] < 2.0, "the second one had begun when the first was waited for"
+    assert len([line for line in said if "said nothing for 2 s and was killed" in line]) == 1
+
+
+def test_a_stager_of_another_version_gets_no_batch(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code on disk was changed under the run: it goes on by itself, with the code it has."""
+    stack = new_stack(batch_max_records=50, stagers=2).make_topic(2)
+    sent = stack.send_numbers(range(100), 2)
+    monkeypatch.setattr(stager_pool, "TRANSFORM_VERSION", "of before")
+    worker, said = talking(stack)
+    staged = carry(worker)
+    assert Counter(stack.account().events) == Counter(sent)
+    assert [each.error_class for each in tries(stack, staged)] == [None, None]
+    (line,) = (line for line in said if "this run stages without stagers" in line)
+    assert "and this run of of before: the code was changed" in line
+
+
+def test_an_error_before_a_batch_is_begun_is_its_own(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: the others are staged, and it is tried again."""
+    stack = new_stack(batch_max_records=100, stagers=2).make_topic(2)
+    stack.send_numbers(range(200), 2)
+    window_for = Worker.window_for
+
+    def odd(worker: Worker, batch: Batch) -> Window:
+        if partitions(batch) == {0}:
+            raise KeyError("odd")
+        return window_for(worker, batch)
+
+    held: list[BatchError] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "window_for", odd)
+        staged = stage_batches(stack.worker(), held)
+    assert [partitions(batch) for batch in staged] == [{1}]
+    assert [(type(error), str(error)) for error in held] == [(UnknownTrouble, "KeyError: 'odd'")]
+    (other,) = (batch for batch in stack.batches() if batch.state is State.PLANNED)
+    assert [each.error_class for each in tries(stack, [other])] == ["UnknownTrouble"]
+
+
+def test_a_ledger_that_is_away_before_a_batch_is_begun_ends_the_run(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no batch's fault."""
+    stack = new_stack(batch_max_records=100, stagers=2).make_topic(2)
+    stack.send_numbers(range(200), 2)
+
+    def away(worker: Worker, batch: Batch) -> Window:
+        raise OperationalError("SELECT 1", {}, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(Worker, "window_for", away)
+    with pytest.raises(OperationalError):
+        stage_batches(stack.worker(), [])
+
+
+def test_where_in_a_stager_an_unknown_error_was_raised_is_said(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the lines of its code, as they would be told of an error in the run itself."""
+    stack = new_stack(batch_max_records=100, stagers=2).make_topic(2)
+    stack.send_numbers(range(200), 2)
+    window_for = Worker.window_for
+
+    def odd(worker: Worker, batch: Batch) -> Window:
+        return replace(window_for(worker, batch), void=cast(Any, (5,)))
+
+    monkeypatch.setattr(Worker, "window_for", odd)
+    worker, said = talking(stack)
+    with pytest.raises(UnknownTrouble) as raised:
+        stage_batches(worker)
+    cause = raised.value.__cause__
+    assert cause is not None
+    (trace,) = cause.__notes__
+    assert "in open_window" in trace
+    assert any(line.startswith("in the stager ") and trace in line for line in said)
+
+
+def test_an_end_that_does_not_come_is_not_waited_for(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that the system holds has the signal, and the run goes on."""
+    stack = new_stack(stagers=2).make_topic()
+    with StagerPool(stack.worker()) as pool:
+        stager = pool.take()
+        assert stager is not None
+
+        def held_by_a_disk(timeout: float | None = None) -> int:
+            assert timeout is not None, "for ever"
+            raise subprocess.TimeoutExpired("stager", timeout)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stager._process, "wait", held_by_a_disk)
+            pool.kill(stager)
+        await_ended([int(stager.name.rpartition(":")[2])])
+        stager._process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGRTMIN + 6])
+def test_every_signal_has_a_name(number: int) -> None:
+    """Also those that Python has none for."""
+    code = f"import os; os.kill(os.getpid(), {int(number)})"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        told = stager_pool._ended_by(process)
+    assert told == ("SIGKILL" if number == signal.SIGKILL else f"signal {int(number)}")
+
+
+def resent(new_stack: NewStack) -> Stack:
+    """A stack with 80 events staged, which were sent again, with 80 others."""
+    stack = new_stack(batch_max_records=100, stagers=2).make_topic(2)
+    stack.send_numbers([*range(80), 0], 2)  # a duplicate, so that each kind has its folder
+    carry(stack.worker())
+    stack.send_numbers(range(80), 2)
+    stack.send_numbers(range(100, 180), 2)
+    return stack
+
+
+def test_stagers_map_copies_of_an_index_that_is_elsewhere(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has brought it, once for all of them: none of them asks the lake for it."""
+    stack = resent(new_stack)
+    begin = Stager.begin
+
+    def begin_without_the_lake(stager: Stager, job: Job) -> None:
+        for path in job.window.paths:
+            stack.lake_file(path).unlink(missing_ok=True)
+        assert job.copies is not None
+        assert Path(job.copies).is_relative_to(stack.settings.home)
+        folders.append(job.copies)
+        begin(stager, job)
+
+    folders: list[str] = []
+    monkeypatch.setattr(Lake, "is_local", False)
+    monkeypatch.setattr(Stager, "begin", begin_without_the_lake)
+    worker, said = talking(stack)
+    staged = stage_batches(worker)
+    balance = sum((b.staged.balance for b in staged if b.staged), Balance())
+    assert balance == Balance(ok=80, duplicate=80)
+    assert [line for line in said if "is staged by the run itself" in line] == []
+    assert len(folders) == 2
+    (folder,) = set(folders)
+    assert not Path(folder).exists()
+
+
+def test_without_room_for_copies_the_run_stages_by_itself(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once; what was sent again is found."""
+    stack = resent(new_stack)
+    monkeypatch.setattr(Lake, "is_local", False)
+    worker, said = talking(stack)
+    worker.settings = stack.settings.model_copy(update={"lake_min_free_bytes": 1 << 60})
+    staged = stage_batches(worker)
+    balance = sum((b.staged.balance for b in staged if b.staged), Balance())
+    assert balance == Balance(ok=80, duplicate=80)
+    assert len([line for line in said if "this run stages without stagers" in line]) == 1
 
 
 def test_an_index_that_cannot_be_read_is_made_anew_by_the_run(new_stack: NewStack) -> None:
@@ -210,7 +429,7 @@ def test_an_interrupted_run_leaves_no_process(
 )
 def test_an_error_arrives_as_it_was_raised(error: Exception) -> None:
     """With its class, its text and all that is known of it."""
-    answer = Answer(None, packed(error), 0)
+    answer = answer_of(None, error, 0)
     with pytest.raises(type(error)) as raised:
         pickle.loads(pickle.dumps(answer)).result()
     assert type(raised.value) is type(error)
@@ -226,7 +445,7 @@ def test_an_error_that_cannot_travel_arrives_as_its_name() -> None:
         pass
 
     with pytest.raises(RuntimeError, match="OfThisProcessOnly: what"):
-        pickle.loads(pickle.dumps(Answer(None, packed(OfThisProcessOnly("what")), 0))).result()
+        pickle.loads(pickle.dumps(answer_of(None, OfThisProcessOnly("what"), 0))).result()
 
 
 def talking(stack: Stack) -> tuple[Worker, list[str]]:
