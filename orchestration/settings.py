@@ -230,7 +230,8 @@ class Settings(BaseSettings):
         ge=1,
         le=32,
         description="Batches of different partitions that one run stages at once, each in a "
-        "process of its own, when more than one waits; 1: the run stages them itself.",
+        "process of its own, when more than one waits; 1: the run stages them itself. If the lake "
+        "is no folder, the home's disk holds a copy of these dates' index (keys/) meanwhile.",
     )
     duplicate_window_days: int = Field(
         2,
@@ -304,7 +305,8 @@ class Settings(BaseSettings):
     lake_min_free_bytes: int = Field(
         1 << 30,
         ge=0,
-        description="Bytes that stay free on the disk of a local lake: nothing is staged below it.",
+        description="Bytes that stay free on the disk of a local lake: nothing is staged below it. "
+        "Of another lake's index nothing is copied below it to the home's disk.",
     )
 
     checks_cron: str = Field(
