@@ -20,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from assets.pipeline.errors import KeyFileUnreadable
+from assets.pipeline.errors import KeyFileUnreadable, LakeTrouble
 from assets.pipeline.lake import Lake
+from assets.pipeline.object_store import is_missing, is_of_a_store, told
 from orchestration.settings import Settings
 
 _BLOCK_BYTES = 8 << 20
@@ -57,7 +58,7 @@ class KeyCopies:
     def folder_with(self, lake: Lake, paths: Iterable[str]) -> str | None:
         """A folder with these key files of the lake, under the same names; None: the lake is one.
 
-        Raises NoCopies, and KeyFileUnreadable of what the lake has not.
+        Raises NoCopies; KeyFileUnreadable of what the lake has not, LakeTrouble when it is away.
         """
         if lake.is_local:
             return None
@@ -97,7 +98,7 @@ def _bytes_of(lake: Lake, paths: Collection[str]) -> int:
     try:
         infos = lake.filesystem.get_file_info([lake.full_path(path) for path in paths])
     except OSError as error:
-        raise KeyFileUnreadable(", ".join(paths), str(error)) from error
+        raise _cannot_be_read(", ".join(paths), error) from error
     return sum(info.size or 0 for info in infos)
 
 
@@ -119,4 +120,11 @@ def _blocks(lake: Lake, path: str) -> Iterator[bytes]:
             while block := stream.read(_BLOCK_BYTES):
                 yield block
     except OSError as error:
-        raise KeyFileUnreadable(path, str(error)) from error
+        raise _cannot_be_read(path, error) from error
+
+
+def _cannot_be_read(path: str, error: OSError) -> LakeTrouble:
+    """What a store that does not answer, or refuses, says is not for want of this file."""
+    if is_of_a_store(error) and not is_missing(error):
+        return LakeTrouble(f"reading {path} in the lake failed: {told(error)}")
+    return KeyFileUnreadable(path, str(error))

@@ -173,6 +173,45 @@ def test_a_worker_is_killed(
     assert in_the_bucket(bucket, scene.stack) == named_in_the_ledger(scene)
 
 
+@pytest.mark.matrix("a run with stagers is killed")
+def test_stagers_share_a_copy_of_the_index(
+    new_scene: NewScene, bucket: ObjectStore, between: FaultyProxy
+) -> None:
+    """A run reads a key file once, for all their batches; what it leaves the next one deletes."""
+    scene = new_scene(
+        60,
+        batch_max_records=100,
+        batch_backoff_max_seconds=1e-6,
+        stagers=2,
+        lake_uri=bucket.lake_uri(),
+    )
+    assert scene.work() == 0
+    first = named_in_the_ledger(scene)
+    reads: list[str] = []
+
+    def count(exchange: Exchange) -> Fault:
+        if exchange.method == "GET" and any(exchange.target.endswith(name) for name in keys):
+            reads.append(exchange.target)
+        return Fault.NONE
+
+    keys = {path.rpartition("/")[2] for path in first if path.startswith("keys/")}
+    between.plan = count
+    scene.send_more(300)
+    assert scene.work() == 0
+    scene.prove()
+    assert len(scene.stack.batches()) > 3
+    assert len(reads) == len(keys) > 0
+
+    scene.send_more(300)
+    scene.kill_at("begun")
+    copies = scene.stack.settings.home / "key_copies"
+    assert [path for path in copies.rglob("*.arrow") if path.is_file()] != []
+    assert scene.work_when_free() == 0
+    scene.prove()
+    assert list(copies.iterdir()) == []
+    assert in_the_bucket(bucket, scene.stack) == named_in_the_ledger(scene)
+
+
 def refused(exchange: Exchange) -> Canned | None:
     """A store that takes no files."""
     return DENIED if exchange.method == "PUT" else None
