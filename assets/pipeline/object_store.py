@@ -5,7 +5,7 @@
 
 A store that says nothing is given up: a connection that is not made within CONNECT_S, or on which
 nothing moves for SILENT_S, has failed, and a request is tried TRIES times in all. So no single
-request takes longer than some half a minute of silence; what moves, however slowly, goes on.
+request takes longer than two minutes or so of silence; what moves, however slowly, goes on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pyarrow import fs
 from orchestration.s3_address import S3Address
 
 CONNECT_S = 5.0
-SILENT_S = 10.0
-"""Without a byte in either direction. The SDK's own 3 s are less than a busy store may take."""
+SILENT_S = 20.0
+"""Without a byte in either direction. The SDK's own 3 s are less than a busy store may take, or one
+that copies a large object."""
 TRIES = 3
 
 _HINTS = {
