@@ -99,7 +99,9 @@ class ObjectStore:
         command = [str(Path(sys.executable).with_name("weed")), "server"]
         command += [f"-{name}={value}" for name, value in options.items()]
         with (self.folder / "store.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder
+            )
         self._await_bucket()
         return self
 
@@ -163,3 +165,6 @@ class ObjectStore:
             self.process.kill()
             self.process.wait()
             self.process = None
+            for part in _PARTS:  # where these are cannot be said
+                socket = f"/tmp/seaweedfs-{part}-grpc-{self._ports[f'{part}.port.grpc']}.sock"
+                Path(socket).unlink(missing_ok=True)
