@@ -20,6 +20,7 @@ from assets.pipeline.batch import Balance, Batch, Kind, State
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.declared_tables import declared_tables
 from assets.pipeline.lake import Lake
+from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.worker import Worker
 from orchestration.addresses import public_address
 from orchestration.ledger.attempts import Attempt, attempts_of
@@ -57,7 +58,7 @@ def staged_metadata(worker: Worker, batch: Batch) -> Metadata:
         "bytes_read": dg.MetadataValue.int(batch.staged.bytes_read),
         "bytes_staged": dg.MetadataValue.int(sum(file.bytes for file in batch.staged.files)),
         **_file(worker.lake, batch, Kind.EVENTS),
-        "ranges": _ranges(batch),
+        **_carried(batch),
     }
 
 
@@ -75,7 +76,7 @@ def loaded_metadata(worker: Worker, batch: Batch) -> Metadata:
         **_seconds(seconds, batch.staged.balance.ok),
         **_file(worker.lake, batch, Kind.EVENTS),
         "in_clickhouse": _query_link(worker.settings, batch, Kind.EVENTS),
-        "ranges": _ranges(batch),
+        **_carried(batch),
     }
 
 
@@ -92,17 +93,23 @@ def dead_letter_metadata(worker: Worker, batch: Batch) -> Metadata:
             **_file(worker.lake, batch, Kind.DEAD_LETTERS),
             "in_clickhouse": _query_link(worker.settings, batch, Kind.DEAD_LETTERS),
             "reasons": table_of(
-                _reasons(worker.lake, batch), ("reason", "string"), ("records", "int")
+                [
+                    (reason, count, SENTENCES[Reason(reason)])
+                    for reason, count in _reasons(worker.lake, batch)
+                ],
+                *(("reason", "string"), ("records", "int"), ("meaning", "string")),
             ),
         }
     return found
 
 
-def no_batch_metadata(
-    worker: Worker, kind: Kind, day: date, there: Sequence[Batch], note: str
-) -> Metadata:
-    """What is said of a date that a run was started for but brought nothing new to."""
-    rows = staged_rows_of_date(worker.ledger, day, kind, *worker.settings.topics)
+def no_batch_metadata(kind: Kind, there: Sequence[Batch], note: str) -> Metadata:
+    """What is said of a date that a run was started for but brought nothing new to.
+
+    `there` are the batches that the asset has of it. ClickHouse is not asked: it may be away.
+    """
+    files = [batch.staged.file(kind) for batch in there if batch.staged]
+    rows = sum(file.rows for file in files if file)
     found: Metadata = {
         "note": dg.MetadataValue.text(note),
         "batches": dg.MetadataValue.int(0),
@@ -200,6 +207,13 @@ def _identity(worker: Worker, batch: Batch, stage: str) -> Metadata:
     return found
 
 
+def _carried(batch: Batch) -> Metadata:
+    """What a batch was made of: ranges of offsets, or dead letters that were tried again."""
+    if batch.is_redrive:
+        return {"letters_redriven": dg.MetadataValue.int(batch.letters)}
+    return {"ranges": _ranges(batch)}
+
+
 def _ranges(batch: Batch) -> dg.MetadataValue[Any]:
     names = tuple(vars(Balance()))
     balances = batch.staged.balances if batch.staged else {}
@@ -274,11 +288,13 @@ def _file(lake: Lake, batch: Batch, kind: Kind) -> Metadata:
 def _query_link(settings: Settings, batch: Batch, kind: Kind) -> dg.MetadataValue[Any]:
     query = (
         f"SELECT * FROM {settings.clickhouse_database}.{kind.value} "
-        f"WHERE arrival_date='{batch.arrival_date}' AND _batch_id='{batch.batch_id}' "
-        "LIMIT 100 FORMAT Vertical"
+        f"WHERE _batch_id='{batch.batch_id}' AND arrival_date='{batch.arrival_date}' LIMIT 100"
     )
     address = public_address(settings.clickhouse_address)
-    return dg.MetadataValue.url(f"{address}/?query={quote_plus(query, safe='*=')}")
+    # The UI breaks no line at a plus: what stands between two breaks must fit a column.
+    return dg.MetadataValue.url(
+        f"{address}/?default_format=Vertical&query={quote_plus(query, safe='*=')}"
+    )
 
 
 def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:

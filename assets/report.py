@@ -78,6 +78,9 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
         note = (
             f"nothing new for {day}: its {len(there):,} batches are there already and stay as "
             "they are; the checks prove them again"
+            if len(there) > 1
+            else f"nothing new for {day}: its one batch is there already and stays as it is; the "
+            "checks prove it again"
         )
         names = " ".join(batch.batch_id for batch in there[:_NAMED])
         context.log.info(f"{note}: {names}{' …' if len(there) > _NAMED else ''}")
@@ -86,7 +89,7 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
     for batch in of_date:  # the date will be red (waiting_dates.py)
         if batch.state in WAITING and not sheet.is_done(batch):
             note += f"; {waits_text(batch)}"
-    return no_batch_metadata(worker, sheet.kind, day, there, note)
+    return no_batch_metadata(sheet.kind, there, note)
 
 
 def _untold(

@@ -218,7 +218,7 @@ def _of_nothing_more(
     return dg.AssetMaterialization(
         asset,
         partition=partition_of(day),
-        metadata=no_batch_metadata(worker, sheet.kind, day, there, note),
+        metadata=no_batch_metadata(sheet.kind, there, note),
     )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import click
 
+from assets.pipeline.batch import Batch
 from assets.pipeline.resends import told
 from assets.pipeline.waiting import accept_gap, refuse_gap, resends_of_lost
 from orchestration.cli.arguments import WORDS
 from orchestration.cli.batch import worker_of
 from orchestration.cli.settings import settings_at_hand
+from orchestration.ledger.batches import batches_named
 from orchestration.ledger.gaps import UNREAD, Gap, all_gaps
 from orchestration.times import exact_iso, utc_text
 
@@ -31,22 +33,24 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
     worker = worker_of(settings, lambda line: click.echo(line, err=True))
     found = all_gaps(worker.ledger, *settings.topics)
     resends = {gap.gap_id: resends_of_lost(worker, gap) for gap in found if not gap.decision}
+    ids = sorted({gap.batch_id for gap in found})
+    redrives = {each.batch_id: each for each in batches_named(worker.ledger, ids) if each.is_redrive}
     if as_json:
         print(json.dumps([_document(gap, resends.get(gap.gap_id)) for gap in found]))
         return
     if not found:
         print("nothing was ever lost")
     for gap in found:
-        what = f"{gap.records:,} offsets" if gap.cause in UNREAD else f"{gap.records:,} rows"
-        print(f"gap {gap.gap_id}  batch {gap.batch_id}: {what}, {gap.lost or 'not known which'}")
+        redrive = redrives.get(gap.batch_id)
+        print(f"gap {gap.gap_id}  batch {gap.batch_id}: {_lost_of(gap, redrive)}")
         print(f"       found {utc_text(gap.found_at)}: {gap.note}")
         if gap.decided_at is None:
             if resends[gap.gap_id]:
                 print(f"       {told(resends[gap.gap_id])}")
-            print(
-                "       WAITS: `tidemark gaps accept|refuse "
-                f"{gap.gap_id} --why …`, or `tidemark retry {gap.batch_id}`"
-            )
+            decide = f"`tidemark gaps accept|refuse {gap.gap_id} --why …`"
+            if redrive is not None:  # its records are dead letters still
+                decide = f"`tidemark redrive --give-up {gap.batch_id}`"
+            print(f"       WAITS: {decide}, or `tidemark retry {gap.batch_id}`")
         else:
             why = f": {gap.why}" if gap.why else ""
             print(f"       {gap.decision} by {gap.decided_by}, {utc_text(gap.decided_at)}{why}")
@@ -74,6 +78,13 @@ def refuse(gap_id: int, why: str) -> None:
         f"gap {gap_id} is refused: batch {gap.batch_id} is failed. When its records are back, "
         f"`tidemark retry {gap.batch_id}`"
     )
+
+
+def _lost_of(gap: Gap, redrive: Batch | None) -> str:
+    if redrive is not None:
+        return f"a redrive of {redrive.letters:,} dead letters"
+    what = f"{gap.records:,} offsets" if gap.cause in UNREAD else f"{gap.records:,} rows"
+    return f"{what}, {gap.lost or 'not known which'}"
 
 
 def _document(gap: Gap, resends: Mapping[str, int] | None) -> dict[str, object]:

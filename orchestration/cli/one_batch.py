@@ -51,7 +51,7 @@ def text(batch: Batch, attempts: Sequence[Attempt]) -> str:
     """The same for a person."""
     lines = [
         f"batch     {batch.batch_id} is {batch.state}",
-        f"records   {batch.topic} {' '.join(map(str, batch.ranges))}, arrived {batch.arrival_date}",
+        f"records   {_records(batch)}, arrived {batch.arrival_date}",
     ]
     if batch.note:
         lines.append(f"note      {batch.note}")
@@ -72,6 +72,12 @@ def text(batch: Batch, attempts: Sequence[Attempt]) -> str:
             lines.append(f"          {one.error_class}{code}: {one.error_text}")
             lines.append(f"          {_next_step(one)}")
     return "\n".join(lines)
+
+
+def _records(batch: Batch) -> str:
+    if batch.is_redrive:
+        return f"{batch.letters:,} dead letters of {batch.topic}"
+    return f"{batch.topic} {' '.join(map(str, batch.ranges))}"
 
 
 def _next_step(failed: Attempt) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, insert, select, update
 
+from assets.pipeline.batch import State
 from assets.pipeline.codes import Remedy
 from assets.pipeline.errors import BatchError, SeenMeanwhile
 from orchestration.ledger.connection import now_us, reading
@@ -176,6 +177,7 @@ def last_failures(ledger: Engine, limit: int, *topics: str) -> list[Attempt]:
     """The last attempts at batches of these topics that failed, the newest first.
 
     That a batch is staged again for what others have registered meanwhile is no failure.
+    Nor is anything to be done about batches that were let go of for good.
     """
     with reading(ledger) as connection:
         rows = connection.execute(
@@ -185,6 +187,7 @@ def last_failures(ledger: Engine, limit: int, *topics: str) -> list[Attempt]:
                 of_topics(topics),
                 attempts.c.outcome == "failed",
                 attempts.c.error_class.is_distinct_from(SeenMeanwhile.__name__),
+                batches.c.state != State.SUPERSEDED,
             )
             .order_by(attempts.c.attempt_id.desc())
             .limit(limit)

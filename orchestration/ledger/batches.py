@@ -213,6 +213,7 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
 def give_up(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
     """Forget what was staged of a redrive: its letters are free for another one."""
     with ledger.begin() as connection:
+        decide_open_gaps(connection, batch_id, "given up")
         supersede(connection, lease, batch_id, note)
 
 

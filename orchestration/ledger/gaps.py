@@ -3,7 +3,8 @@
     found ─┬─ accepted ─▶ planned or loading, the loss counted as `lost` in the balance
            ├─ refused ──▶ failed
            ├─ retried ──▶ planned or loading: it is looked for again
-           └─ discarded ▶ superseded: its import was thrown away
+           ├─ discarded ▶ superseded: its import was thrown away
+           └─ given up ─▶ superseded, a redrive: its letters can be chosen again
 
 Invariant: a gap is decided once, in the transaction that moves its batch, and its row stays as long
 as that. Should the batch meet its gap once more, that is another row.
@@ -55,6 +56,7 @@ class Decision(StrEnum):
     REFUSED = "refused"
     RETRIED = "retried"
     DISCARDED = "discarded"
+    GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True)
