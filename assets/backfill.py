@@ -11,9 +11,11 @@ from typing import Any
 
 import dagster as dg
 
+from assets.metadata import Metadata
+from assets.pipeline.rebuild_preview import Preview, preview_text
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import waiting_for_a_person
-from orchestration.ledger.rebuilds import Rebuild
+from orchestration.ledger.rebuilds import Rebuild, RebuildState
 from orchestration.partitions import arrival_dates
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
@@ -50,18 +52,39 @@ def pool_of_rebuilds(settings: Settings) -> str:
     return f"rebuild_{settings.topic}"
 
 
+def log_preview(
+    context: dg.AssetExecutionContext, name: str, seen: Preview, metadata: Metadata
+) -> None:
+    """Say what a run would do, in the same words as the command, and observe it."""
+    lines = preview_text(seen)
+    for line in lines:
+        context.log.info(line)
+    context.log_event(
+        dg.AssetObservation(
+            name,
+            description="\n".join(lines),
+            partition=context.partition_key,
+            metadata=metadata,
+        )
+    )
+
+
 def rebuilt_metadata(worker: Worker, done: Rebuild) -> dict[str, str | int | float]:
     """What was swapped in, how to bring back what was there before, and what is not in it.
 
     A batch that waits for a person comes to the date with the micro-batch that loads it: the date
     of `events` is red until then (waiting_dates.py), and nothing is to be rebuilt for it.
     """
-    found: dict[str, str | int | float] = {
-        "dagster/partition_row_count": done.rows or 0,
-        "batches": done.batches or 0,
-        "seconds": round((done.moved_at - done.begun_at) / 1e6, 3),
-        "bring_back": f"tidemark backfill back {done.arrival_date}",
-    }
+    found: dict[str, str | int | float]
+    if done.state is RebuildState.CANCELLED:
+        found = {"note": f"nothing to rebuild: no batch of {done.arrival_date} is loaded"}
+    else:
+        found = {
+            "dagster/partition_row_count": done.rows or 0,
+            "batches": done.batches or 0,
+            "seconds": round((done.moved_at - done.begun_at) / 1e6, 3),
+            "bring_back": f"tidemark backfill back {done.arrival_date}",
+        }
     if done.generation:
         found["generation"] = done.generation
     waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from assets.column_texts import COLUMN_TEXTS
 from assets.pipeline.batch import Balance, Batch, Kind, State
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.declared_tables import declared_tables
@@ -167,6 +168,7 @@ def arrow_schema(schema: pa.Schema) -> dg.TableSchema:
             dg.TableColumn(
                 field.name,
                 str(field.type),
+                COLUMN_TEXTS[field.name],
                 constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in schema
@@ -177,7 +179,9 @@ def arrow_schema(schema: pa.Schema) -> dg.TableSchema:
 def clickhouse_schema(table: str) -> dg.TableSchema:
     """The columns of a table as tables.sql declares them."""
     columns = declared_tables()[table].columns
-    return dg.TableSchema([dg.TableColumn(name, column.type) for name, column in columns.items()])
+    return dg.TableSchema(
+        [dg.TableColumn(name, column.type, COLUMN_TEXTS[name]) for name, column in columns.items()]
+    )
 
 
 def table_of(rows: Sequence[Sequence[Any]], *columns: tuple[str, str]) -> dg.MetadataValue[Any]:
@@ -288,10 +292,10 @@ def _file(lake: Lake, batch: Batch, kind: Kind) -> Metadata:
 def _query_link(settings: Settings, batch: Batch, kind: Kind) -> dg.MetadataValue[Any]:
     query = (
         f"SELECT * FROM {settings.clickhouse_database}.{kind.value} "
-        f"WHERE _batch_id='{batch.batch_id}' AND arrival_date='{batch.arrival_date}' LIMIT 100"
+        f"WHERE arrival_date='{batch.arrival_date}' AND _batch_id='{batch.batch_id}' LIMIT 100"
     )
     address = public_address(settings.clickhouse_address)
-    # The UI breaks no line at a plus: what stands between two breaks must fit a column.
+    # The UI breaks lines at hyphens, not at a plus: what stands between two must fit a column.
     return dg.MetadataValue.url(
         f"{address}/?default_format=Vertical&query={quote_plus(query, safe='*=')}"
     )

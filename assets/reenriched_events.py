@@ -10,11 +10,10 @@ from datetime import date
 import dagster as dg
 from pydantic import Field
 
-from assets.backfill import backfill_asset, rebuilt_metadata
+from assets.backfill import backfill_asset, log_preview, rebuilt_metadata
 from assets.metadata import Metadata
 from assets.pipeline.rebuild import rebuild
 from assets.pipeline.rebuild_preview import Preview, preview
-from assets.pipeline.reenrich import changes_text
 from assets.report import told_failures
 from orchestration.ledger.rebuilds import RebuildState, Way
 from orchestration.resources import Pipeline
@@ -59,13 +58,7 @@ def reenriched_events(settings: Settings) -> dg.AssetsDefinition:
             else:
                 done = rebuild(worker, day, Way.REENRICH)
         if config.preview:
-            for line in changes_text(seen.changes) if seen.changes else ():
-                context.log.info(line)
-            context.log_event(
-                dg.AssetObservation(
-                    NAME, partition=context.partition_key, metadata=_preview_metadata(seen)
-                )
-            )
+            log_preview(context, NAME, seen, _preview_metadata(seen))
         elif done.state is RebuildState.CANCELLED:
             yield dg.MaterializeResult(
                 metadata={"note": f"nothing to change: {day} is what today's code makes of it"}

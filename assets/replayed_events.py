@@ -10,7 +10,7 @@ from datetime import date
 import dagster as dg
 from pydantic import Field
 
-from assets.backfill import backfill_asset, rebuilt_metadata
+from assets.backfill import backfill_asset, log_preview, rebuilt_metadata
 from assets.metadata import Metadata
 from assets.pipeline.rebuild import rebuild
 from assets.pipeline.rebuild_preview import preview, replay_text
@@ -67,9 +67,7 @@ def replayed_events(settings: Settings) -> dg.AssetsDefinition:
                 "expired": dg.MetadataValue.int(sum(not b.is_whole for b in seen.to_replay)),
                 "found": dg.MetadataValue.md("\n".join(f"    {line}" for line in lines)),
             }
-            context.log_event(
-                dg.AssetObservation(NAME, partition=context.partition_key, metadata=metadata)
-            )
+            log_preview(context, NAME, seen, metadata)
             return
         left = {"left_as_they_are": dg.MetadataValue.json(asked.left)} if asked.left else {}
         if done.state is RebuildState.CANCELLED:

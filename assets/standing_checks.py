@@ -126,7 +126,9 @@ def _freshness(worker: Worker, standing: Standing) -> dg.AssetCheckResult:
         told = "nothing that is to be loaded waits"
     metadata: dict[str, Any] = {
         "oldest_not_loaded_seconds": _seconds(max((one.waited for one in judged), default=0)),
-        "oldest": table_of(
+    }
+    if oldest:
+        metadata["oldest"] = table_of(
             [
                 (
                     *(one.topic, one.partition, utc_text(one.at)),
@@ -142,8 +144,7 @@ def _freshness(worker: Worker, standing: Standing) -> dg.AssetCheckResult:
             ("waited", "string"),
             ("may_wait", "string"),
             ("cadence", "string"),
-        ),
-    }
+        )
     return answer(FRESHNESS, not late and not unknown, told, metadata)
 
 

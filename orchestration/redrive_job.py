@@ -86,6 +86,11 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
             done = preview(worker, wanted) if only_look else redrive(worker, wanted, runs)
         for line in text(done):
             context.log.info(line)
+        if only_look and done.letters and not config.dry_run:
+            context.log.info(
+                "nothing was done: choose some in the launchpad (reasons, project, date, batch), "
+                "or say everything: true"
+            )
         for batch in done.batches:
             if batch.state is State.COMMITTED and batch.staged and batch.staged.balance.ok:
                 context.log_event(

@@ -72,8 +72,9 @@ def rebuild(
 ) -> Rebuild:
     """Rebuild a date that way, or go on with a rebuild of it that was cut short.
 
-    Where files are to be made anew and none comes out otherwise, or none can be replayed, nothing
-    is rebuilt: it is cancelled. `asked` knows then which batches are left as they are. Raises
+    Where files are to be made anew and none comes out otherwise, or none can be replayed, or there
+    is nothing of the date, nothing is rebuilt: it is cancelled. `asked` knows then which batches
+    are left as they are. Raises
     LeaseHeld while another worker is at it; StagedFileDamaged when the lake has not all of the
     date; ProofFailed when the shadow cannot be proved. `events` is as it was then.
     """
@@ -98,7 +99,9 @@ def rebuild(
         remakes = remake(worker, own, found, _to_make(worker, found), asked)
         if found.state is RebuildState.FILLING:
             batches = loaded_of(worker, day)
-            if found.makes_files and not remakes:
+            if (found.makes_files and not remakes) or (
+                not batches and not rows_by_batch(worker, "events", day)
+            ):
                 return _nothing_to_do(worker, own, found, batches)
             fill(worker, found, SHADOW, remakes.in_place(batches))
             failpoint("rebuild-filled")
@@ -121,7 +124,10 @@ def _nothing_to_do(worker: Worker, own: Lease, found: Rebuild, batches: Sequence
     found = _move(worker, (own,), found, RebuildState.CANCELLED)
     drop_partition(worker, SHADOW, day)
     _tidy(worker, own, day)
-    worker.say(f"{day}: none of its {len(batches):,} batches changes, nothing is rebuilt")
+    if batches:
+        worker.say(f"{day}: none of its {len(batches):,} batches changes, nothing is rebuilt")
+    else:
+        worker.say(f"{day}: no batch of it is loaded, nothing is rebuilt")
     return found
 
 

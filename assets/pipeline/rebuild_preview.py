@@ -10,7 +10,7 @@ from assets.pipeline.batch import Kind
 from assets.pipeline.date_anew import loaded_of, strangers_of, unsettled_of, with_files
 from assets.pipeline.errors import BatchError
 from assets.pipeline.filling import checked_file, rows_of
-from assets.pipeline.reenrich import Changes, changes_of
+from assets.pipeline.reenrich import Changes, changes_of, changes_text
 from assets.pipeline.replay import Expiry, expiries, lost_kinds, registered_kinds
 from assets.pipeline.swap import rows_by_batch
 from assets.pipeline.worker import Worker
@@ -72,6 +72,29 @@ def preview(
         changes,
         tuple(to_replay),
     )
+
+
+def preview_text(seen: Preview) -> list[str]:
+    """What it would do, for a person: a line for the date, then what is to be known besides."""
+    change = seen.rows - seen.rows_now
+    lines = [
+        f"{seen.arrival_date}: {seen.batches:,} batches with {seen.rows:,} rows in the lake; the "
+        f"table has {seen.rows_now:,} ({change:+,})"
+    ]
+    lines += [f"  batch {one} cannot be rebuilt: {why}" for one, why in seen.damaged.items()]
+    lines += [
+        f"  batch {one}: not known what the table has of it; see `tidemark status`"
+        for one in seen.unsettled
+    ]
+    lines += [
+        f"  {rows:,} rows of batch {one or '(none)'} would go, which is not loaded: that is "
+        "refused without --drop-strangers"
+        for one, rows in seen.strangers.items()
+    ]
+    lines += [f"  {line}" for line in replay_text(seen.to_replay)]
+    if seen.changes is not None:
+        lines += [f"  {line}" for line in changes_text(seen.changes)]
+    return lines
 
 
 def replay_text(batches: Sequence[ToReplay]) -> list[str]:

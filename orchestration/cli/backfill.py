@@ -11,9 +11,8 @@ from assets.pipeline.errors import BatchError
 from assets.pipeline.rebuild import back as bring_back
 from assets.pipeline.rebuild import cancel as give_up
 from assets.pipeline.rebuild import rebuild as make_anew
-from assets.pipeline.rebuild_preview import Preview, replay_text
+from assets.pipeline.rebuild_preview import Preview, preview_text
 from assets.pipeline.rebuild_preview import preview as look
-from assets.pipeline.reenrich import changes_text
 from assets.pipeline.remaking import Asked
 from orchestration.cli.batch import worker_of
 from orchestration.cli.settings import settings_at_hand
@@ -153,22 +152,8 @@ def _days(first: datetime, last: datetime | None) -> list[date]:
 
 
 def _tell(seen: Preview) -> None:
-    change = seen.rows - seen.rows_now
-    print(
-        f"{seen.arrival_date}: {seen.batches:,} batches with {seen.rows:,} rows in the lake; the "
-        f"table has {seen.rows_now:,} ({change:+,})"
-    )
-    for batch_id, why in seen.damaged.items():
-        print(f"  batch {batch_id} cannot be rebuilt: {why}")
-    for batch_id in seen.unsettled:
-        print(f"  batch {batch_id}: not known what the table has of it; see `tidemark status`")
-    for batch_id, rows in seen.strangers.items():
-        print(f"  {rows:,} rows of batch {batch_id or '(none)'} would go: it is not loaded")
-    for line in replay_text(seen.to_replay):
-        print(f"  {line}")
-    if seen.changes is not None:
-        for line in changes_text(seen.changes):
-            print(f"  {line}")
+    for line in preview_text(seen):
+        print(line)
 
 
 def _document(each: Rebuild) -> dict[str, object]:

@@ -34,7 +34,9 @@ def gaps(ctx: click.Context, as_json: bool) -> None:
     found = all_gaps(worker.ledger, *settings.topics)
     resends = {gap.gap_id: resends_of_lost(worker, gap) for gap in found if not gap.decision}
     ids = sorted({gap.batch_id for gap in found})
-    redrives = {each.batch_id: each for each in batches_named(worker.ledger, ids) if each.is_redrive}
+    redrives = {
+        each.batch_id: each for each in batches_named(worker.ledger, ids) if each.is_redrive
+    }
     if as_json:
         print(json.dumps([_document(gap, resends.get(gap.gap_id)) for gap in found]))
         return

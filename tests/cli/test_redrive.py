@@ -10,6 +10,7 @@ import pytest
 from assets.pipeline.batch import State
 from assets.pipeline.errors import LeaseHeld
 from orchestration.ledger.batches import set_state
+from orchestration.ledger.gaps import gap_found
 from orchestration.ledger.projects import create_project
 from tests.cli.test_topics import run
 from tests.records import Sent, too_large, value_of
@@ -98,6 +99,29 @@ def test_only_a_redrive_that_waits_is_given_up(stack: Stack) -> None:
     assert "batches   1 superseded" in run(stack, "status").stdout
     again = run(stack, "redrive", "--reason", "unknown_project")
     assert "unknown_project: 3 became events" in again.stdout
+
+
+def test_the_gap_of_a_redrive_says_what_can_be_done(stack: Stack) -> None:
+    """It is no loss that could be accepted; given up, it waits no more."""
+    assert run(stack, "redrive", "--reason", "unknown_project").exit_code == 0
+    [redriven] = [batch for batch in stack.batches() if batch.is_redrive]
+    with stack.worker().lease() as lease:
+        set_state(stack.ledger, lease, redriven.batch_id, State.SUSPECT)
+        set_state(stack.ledger, lease, redriven.batch_id, State.LOADING)
+        gap_found(stack.ledger, lease, redriven.batch_id, "events", "", 0, "gone")
+    stack.client.command(
+        f"ALTER TABLE {stack.database}.events DELETE WHERE _batch_id = '{redriven.batch_id}' "
+        "SETTINGS mutations_sync = 1"
+    )
+    listed = run(stack, "gaps").stdout
+    assert f"batch {redriven.batch_id}: a redrive of 3 dead letters" in listed
+    assert f"WAITS: `tidemark redrive --give-up {redriven.batch_id}`, or `tidemark retry" in listed
+    assert "accept" not in listed
+    assert "records   3 dead letters of" in run(stack, "batch", redriven.batch_id).stdout
+    assert run(stack, "redrive", "--give-up", redriven.batch_id).exit_code == 0
+    listed = run(stack, "gaps").stdout
+    assert "given up by" in listed
+    assert "WAITS" not in listed
     assert len(stack.account().events) == 3
 
 

@@ -335,9 +335,10 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
         rebuild(stack.worker(), day)
     stack.client.command(f"ALTER TABLE {stack.database}.events DROP INDEX more")
 
-    # A date of which there is nothing is rebuilt to nothing.
+    # Of a date of which there is nothing, nothing is rebuilt; what is strange there goes.
     none = day - timedelta(days=1)
-    assert rebuild(stack.worker(), none).rows == 0
+    nothing = rebuild(stack.worker(), none)
+    assert (nothing.state, nothing.rows) == (RebuildState.CANCELLED, None)
     stack.client.command(
         f"INSERT INTO {stack.database}.events (uuid, arrival_date, _batch_id) "
         f"VALUES (generateUUIDv4(), '{none}', 'strange')"
@@ -349,19 +350,26 @@ def test_what_a_rebuild_refuses(new_scene: NewScene) -> None:
 def test_a_date_is_rebuilt_from_dagster(
     new_scene: NewScene, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Materializing a partition of `rebuilt_events` rebuilds that date."""
+    """Materializing a partition of `rebuilt_events` rebuilds that date; an empty one says so."""
     scene = loaded_scene(new_scene)
     day = day_of(scene)
     harm(scene)
     made = definitions(scene.stack.settings)
     job = made.resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster"))) as instance:
-        ran = job.execute_in_process(
-            instance=instance,
-            partition_key=str(day),
-            asset_selection=[dg.AssetKey("rebuilt_events")],
+        nothing, ran = (
+            job.execute_in_process(
+                instance=instance,
+                partition_key=str(date),
+                asset_selection=[dg.AssetKey("rebuilt_events")],
+            )
+            for date in (day - timedelta(days=1), day)
         )
+    assert nothing.success
     assert ran.success
+    (told,) = nothing.asset_materializations_for_node("rebuilt_events")
+    assert set(told.metadata) == {"note"}
+    assert "nothing to rebuild: no batch" in str(told.metadata["note"].value)
     (told,) = ran.asset_materializations_for_node("rebuilt_events")
     assert told.metadata["dagster/partition_row_count"].value == 120
     found = last_rebuild(scene.stack.ledger, scene.stack.settings.topic, day)

@@ -422,6 +422,7 @@ def test_a_date_is_re_enriched_from_dagster(
                 assert ran.asset_materializations_for_node("reenriched_events") == []
                 (seen,) = instance.fetch_observations(key, limit=5).records
                 assert seen.asset_observation is not None
+                assert "lib: 120 of 120 rows would change" in seen.asset_observation.description
                 found = seen.asset_observation.metadata
                 assert found["columns_that_change"].value == {"lib": 120}
                 assert made_by(scene) == {("older", 0): 120}

@@ -246,6 +246,7 @@ def test_a_date_is_replayed_from_dagster(
             told.append(ran.asset_materializations_for_node("replayed_events"))
         (seen,) = instance.fetch_observations(key, limit=5).records
     assert seen.asset_observation is not None
+    assert f"batch {batch.batch_id}, events: can be" in (seen.asset_observation.description or "")
     found = seen.asset_observation.metadata
     assert (found["batches"].value, found["expired"].value) == (1, 0)
     assert batch.batch_id in str(found["found"].value)

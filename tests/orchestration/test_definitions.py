@@ -16,7 +16,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from assets.metadata import clickhouse_schema
+from assets.column_texts import COLUMN_TEXTS
+from assets.metadata import arrow_schema, clickhouse_schema
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from local_stack.errors import StackError
 from orchestration.definitions import definitions
@@ -27,6 +28,14 @@ from orchestration.settings import Settings
 
 OTHERS = {"checks_schedule", "housekeeping_schedule"}
 ROOT = Path(__file__).parents[2]
+
+
+def test_every_column_is_explained() -> None:
+    """On the pages of the assets, and by nothing that no table has."""
+    schemas = (arrow_schema(EVENTS), clickhouse_schema("events"), clickhouse_schema("dead_letters"))
+    columns = [column for schema in schemas for column in schema.columns]
+    assert {column.name for column in columns if not column.description} == set()
+    assert set(COLUMN_TEXTS) == {column.name for column in columns}
 
 
 def test_the_graph(settings: Callable[..., Settings]) -> None:

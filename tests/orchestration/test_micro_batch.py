@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from assets.pipeline.batch import Kind, State
 from assets.pipeline.circuit import LOAD
 from assets.pipeline.errors import ClickHouseAway
 from assets.pipeline.failpoints import VARIABLE
+from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch
 from assets.staged_events import _with_stagers
@@ -123,7 +125,8 @@ def test_a_batch_is_told_of_with_its_lineage(
 
     [(partition, dead)] = _told(instance, "dead_letters")
     assert (partition, dead["batch_id"], dead["rows"]) == (TODAY, batch.batch_id, 1)
-    assert dead["reasons"] == [{"reason": "not_json", "records": 1}]
+    meaning = SENTENCES[Reason.NOT_JSON]
+    assert dead["reasons"] == [{"reason": "not_json", "records": 1, "meaning": meaning}]
 
     run = instance.get_run_by_id(result.run_id)
     assert run is not None
@@ -218,6 +221,8 @@ def test_the_link_to_the_rows_of_a_batch_works(
     answer = httpx.get(loaded["in_clickhouse"])
     assert answer.status_code == 200
     assert answer.text.count(loaded["batch_id"]) == 3
+    pieces = re.split("[-?&]", loaded["in_clickhouse"])  # where the UI may break a line
+    assert max(map(len, pieces)) <= 72
 
 
 def test_the_topic_is_observed(
@@ -278,6 +283,20 @@ def test_a_date_without_anything_new_says_so(
         assert (second[1]["batches"], second[1]["batches_there_already"]) == (0, 1)
         assert second[1]["dagster/partition_row_count"] == first[1]["dagster/partition_row_count"]
     _assert_whole(stack, sent)
+
+
+def test_rows_that_are_held_are_not_counted_as_loaded(
+    new_stack: Callable[..., Stack], instance: dg.DagsterInstance
+) -> None:
+    """Of a date of which a batch is held, each asset says how many rows it has itself."""
+    stack = new_stack(hold_over_records=3).make_topic()
+    stack.send_numbers(range(10))
+    assert _run(stack, instance).success
+    stack.send_numbers(range(10, 15))
+    stack.send(*[b"no json"] * 5)
+    _run(stack, instance)
+    rows = {asset: _told(instance, asset)[-1][1]["dagster/partition_row_count"] for asset in ASSETS}
+    assert rows == {"staged_events": 15, "events": 10, "dead_letters": 0}
 
 
 def test_a_run_for_a_past_date_carries_what_is_new(

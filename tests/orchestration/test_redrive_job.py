@@ -55,6 +55,7 @@ def test_the_default_configuration_only_looks(stack: Stack, instance: dg.Dagster
     result = _run(stack, instance)
     assert result.success
     assert "unknown_project: 3 would become events" in _said(instance, result)
+    assert "nothing was done: choose some in the launchpad" in _said(instance, result)
     assert stack.account().events == []
     assert len(stack.batches()) == 1
 
@@ -70,6 +71,8 @@ def test_a_choice_is_redriven_and_told(stack: Stack, instance: dg.DagsterInstanc
     materialization = record.asset_materialization
     assert materialization is not None
     assert materialization.metadata["rows"].value == 3
+    assert materialization.metadata["letters_redriven"].value == 3
+    assert "ranges" not in materialization.metadata
     [batch] = [batch for batch in stack.batches() if batch.is_redrive]
     assert materialization.metadata["batch_id"].value == batch.batch_id
 

@@ -33,6 +33,7 @@ from assets.pipeline.redrive import (
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import accept_gap, give_up_redrive, retry_batch
 from assets.pipeline.worker import Worker
+from orchestration.ledger.attempts import last_failures
 from orchestration.ledger.batches import loaded_ends, planned_ends
 from orchestration.ledger.gaps import accept_lost_file, all_gaps, gap_found
 from orchestration.ledger.keys import KeySwap
@@ -410,8 +411,13 @@ def test_letters_whose_file_is_gone_wait_for_a_person(
         assert set(letters) <= set(stack.account().events)
         assert is_sound(stack)
         return
+    (listed,) = all_gaps(stack.ledger, stack.settings.topic)
+    assert listed.decision is None
     given_up = give_up_redrive(stack.worker(), gap.batch_id)
     assert given_up.state is State.SUPERSEDED
+    (listed,) = all_gaps(stack.ledger, stack.settings.topic)
+    assert (listed.decision, listed.decided_at is None) == ("given up", False)
+    assert last_failures(stack.ledger, 5, stack.settings.topic) == []
     assert stack.rows(
         "SELECT state FROM {database}.batches FINAL WHERE batch_id = {id:String}",
         id=gap.batch_id,
