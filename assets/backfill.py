@@ -62,7 +62,7 @@ def log_preview(
     context.log_event(
         dg.AssetObservation(
             name,
-            description="\n".join(lines),
+            description="; ".join(line.strip() for line in lines),
             partition=context.partition_key,
             metadata=metadata,
         )

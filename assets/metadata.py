@@ -292,13 +292,13 @@ def _file(lake: Lake, batch: Batch, kind: Kind) -> Metadata:
 def _query_link(settings: Settings, batch: Batch, kind: Kind) -> dg.MetadataValue[Any]:
     query = (
         f"SELECT * FROM {settings.clickhouse_database}.{kind.value} "
-        f"WHERE arrival_date='{batch.arrival_date}' AND _batch_id='{batch.batch_id}' LIMIT 100"
+        f"WHERE arrival_date='{batch.arrival_date}' AND _batch_id='{batch.batch_id}' "
+        "LIMIT 100 FORMAT Vertical"
     )
     address = public_address(settings.clickhouse_address)
-    # The UI breaks lines at hyphens, not at a plus: what stands between two must fit a column.
-    return dg.MetadataValue.url(
-        f"{address}/?default_format=Vertical&query={quote_plus(query, safe='*=')}"
-    )
+    # The UI breaks lines at hyphens only: what stands between two must fit its column.
+    safe = quote_plus(query, safe="*='")
+    return dg.MetadataValue.url(f"{address}/?query={safe}")
 
 
 def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:

@@ -99,6 +99,7 @@ def test_only_a_redrive_that_waits_is_given_up(stack: Stack) -> None:
     assert "batches   1 superseded" in run(stack, "status").stdout
     again = run(stack, "redrive", "--reason", "unknown_project")
     assert "unknown_project: 3 became events" in again.stdout
+    assert len(stack.account().events) == 3
 
 
 def test_the_gap_of_a_redrive_says_what_can_be_done(stack: Stack) -> None:
@@ -122,7 +123,6 @@ def test_the_gap_of_a_redrive_says_what_can_be_done(stack: Stack) -> None:
     listed = run(stack, "gaps").stdout
     assert "given up by" in listed
     assert "WAITS" not in listed
-    assert len(stack.account().events) == 3
 
 
 def test_while_another_worker_is_at_work_it_fails(stack: Stack) -> None:
