@@ -60,9 +60,11 @@ def main() -> None:
             dates = f"{assets}/events?view=partitions&partition={week.held}"
             photograph(browser, dates, "dates.png")
             photograph(browser, f"{settings.dagster_address}/automation", "automation.png")
+            materialize(settings, "rebuilt_events", week.older)
+            photograph(browser, f"{assets}/rebuilt_events?view=events", "rebuilt.png")
             for asset, day in (("reenriched_events", week.older), ("replayed_events", week.lost)):
                 materialize(settings, asset, day, preview=True)
-                materialize(settings, asset, day)
+                materialize(settings, asset, day, preview=False)
                 photograph(browser, f"{assets}/{asset}?view=events", f"{asset[:-7]}.png")
         browser.close()
 

@@ -36,6 +36,9 @@ from orchestration.services import LOCATION
 from orchestration.settings import Settings
 from orchestration.webserver import ask
 
+ENRICH, VERSION = "assets.pipeline.stage.enrich", "assets.pipeline.registering.TRANSFORM_VERSION"
+"""What is other than today's for the date that older code made."""
+
 _LAUNCH = """
 mutation Launch($location: String!, $job: String!, $day: String!, $config: RunConfigData!,
                 $assets: [AssetKeyInput!]) {
@@ -74,8 +77,8 @@ def fill_week(settings: Settings) -> Week:
     sender = _Sender(settings)
     sender.send(older)
     with (
-        patch("assets.pipeline.stage.enrich", _by_older_code),
-        patch("assets.pipeline.staging.TRANSFORM_VERSION", "0"),
+        patch(ENRICH, _by_older_code),
+        patch(VERSION, "0"),
     ):
         _micro_batch_here(settings)
     for day in (first, lost, more):
@@ -100,9 +103,9 @@ def micro_batch(settings: Settings, day: date) -> str:
     return _launch(settings, "micro_batch", day)
 
 
-def materialize(settings: Settings, asset: str, day: date, *, preview: bool = False) -> str:
-    """A date of an asset, to the end of its run."""
-    config = {"ops": {asset: {"config": {"preview": preview}}}}
+def materialize(settings: Settings, asset: str, day: date, *, preview: bool | None = None) -> str:
+    """A date of an asset, to the end of its run; of one that has previews, say which it is."""
+    config = {"ops": {asset: {"config": {"preview": preview}}}} if preview is not None else None
     return _launch(settings, "__ASSET_JOB", day, config, [{"path": [asset]}])
 
 

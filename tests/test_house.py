@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from assets.pipeline.batch import State
 from assets.pipeline.reasons import SENTENCES, Reason
 from capture_api.metrics import METRICS, Kind
+from docs.week_of_dates import ENRICH, VERSION
 from orchestration.cli import _COMMANDS
 from orchestration.settings import Settings
 
@@ -114,3 +116,9 @@ def test_every_metric_stands_in_the_docs() -> None:
         name = metric.name + ("_total" if metric.kind is Kind.COUNTER else "")
         row = f"| `{name}` | {', '.join(metric.labels) or '–'} | {metric.help} |"
         assert row in page, f"docs/metrics.md lacks: {row}"
+
+
+@pytest.mark.parametrize("name", [ENRICH, VERSION])
+def test_what_the_pictures_put_in_place_is_there(name: str) -> None:
+    """The pictures of the documents are made by hand: what they patch must not be renamed."""
+    assert resolve_name(name) is not None
