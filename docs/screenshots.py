@@ -18,7 +18,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from docs.week_of_dates import fill_week, materialize
+from docs.week_of_dates import fill_week, materialize, run_checks
 from local_stack.processes import Foreground
 from local_stack.stack import START_LIMIT_S, start_stack
 from orchestration.demo.run import demo_settings, send_and_prove
@@ -48,6 +48,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
         with _stack("10s") as settings:
             send_and_prove(settings, 10_000, Console())
+            run_checks(settings)
             address = settings.dagster_address
             photograph(browser, f"{address}/runs/{newest_run(address)}", "run.png")
             group = f"{address}/locations/tidemark/asset-groups/ingest/lineage"

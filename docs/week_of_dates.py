@@ -40,15 +40,15 @@ ENRICH, VERSION = "assets.pipeline.stage.enrich", "assets.pipeline.registering.T
 """What is other than today's for the date that older code made."""
 
 _LAUNCH = """
-mutation Launch($location: String!, $job: String!, $day: String!, $config: RunConfigData!,
-                $assets: [AssetKeyInput!]) {
+mutation Launch($location: String!, $job: String!, $tags: [ExecutionTag!]!,
+                $config: RunConfigData!, $assets: [AssetKeyInput!]) {
   launchRun(executionParams: {
     selector: {
       repositoryLocationName: $location, repositoryName: "__repository__", jobName: $job,
       assetSelection: $assets
     },
     runConfigData: $config,
-    executionMetadata: {tags: [{key: "dagster/partition", value: $day}]}
+    executionMetadata: {tags: $tags}
   }) { __typename ... on LaunchRunSuccess { run { runId } }
        ... on PythonError { message } } }
 """
@@ -103,6 +103,11 @@ def micro_batch(settings: Settings, day: date) -> str:
     return _launch(settings, "micro_batch", day)
 
 
+def run_checks(settings: Settings) -> str:
+    """The job of the checks, to its end: what no micro-batch has is evaluated then."""
+    return _launch(settings, "checks", None)
+
+
 def materialize(settings: Settings, asset: str, day: date, *, preview: bool | None = None) -> str:
     """A date of an asset, to the end of its run; of one that has previews, say which it is."""
     config = {"ops": {asset: {"config": {"preview": preview}}}} if preview is not None else None
@@ -112,12 +117,13 @@ def materialize(settings: Settings, asset: str, day: date, *, preview: bool | No
 def _launch(
     settings: Settings,
     job: str,
-    day: date,
+    day: date | None,
     config: dict[str, object] | None = None,
     assets: list[dict[str, list[str]]] | None = None,
 ) -> str:
     address = settings.dagster_address
-    variables = {"location": LOCATION, "job": job, "day": day.isoformat()}
+    tags = [{"key": "dagster/partition", "value": day.isoformat()}] if day else []
+    variables = {"location": LOCATION, "job": job, "tags": tags}
     answer = ask(address, _LAUNCH, **variables, config=config or {}, assets=assets)["launchRun"]
     if answer["__typename"] != "LaunchRunSuccess":
         raise SystemExit(f"Dagster starts no run: {answer}")
