@@ -4,6 +4,9 @@
 
 Invariant: a file is deleted only when the ledger says that it is let go of; whoever reads such
 files asks the ledger. A crash leaves marked files, which the next run deletes first.
+
+Small dates are marked one by one and deleted some at a time: deleting rows of dead letters costs
+ClickHouse as much as the table has parts, whatever it deletes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from assets.pipeline.date_anew import rebuild_lease
 from assets.pipeline.errors import LeaseHeld
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.worker import Worker
+from orchestration.housekeeping.deleting import FILES_AT_ONCE
 from orchestration.housekeeping.judge import CHANGED, Judge
 from orchestration.housekeeping.replaced import REBUILT
 from orchestration.housekeeping.tally import Tally
@@ -43,6 +47,7 @@ def let_go_of_dates(
     if not keep_days:
         return tally
     judge = Judge(worker, keep_days, dry_run=dry_run)
+    marked = 0
     for day in dates_with_files(worker.ledger, judge.before, kinds, *worker.settings.topics):
         if not tally.has_time():
             break
@@ -53,7 +58,12 @@ def let_go_of_dates(
             tally.add(count(kept), kept.bytes)
         else:
             failpoint(marked_point)
-            delete()
+            marked += kept.count
+            if marked >= FILES_AT_ONCE:
+                delete()
+                marked = 0
+    if marked:
+        delete()
     return tally
 
 

@@ -17,7 +17,7 @@ from orchestration.housekeeping.tally import Tally
 
 NOT_DELETED = "it could not be deleted: the next run tries again"
 
-_FILES_AT_ONCE = 500
+FILES_AT_ONCE = 500
 
 
 class _File(Protocol):
@@ -44,7 +44,7 @@ def delete_marked(
     `gone_point` is the failpoint between deleting and noting.
     """
     while tally.has_time():
-        files = marked(_FILES_AT_ONCE)
+        files = marked(FILES_AT_ONCE)
         before(files)
         gone: list[AnyFile] = []
         for file in files:
@@ -60,5 +60,5 @@ def delete_marked(
             note(gone)
             for file in gone:
                 tally.add(*size(file))
-        if len(gone) < _FILES_AT_ONCE:
+        if len(gone) < FILES_AT_ONCE:
             return

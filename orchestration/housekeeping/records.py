@@ -88,12 +88,17 @@ def _forget_date(
             if why := _why_kept(worker, judge, day):
                 return why
             drop_copies(worker, day)
-            while tally.has_time() and (some := forget_some(ledger, lease, day, *topics)):
+            while tally.has_time():
+                some = forget_some(ledger, lease, day, *topics)
+                if not some:
+                    worker.say(
+                        f"{day}: the ledger has forgotten its batches; ClickHouse has copies"
+                    )
+                    break
                 failpoint("rows-forgotten")
                 tally.add(some)
     except LeaseHeld:
         return REBUILT
-    worker.say(f"{day}: the ledger has forgotten its batches; ClickHouse has copies of them")
     return ""
 
 

@@ -15,13 +15,15 @@ from assets.pipeline.batch import IMPORT_PREFIX, State
 from orchestration.ledger.tables import batches, imports, ranges, redrives
 
 
-def of_topics(topics: Sequence[str]) -> ColumnElement[bool]:
+def of_topics(
+    topics: Sequence[str], topic: ColumnElement[str] = batches.c.topic
+) -> ColumnElement[bool]:
     """Batches of these topics, and of what was imported beside one of them."""
     if not topics:
-        return batches.c.topic.in_(())
-    names = [select(literal(topic, String)) for topic in topics]
+        return topic.in_(())
+    names = [select(literal(name, String)) for name in topics]
     beside = select(imports.c.name).where(imports.c.topic.in_(topics))
-    return batches.c.topic.in_(union_all(*names, beside))
+    return topic.in_(union_all(*names, beside))
 
 
 def only_its_import_can_read() -> ColumnElement[bool]:

@@ -47,6 +47,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -154,6 +155,8 @@ batches = Table(
     Index("batches_by_date", "arrival_date"),
 )
 
+_MARKED = text("let_go_at IS NOT NULL AND deleted_at IS NULL")
+
 staged_files = Table(
     "staged_files",
     metadata,
@@ -165,6 +168,8 @@ staged_files = Table(
     Column("sha256", String(64), nullable=False),
     Column("let_go_at", BigInteger),  # by housekeeping: nobody reads it from then on
     Column("deleted_at", BigInteger),  # and then it was gone
+    # Housekeeping looks at these after every few dates, of a year of them.
+    Index("staged_files_marked", "let_go_at", sqlite_where=_MARKED, postgresql_where=_MARKED),
 )
 
 rejections = Table(
