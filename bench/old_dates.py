@@ -26,9 +26,11 @@ from sqlalchemy import Engine, event, insert
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.lake import lake_path
 from assets.pipeline.worker import Worker
-from bench.errors import run_command
+from bench.errors import BenchFailed, run_command
 from orchestration.housekeeping import keep_house as house
 from orchestration.housekeeping.keep_house import Report, keep_house
+from orchestration.housekeeping.replaced import dates_in
+from orchestration.ledger.batches import states
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.ledger.tables import (
     attempts,
@@ -279,6 +281,10 @@ def measured(worker: Worker) -> tuple[Report, list[dict[str, Any]]]:
 def main(dates: int, batches: int) -> None:
     settings = Settings(**KEEP)  # type: ignore[arg-type]
     worker = Worker(settings, open_ledger(settings.ledger), "bench", say=lambda line: None)
+    if states(worker.ledger, *settings.topics) or dates_in(worker, Kind.EVENTS.value):
+        raise BenchFailed(
+            "it would let go of what is here: give it a home and a database of its own"
+        )
     make_old_dates(worker, dates, batches)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _, costs = measured(worker)
