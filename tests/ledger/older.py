@@ -11,6 +11,7 @@ NUMBERED = ("rules", "gaps", "alarms", "rebuilds")
 def make_older(ledger: Engine) -> None:
     """Take away columns, indexes, tables, room in a column, and on SQLite what keeps ids apart."""
     with ledger.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX staged_files_marked")
         for table, column in (
             ("attempts", "remedy"),
             ("batches", "timings"),

@@ -20,6 +20,7 @@ def test_columns_and_tables_that_came_later_are_added(ledger: Engine, ledger_url
         for column in ("error_code", "remedy", "next_try_at"):
             connection.exec_driver_sql(f"ALTER TABLE attempts DROP COLUMN {column}")
         backoffs.drop(connection)
+        connection.exec_driver_sql("DROP INDEX staged_files_marked")
         for table in ("staged_files", "key_files"):
             for column in ("let_go_at", "deleted_at"):
                 connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
