@@ -19,7 +19,7 @@ from orchestration.ledger.rebuilds import Rebuild, RebuildState
 from orchestration.partitions import arrival_dates
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
-from orchestration.waiting import waits_text
+from orchestration.waiting_words import waits_texts
 
 GROUP = "backfill"
 """Not that of the micro-batch: Materialize all, there, is to rebuild nothing."""
@@ -94,5 +94,5 @@ def rebuilt_metadata(worker: Worker, done: Rebuild) -> dict[str, str | int | flo
         if batch.arrival_date == done.arrival_date and batch.loaded_at is None
     ]
     if missing:
-        found["not_in_it"] = "; ".join(map(waits_text, missing))
+        found["not_in_it"] = waits_texts(missing)
     return found

@@ -35,7 +35,7 @@ from assets.rejects_check import REJECTS_SHARE, rejects_result
 from assets.report import told_failures
 from assets.schema_check import SCHEMA, schema_result
 from assets.standing_checks import COMPLETENESS, FRESHNESS, standing_results
-from assets.waiting_dates import show_no_longer_waiting, show_waiting
+from assets.waiting_dates import show_all, show_waiting
 from orchestration.backlog import look
 from orchestration.ledger.batches import (
     batches_of_date,
@@ -169,11 +169,18 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
             # Not before the checks: they take a while, in which some may be decided.
             waiting = waiting_for_a_person(worker.ledger, *worker.settings.topics_by_urgency)
             if not context.has_partition_key:
-                show_no_longer_waiting(context, worker, waiting)
-            show_waiting(context, waiting, by_hand=context.run.job_name != MICRO_BATCH)
+                show_all(context, worker, waiting)
+                words = ""
+            else:
+                by_hand, alone = context.run.job_name != MICRO_BATCH, not pipeline.refusals
+                words = show_waiting(context, worker, waiting, by_hand=by_hand, alone=alone)
             # When all the rest is done: it does not pass by itself, as Kafka away does.
             for refusal in pipeline.refusals:
+                if words:
+                    refusal.add_note(words)
                 raise refusal
+            if words:
+                raise dg.Failure(words, allow_retries=False)
 
     return audit
 

@@ -22,7 +22,7 @@ from assets.pipeline.errors import BatchError, TransientError
 from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import batches_of_date, batches_of_run
 from orchestration.partitions import partition_of
-from orchestration.waiting import waits_text
+from orchestration.waiting_words import waits_texts
 
 PASSING = (TransientError, OperationalError)
 """Errors after which the same step may go well a little later."""
@@ -86,9 +86,9 @@ def _nothing_new(context: dg.AssetExecutionContext, worker: Worker, sheet: Sheet
         context.log.info(f"{note}: {names}{' …' if len(there) > _NAMED else ''}")
     else:
         context.log.info(note)
-    for batch in of_date:  # the date will be red (waiting_dates.py)
-        if batch.state in WAITING and not sheet.is_done(batch):
-            note += f"; {waits_text(batch)}"
+    waiting = [each for each in of_date if each.state in WAITING and not sheet.is_done(each)]
+    if waiting:  # the date will be red (waiting_dates.py)
+        note += f"; {waits_texts(waiting)}"
     return no_batch_metadata(sheet.kind, there, note)
 
 
@@ -165,7 +165,7 @@ def _failure(
     again: bool,
 ) -> dg.Failure:
     return dg.Failure(
-        description=str(error),
+        description="; ".join([str(error), *getattr(error, "__notes__", ())]),
         metadata={
             "error": type(error).__name__,
             "try_in_this_run": context.retry_number + 1,

@@ -4,29 +4,33 @@ A date has the colour of the newest that is said of it: green by a materializati
 of a run that failed. A micro-batch plans a date and materializes it, whatever else of it waits. So
 
     a batch comes to wait   its run does all the rest, and fails at its end, once for each batch,
-                            with what to do; it has planned the batch's date              ─▶ red
+                            with what to do (tellers.py); it has planned the batch's date  ─▶ red
     later micro-batches     succeed; what they bring to the date is told as ever, and then the
                             date is planned once more by the run that failed              ─▶ red
     released, given back    the micro-batch that loads it materializes the date           ─▶ green
     given up, or loaded by a command    the next run of the checks materializes it        ─▶ green
 
-Invariant: after the last step of a micro-batch, or of the checks, a date is red for an asset as
-long as a batch of it waits that the asset lacks. Dagster itself is asked what a date is, so what
-made it green in between (another job, housekeeping, a run that was killed before its last step)
-stands until then. Which batches a failed run has told of is in its tags: a run that is killed
-before them leaves the telling to the next one, one that is killed after them has failed as well.
-Where no batch waits, a micro-batch asks Dagster nothing of this.
+Invariant: after the last step of a micro-batch the dates that it has brought something to, and
+after the checks all dates, are red for an asset as long as a batch of theirs waits that the asset
+lacks. A run that works on one date asks Dagster of no other; the checks ask what all of them are,
+so what made one green in between (housekeeping, a run that was killed before its last step, another
+job that could not say it) stands until they come round.
+
+A plan takes the place of the older one of the same run (dagster_storage/plans.py): the log of the
+run that failed ends with why, however long the batch waits, and the newest run of an asset is the
+one that was at work last. Which batches a failed run has told of is in its tags: a run that is
+killed before them leaves the telling to the next one, one that is killed after them has failed as
+well. Where no batch waits, a micro-batch asks Dagster nothing of this.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 
 import dagster as dg
-from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
+from sqlalchemy.exc import SQLAlchemyError
 
 from assets import dead_letters, events, staged_events
 from assets.metadata import no_batch_metadata
@@ -34,20 +38,19 @@ from assets.pipeline.batch import Batch, State
 from assets.pipeline.failpoints import failpoint
 from assets.pipeline.worker import Worker
 from assets.report import Sheet
-from orchestration.ledger.batches import batches_named, batches_of_date
+from orchestration.dagster_storage.plans import Plan, planned, put
+from orchestration.ledger.batches import batches_named, batches_of_date, waiting_for_a_person
 from orchestration.partitions import partition_of
-from orchestration.waiting import waits_text
-
-WAITS_TAG = "tidemark/waits"
-"""On a run that failed because batches wait: `open`, and `over` when none of them does any more."""
-
-_OPEN, _OVER = "open", "over"
-_TOLD_TAG = ".dagster/tidemark_told"
-"""Tags of this prefix are kept out of the UI's lists: which run it was, and which batches.
-
-Numbered, of so many batches each: PostgreSQL indexes tags, and takes no more than 2.7 kB of one.
-"""
-_TOLD_A_TAG = 40
+from orchestration.tellers import (
+    Teller,
+    end,
+    open_tellers,
+    sorted_out,
+    tell,
+    teller_of,
+    untold,
+)
+from orchestration.waiting_words import waits_texts
 
 _SHEETS: dict[str, Sheet] = {
     "staged_events": staged_events.SHEET,
@@ -55,116 +58,157 @@ _SHEETS: dict[str, Sheet] = {
     "dead_letters": dead_letters.SHEET,
 }
 
-_RUNS = 1_000
-_TOLD = 3  # batches in the words of a failure
-
-
-@dataclass(frozen=True)
-class _Teller:
-    """A run that fails, or has failed, because of these batches."""
-
-    run: dg.DagsterRun
-    batch_ids: frozenset[str]
-
-
-def told_of_waiting(run: dg.DagsterRun) -> bool:
-    """Whether it was to fail because batches wait: with all else it went well."""
-    return bool(_told_by(run))
+Place = tuple[str, str]
+"""An asset, and a date of it."""
 
 
 def show_waiting(
-    context: dg.AssetCheckExecutionContext, waiting: Sequence[Batch], *, by_hand: bool
-) -> None:
-    """Keep the dates of waiting batches red, and tell of those that nobody was told of.
+    context: dg.AssetCheckExecutionContext,
+    worker: Worker,
+    waiting: Sequence[Batch],
+    *,
+    by_hand: bool,
+    alone: bool,
+) -> str:
+    """Keep the dates red to which this run has brought something, and tell of what is new.
 
-    Raises dagster.Failure when it is this run's to tell: it is for a date, and a batch is new, or
-    somebody has asked for its very date, `by_hand`.
+    Gives why the run is to fail: nobody was told of a batch, or somebody has asked for its very
+    date, `by_hand`. Empty: for nothing. It is `alone` if the run fails for nothing else.
     """
     if not waiting:
-        return
-    tellers = _tellers(context.instance)
-    told = {key for teller in tellers for key in _told_by(teller.run)}
-    own = [batch for batch in waiting if context.has_partition_key and _key(batch) not in told]
-    if context.has_partition_key and by_hand:
-        day = context.partition_key
-        own += [b for b in waiting if b not in own and partition_of(b.arrival_date) == day]
-    if own:
-        tellers.insert(0, _Teller(context.run, frozenset(batch.batch_id for batch in own)))
-    _redden(context.instance, waiting, tellers)
+        return ""
+    instance, run = context.instance, context.run
+    tellers = open_tellers(instance, worker.settings.topic)
+    touched = _touched(instance, run)
+    new = untold(waiting, tellers)
+    of_date = {place for place in touched if by_hand and place[1] == context.partition_key}
+    asked = [batch for batch in waiting if _lacks_in(of_date, batch)]
+    if new:
+        tellers.insert(0, teller_of(run, new))
+    of_new = {(asset, partition_of(batch.arrival_date)) for asset in _SHEETS for batch in new}
+    _redden(instance, waiting, tellers, touched | of_new)
     failpoint("date-is-red")
-    if own:
-        keys = list(map(_key, own))
-        tags = {
-            f"{_TOLD_TAG}/{first}": " ".join(
-                [context.run.run_id, *keys[first : first + _TOLD_A_TAG]]
-            )
-            for first in range(0, len(keys), _TOLD_A_TAG)
-        }
-        context.instance.add_run_tags(context.run.run_id, {WAITS_TAG: _OPEN, **tags})
-        raise dg.Failure(_words(own), allow_retries=False)
+    if not new and not asked:
+        return ""
+    tell(instance, teller_of(run, new or asked), opens=bool(new), alone=alone)
+    told = new + [batch for batch in asked if batch not in new]
+    return _words(told, "; all else that this run had to do is done" if alone else "")
 
 
-def keep_red(instance: dg.DagsterInstance, waiting: Sequence[Batch]) -> None:
-    """Keep the dates red of which waiting batches were told before; who tells is a micro-batch."""
-    if waiting:
-        _redden(instance, waiting, _tellers(instance))
+def keep_red(context: dg.OpExecutionContext, worker: Worker) -> None:
+    """Keep the dates red to which another job has brought something; it tells of nothing.
+
+    Dagster's storage or the ledger may be away just then: the log says so, and all that the run was
+    for is as it was. The next checks do it.
+    """
+    try:
+        if waiting := waiting_for_a_person(worker.ledger, *worker.settings.topics):
+            tellers = open_tellers(context.instance, worker.settings.topic)
+            _redden(context.instance, waiting, tellers, _touched(context.instance, context.run))
+    except Exception as error:
+        # Dagster's PostgreSQL puts what went wrong into an exception of its own.
+        if not any(isinstance(one, SQLAlchemyError) for one in (error, error.__cause__)):
+            raise
+        told = "a date may be green until the next checks, though a batch of it waits"
+        context.log.warning(f"{told}: {error}")
 
 
-def show_no_longer_waiting(
+def show_all(
     context: dg.AssetCheckExecutionContext, worker: Worker, waiting: Sequence[Batch]
 ) -> None:
-    """Materialize the dates of batches that were told of, wait no more, and load nothing."""
+    """Materialize the dates of which nothing waits any more, and keep all the others red.
+
+    For the checks. A run that told of none but batches that this ledger does not know is left as it
+    is: they are of another one.
+    """
     instance = context.instance
-    known = {batch.batch_id for batch in waiting}
-    for teller in _tellers(instance):
-        batches = batches_named(worker.ledger, sorted(teller.batch_ids))
-        # One that has ended since `waiting` was read is the next run's: its date is red still.
-        left = [batch for batch in batches if _is_to_come(batch) or batch.batch_id in known]
-        days = {batch.arrival_date for batch in batches} - {batch.arrival_date for batch in left}
-        for day in sorted(days):
-            for asset, sheet in _SHEETS.items():
-                if not _lacking(sheet, waiting, partition_of(day)) and _is_red(
-                    instance, asset, partition_of(day), {teller.run.run_id}
-                ):
-                    context.op_execution_context.log_event(
-                        _of_nothing_more(worker, asset, sheet, day)
-                    )
-        if not left:
-            instance.add_run_tags(teller.run.run_id, {WAITS_TAG: _OVER})
+    tellers = sorted_out(instance, worker.settings.topic)
+    told = batches_named(worker.ledger, sorted({name for one in tellers for name in one.batch_ids}))
+    waits = {batch.batch_id for batch in waiting}
+    # One that has ended since `waiting` was read is the next run's: its date is red still.
+    left = [batch for batch in told if _is_to_come(batch) or batch.batch_id in waits]
+    days = sorted({batch.arrival_date for batch in [*told, *waiting]})
+    red = _planned_by(instance, days, tellers)
+    for ended in _of_nothing_more(worker, red, days, [*left, *waiting]):
+        context.op_execution_context.log_event(ended)
+    known, to_come = ({batch.batch_id for batch in some} for some in (told, left))
+    still = []
+    for teller in tellers:
+        if teller.batch_ids & known and not teller.batch_ids & to_come:
+            end(instance, teller.run)
+        else:
+            still.append(teller)
+    all_places = {(asset, partition_of(day)) for asset in _SHEETS for day in days}
+    by_open = {teller.run.run_id for teller in still}
+    places = {place for place in all_places if red.get(place) not in by_open}
+    _redden(instance, waiting, still, places)
 
 
-def _tellers(instance: dg.DagsterInstance) -> list[_Teller]:
-    """The runs that have failed because batches wait, and are not over; the newest first."""
-    wanted = dg.RunsFilter(tags={WAITS_TAG: _OPEN}, statuses=[dg.DagsterRunStatus.FAILURE])
-    return [
-        _Teller(run, frozenset(key.partition("/")[0] for key in told))
-        for run in instance.get_runs(wanted, limit=_RUNS)
-        if (told := _told_by(run))
-    ]
+def _touched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> set[Place]:
+    """What a run has materialized so far."""
+    of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
+    found = instance.get_asset_partitions_for_run(run.run_id, of_type)
+    return {(key.to_user_string(), day) for key, days in found.items() for day in days if day}
 
 
-def _told_by(run: dg.DagsterRun) -> list[str]:
-    """The batches that this run has told of; one that was re-executed from it has its tags."""
-    told: list[str] = []
-    for name, value in run.tags.items():
-        if name.startswith(f"{_TOLD_TAG}/"):
-            run_id, *keys = value.split()
-            told += keys if run_id == run.run_id else []
-    return told
+def _lacks_in(places: Collection[Place], batch: Batch) -> bool:
+    """Whether one of these places is of the batch's date, and lacks it."""
+    day = partition_of(batch.arrival_date)
+    return any((name, day) in places and not one.is_done(batch) for name, one in _SHEETS.items())
 
 
-def _key(batch: Batch) -> str:
-    """A batch that waits again after it was given back is told of again."""
-    return f"{batch.batch_id}/{batch.retries}"
+def _redden(
+    instance: dg.DagsterInstance,
+    waiting: Iterable[Batch],
+    tellers: Sequence[Teller],
+    places: Collection[Place],
+) -> None:
+    """Plan those of these places that lack a batch, by a run that has told of one of their date."""
+    by_day: dict[str, list[Batch]] = defaultdict(list)
+    for batch in waiting:
+        by_day[partition_of(batch.arrival_date)].append(batch)
+    plans = []
+    for day, batches in by_day.items():
+        ids = {batch.batch_id for batch in batches}
+        teller = next((one for one in tellers if one.batch_ids & ids), None)
+        if teller is None:  # the next micro-batch tells of them
+            continue
+        for asset, sheet in _SHEETS.items():
+            lacking = [batch for batch in batches if not sheet.is_done(batch)]
+            if lacking and (asset, day) in places:
+                words = f"{asset} of {day} lacks what waits: {waits_texts(lacking)}"
+                plans.append(Plan(teller.run, asset, day, words))
+    put(instance, plans)
 
 
-def _lacking(sheet: Sheet, waiting: Iterable[Batch], partition: str) -> list[Batch]:
-    """The waiting batches of a date that an asset does not have."""
-    return [
-        batch
-        for batch in waiting
-        if partition_of(batch.arrival_date) == partition and not sheet.is_done(batch)
-    ]
+def _planned_by(
+    instance: dg.DagsterInstance, days: Iterable[date], tellers: Iterable[Teller]
+) -> dict[Place, str]:
+    """The places of these dates that one of these runs keeps red, and which run it is."""
+    names = {partition_of(day) for day in days}
+    failed = {teller.run.run_id for teller in tellers}
+    return {
+        (asset, day): run_id
+        for asset in _SHEETS
+        for day, run_id in planned(instance, asset, names).items()
+        if run_id in failed
+    }
+
+
+def _of_nothing_more(
+    worker: Worker, red: Mapping[Place, str], days: Iterable[date], to_come: Sequence[Batch]
+) -> Iterator[dg.AssetMaterialization]:
+    """Of the places that are red, and lack none of what is still to come."""
+    topics = worker.settings.topics
+    for asset, sheet in _SHEETS.items():
+        lacking = {batch.arrival_date for batch in to_come if not sheet.is_done(batch)}
+        for day in days:
+            if (asset, partition_of(day)) not in red or day in lacking:
+                continue
+            there = [b for b in batches_of_date(worker.ledger, day, *topics) if sheet.is_done(b)]
+            note = f"nothing of {day} waits for a person any more"
+            metadata = no_batch_metadata(sheet.kind, there, note)
+            yield dg.AssetMaterialization(asset, partition=partition_of(day), metadata=metadata)
 
 
 def _is_to_come(batch: Batch) -> bool:
@@ -172,62 +216,9 @@ def _is_to_come(batch: Batch) -> bool:
     return batch.dead_letters_loaded_at is None and batch.state is not State.SUPERSEDED
 
 
-def _redden(
-    instance: dg.DagsterInstance, waiting: Sequence[Batch], tellers: Sequence[_Teller]
-) -> None:
-    by_day: dict[str, list[Batch]] = defaultdict(list)
-    for batch in waiting:
-        by_day[partition_of(batch.arrival_date)].append(batch)
-    for day, batches in by_day.items():
-        ids = {batch.batch_id for batch in batches}
-        teller = next((one for one in tellers if one.batch_ids & ids), None)
-        if teller is None:  # the next micro-batch tells of them
-            continue
-        failed = {one.run.run_id for one in tellers}
-        for asset, sheet in _SHEETS.items():
-            if _lacking(sheet, batches, day) and not _is_red(instance, asset, day, failed):
-                _plan(instance, teller.run, asset, day)
-
-
-def _is_red(instance: dg.DagsterInstance, asset: str, day: str, runs: set[str]) -> bool:
-    """Whether the newest that is said of a date is that one of these runs has planned it."""
-    key = dg.AssetKey(asset)
-    planned = instance.get_latest_planned_materialization_info(key, day)
-    if planned is None or planned.run_id not in runs:
-        return False
-    made = instance.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_MATERIALIZATION, {day}
-    )
-    return planned.storage_id > made.get(day, 0)
-
-
-def _plan(instance: dg.DagsterInstance, run: dg.DagsterRun, asset: str, day: str) -> None:
-    planned = AssetMaterializationPlannedData(dg.AssetKey(asset), partition=day)
-    event = DagsterEvent.build_asset_materialization_planned_event(run.job_name, asset, planned)
-    instance.report_dagster_event(event, run.run_id)
-
-
-def _of_nothing_more(
-    worker: Worker, asset: str, sheet: Sheet, day: date
-) -> dg.AssetMaterialization:
-    topics = worker.settings.topics
-    there = [
-        batch for batch in batches_of_date(worker.ledger, day, *topics) if sheet.is_done(batch)
-    ]
-    note = f"nothing of {day} waits for a person any more"
-    return dg.AssetMaterialization(
-        asset,
-        partition=partition_of(day),
-        metadata=no_batch_metadata(sheet.kind, there, note),
-    )
-
-
-def _words(batches: Sequence[Batch]) -> str:
+def _words(batches: Sequence[Batch], all_else: str) -> str:
     many = f"{len(batches):,} batches wait" if len(batches) > 1 else "a batch waits"
-    more = len(batches) - _TOLD
-    told = [f"{batch.arrival_date}: {waits_text(batch)}" for batch in batches[:_TOLD]]
-    told += [f"and {more:,} more: `tidemark status`"] if more > 0 else []
     return (
-        f"{many} for a person; all else that this run had to do is done. Its date is red until "
-        f"then, and later runs succeed without it. {'; '.join(told)}"
+        f"{many} for a person{all_else}. Its date is red until then, and later runs succeed "
+        f"without it. {waits_texts(batches, dated=True)}"
     )

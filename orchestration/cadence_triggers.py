@@ -34,13 +34,13 @@ from assets.pipeline.errors import TransientError
 from assets.pipeline.lake import Lake
 from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic, topics_of
-from assets.waiting_dates import told_of_waiting
 from orchestration.backlog import Backlog, look
 from orchestration.ledger.connection import open_ledger
 from orchestration.lost_runs import fail_lost_runs
 from orchestration.partitions import partition_of
 from orchestration.resources import TOPICS_TAG
 from orchestration.settings import Settings
+from orchestration.tellers import told_of_waiting
 from orchestration.times import utc
 
 UNDER_WAY = [

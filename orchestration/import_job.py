@@ -20,7 +20,7 @@ from assets.pipeline.worker import Worker
 from assets.report import not_told, told_failures
 from assets.waiting_dates import keep_red
 from orchestration.cli.imports import discarded_text, document, text
-from orchestration.ledger.batches import batches_in, waiting_for_a_person
+from orchestration.ledger.batches import batches_in
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.errors import LedgerRefused
 from orchestration.ledger.imports import all_imports
@@ -164,4 +164,4 @@ def _tell(context: dg.OpExecutionContext, worker: Worker, file: str) -> None:
                 metadata=loaded_metadata(worker, batch),
             )
         )
-    keep_red(context.instance, waiting_for_a_person(worker.ledger, *worker.settings.topics))
+    keep_red(context, worker)

@@ -16,7 +16,6 @@ from assets.pipeline.redrive import Wanted, preview, redrive
 from assets.report import told_failures
 from assets.waiting_dates import keep_red
 from orchestration.cli.redrive import document, text
-from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.partitions import partition_of
 from orchestration.resources import TOPIC_TAG, Pipeline
 from orchestration.retries import pool_of, retry_policy
@@ -100,7 +99,7 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
                         metadata=loaded_metadata(worker, batch),
                     )
                 )
-        keep_red(context.instance, waiting_for_a_person(worker.ledger, *worker.settings.topics))
+        keep_red(context, worker)
         redriven = dg.MetadataValue.json(document(done))
         if done.damaged:
             raise dg.Failure(

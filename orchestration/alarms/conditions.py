@@ -23,7 +23,6 @@ from assets.pipeline.errors import KafkaAway
 from assets.pipeline.lake import Lake
 from assets.pipeline.room import why_no_room
 from assets.pipeline.topic import Topic
-from assets.waiting_dates import told_of_waiting
 from orchestration.freshness import oldest_of
 from orchestration.ledger.audits import audit_summary
 from orchestration.ledger.backoffs import backoffs_now
@@ -31,8 +30,9 @@ from orchestration.ledger.batches import newest_batches, unfinished_batches, wai
 from orchestration.ledger.connection import now_us
 from orchestration.settings import Settings
 from orchestration.standing import Standing, TopicStanding, stand
+from orchestration.tellers import told_of_waiting
 from orchestration.times import span_text, utc_text
-from orchestration.waiting import waits_text
+from orchestration.waiting_words import waits_text
 
 OF_KAFKA = ("lag/", "oldest/", "retention/", "lost/", "lanes/", "no_batch/")
 """How the names begin of what cannot be judged without Kafka."""

@@ -2,14 +2,15 @@
 
     old runs ─▶ what they alone say of a partition is said again, without a run ─▶ run deleted
 
-Invariant: a partition that was materialized stays so. A crash on the way leaves a partition that is
-said twice, or runs for the next day.
+Invariant: a partition that was materialized stays so, and a run that tells of batches that still
+wait for a person stays (tellers.py): without it they would be told of again. A crash on the way
+leaves a partition that is said twice, or runs for the next day.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -17,34 +18,42 @@ import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
+from orchestration.tellers import OPEN, WAITS_TAG, is_open
+
 _AT_ONCE = 200
 
 
 def old_runs(instance: dg.DagsterInstance, before: datetime) -> int:
-    """How many runs ended, and were made before that time."""
-    return instance.get_runs_count(_finished(before))
+    """How many runs are to go: they ended, and were made before that time."""
+    tellers = instance.get_runs(_finished(before, {WAITS_TAG: OPEN}))
+    return instance.get_runs_count(_finished(before)) - sum(map(is_open, tellers))
 
 
 def let_go_of_runs(instance: dg.DagsterInstance, before: datetime, limit_seconds: float) -> int:
-    """Delete the runs that ended, and were made before that time; gives how many.
+    """Delete the runs that ended, and were made before that time; gives how many there were.
 
     Those that do not fit into the time are left for another day.
     """
-    end, gone = time.monotonic() + limit_seconds, 0
+    end, gone, kept = time.monotonic() + limit_seconds, 0, None
     while time.monotonic() < end:
-        runs = instance.get_runs(_finished(before), limit=_AT_ONCE, ascending=True)
-        if not runs:
+        # From the last one that stays: of those before it the others are gone.
+        page = instance.get_runs(_finished(before), cursor=kept, limit=_AT_ONCE, ascending=True)
+        if not page:
             break
-        _say_again(instance, {run.run_id for run in runs})
-        for run in runs:
-            instance.delete_run(run.run_id)
-            _delete_files(instance, run.run_id)
-        gone += len(runs)
+        stay = [run.run_id for run in page if is_open(run)]
+        go = [run.run_id for run in page if not is_open(run)]
+        kept = stay[-1] if stay else kept
+        if go:
+            _say_again(instance, go)
+        for run_id in go:
+            instance.delete_run(run_id)
+            _delete_files(instance, run_id)
+        gone += len(go)
     return gone
 
 
-def _finished(before: datetime) -> dg.RunsFilter:
-    return dg.RunsFilter(statuses=list(FINISHED_STATUSES), created_before=before)
+def _finished(before: datetime, tags: Mapping[str, str] | None = None) -> dg.RunsFilter:
+    return dg.RunsFilter(statuses=list(FINISHED_STATUSES), created_before=before, tags=tags)
 
 
 def _say_again(instance: dg.DagsterInstance, run_ids: Collection[str]) -> None:

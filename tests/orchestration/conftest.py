@@ -10,6 +10,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from orchestration.instance import open_instance, write_instance
+from orchestration.settings import Settings
 from tests.ledger.conftest import postgresql  # noqa: F401  # a fixture
 
 PATIENCE_S = 120.0
@@ -21,6 +23,18 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     home = tmp_path / "dagster"
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as instance:
+        yield instance
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kept_instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """A Dagster instance on Tidemark's own storage, of either kind."""
+    url = ""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql")()
+    settings = Settings(home=tmp_path / "kept", dagster_storage_url=url)
+    write_instance(settings.home)
+    with open_instance(settings) as instance:
         yield instance
 
 

@@ -10,11 +10,13 @@ import dagster as dg
 import pytest
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 
+from assets import waiting_dates
 from assets.pipeline.batch import State
 from orchestration.definitions import definitions
 from orchestration.ledger.projects import create_project
 from orchestration.partitions import FIRST_ARRIVAL_DATE
 from tests.exports import lines_of, write_lines
+from tests.orchestration.runs import storage_is_away
 from tests.stack import Stack
 
 
@@ -142,3 +144,15 @@ def test_a_run_that_is_ended_is_gone_on_with_by_the_next(
     assert sorted(told_of(instance)) == sorted(batch.batch_id for batch in stack.batches())
     assert len(told_of(instance)) == 3
     assert stack.rows("SELECT count(), uniqExact(_offset) FROM {database}.events") == [(12, 12)]
+
+
+def test_why_an_import_failed_is_not_hidden_by_a_storage_that_is_away(
+    stack: Stack, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dates that cannot be kept red just then are left to the checks."""
+    monkeypatch.setattr(waiting_dates, "waiting_for_a_person", storage_is_away)
+    result = _run(stack, instance, files=["/nothing/there"], project="1")
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert "is not there" in str(failure.step_failure_data.user_failure_data)
+    told = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert [text for text in told if "a date may be green until the next checks" in text]

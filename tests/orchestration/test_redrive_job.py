@@ -10,12 +10,14 @@ import dagster as dg
 import pytest
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 
+from assets import waiting_dates
 from assets.pipeline import redrive
 from assets.pipeline.batch import Kind
 from assets.pipeline.errors import TransientError
 from orchestration.definitions import definitions
 from orchestration.ledger.access import read_access
 from orchestration.ledger.projects import create_project
+from tests.orchestration.runs import storage_is_away, storage_is_away_long
 from tests.records import Sent, value_of
 from tests.stack import Stack
 
@@ -165,3 +167,18 @@ def test_a_configuration_that_makes_no_sense_fails_at_once(
     [failure] = [event for event in result.all_events if event.is_step_failure]
     assert told in str(failure.step_failure_data.user_failure_data)
     assert len(stack.batches()) == 1
+
+
+@pytest.mark.parametrize("away", [storage_is_away, storage_is_away_long])
+def test_dates_that_cannot_be_kept_red_are_left_to_the_checks(
+    stack: Stack,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    away: Callable[..., None],
+) -> None:
+    """All was done by then: the run's log says so, and nothing is tried again."""
+    monkeypatch.setattr(waiting_dates, "waiting_for_a_person", away)
+    result = _run(stack, instance, reasons=["unknown_project"])
+    assert result.success
+    assert not [event for event in result.all_events if event.is_step_up_for_retry]
+    assert "a date may be green until the next checks" in _said(instance, result)

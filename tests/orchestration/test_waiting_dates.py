@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
+from dagster._core.events import StepMaterializationData
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
@@ -21,13 +25,17 @@ from assets.pipeline.batch import Batch
 from assets.pipeline.failpoints import VARIABLE
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.waiting import release_batch, retry_batch
-from assets.waiting_dates import WAITS_TAG
+from assets.waiting_dates import show_waiting
 from orchestration.alarms.conditions import look
 from orchestration.cadence_triggers import Lookout, decide
 from orchestration.definitions import definitions
+from orchestration.housekeeping import runs
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.partitions import arrival_dates
-from tests.orchestration.runs import run
+from orchestration.resources import TOPIC_TAG
+from orchestration.settings import Settings
+from orchestration.tellers import WAITS_TAG, Teller, open_tellers, tell, teller_of, told_of_waiting
+from tests.orchestration.runs import run, statements
 from tests.records import Sent, delete_before, value_of
 from tests.stack import ROOT, Stack
 
@@ -119,9 +127,10 @@ def materializations(
 
 
 def test_a_date_is_red_until_its_held_batch_is_loaded(
-    stack: Stack, instance: dg.DagsterInstance
+    stack: Stack, kept_instance: dg.DagsterInstance
 ) -> None:
     """Once a run is red, with what to do; those after it are green, and the date is not."""
+    instance = kept_instance
     hold(stack, YESTERDAY)
     first = run(stack, instance, YESTERDAY)
     held = waiting(stack)
@@ -129,11 +138,16 @@ def test_a_date_is_red_until_its_held_batch_is_loaded(
     assert f"tidemark release {held.batch_id}" in reason(first)
     assert len(first.get_asset_check_evaluations()) == 4
     assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+    told = len(instance.all_logs(first.run_id))
 
     send(stack, YESTERDAY, *map(value_of, range(5)))
-    assert run(stack, instance, YESTERDAY).success
+    second = run(stack, instance, YESTERDAY)
+    assert second.success
     assert materializations(instance, "events", YESTERDAY)[0]["rows"] == 5
     assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+    assert len(instance.all_logs(first.run_id)) == told  # what to do stays at its end
+    (asset,) = instance.get_asset_records([dg.AssetKey("events")])
+    assert asset.asset_entry.last_run_id == second.run_id
     planned = instance.get_latest_planned_materialization_info(
         dg.AssetKey("events"), YESTERDAY.isoformat()
     )
@@ -201,6 +215,10 @@ def test_a_date_that_somebody_asks_for_is_not_said_to_be_there(
         result = run(stack, instance, YESTERDAY, "__ASSET_JOB", *ASSETS)
         assert waiting(stack).batch_id in reason(result)
         assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+        by_hand = instance.get_run_by_id(result.run_id)
+        assert by_hand is not None
+        assert told_of_waiting(by_hand)
+        assert len(open_tellers(instance, stack.settings.topic)) == 1  # who told of it first
     assert run(stack, instance, TODAY, "__ASSET_JOB", *ASSETS).success
 
 
@@ -208,7 +226,10 @@ def test_a_date_that_somebody_asks_for_is_not_said_to_be_there(
 def test_what_made_a_date_green_in_between_does_not_stand(
     stack: Stack, instance: dg.DagsterInstance, by: str
 ) -> None:
-    """A materialization by something else, as housekeeping's, is followed by what is true."""
+    """A materialization by something else, as housekeeping's, is followed by what is true.
+
+    By a micro-batch that brings it something; one of other dates leaves it to the checks.
+    """
     hold(stack, YESTERDAY)
     run(stack, instance, YESTERDAY)
     for asset in ASSETS:
@@ -216,7 +237,9 @@ def test_what_made_a_date_green_in_between_does_not_stand(
             dg.AssetMaterialization(asset, partition=YESTERDAY.isoformat())
         )
     assert colours(instance, YESTERDAY) == (LOADED, LOADED, LOADED)
-    result = check(stack, instance) if by == "checks" else run(stack, instance, TODAY)
+    assert run(stack, instance, TODAY).success
+    assert colours(instance, YESTERDAY) == (LOADED, LOADED, LOADED)
+    result = check(stack, instance) if by == "checks" else run(stack, instance, YESTERDAY)
     assert result.success
     assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
 
@@ -262,9 +285,10 @@ def test_a_batch_that_is_decided_while_the_checks_run_is_green_after_them(
 
 
 def test_one_run_tells_of_any_number_of_batches(
-    new_stack: NewStack, instance: dg.DagsterInstance
+    new_stack: NewStack, kept_instance: dg.DagsterInstance
 ) -> None:
     """In tags that PostgreSQL has room for in its index; none is told of twice."""
+    instance = kept_instance
     stack = new_stack(hold_over_records=0, batch_max_records=1).make_topic(1)
     stack.send(*[b"no json"] * 120)
     told = run(stack, instance, TODAY)
@@ -272,6 +296,9 @@ def test_one_run_tells_of_any_number_of_batches(
     (teller,) = instance.get_runs(dg.RunsFilter(tags={WAITS_TAG: "open"}))
     assert max(len(value) for value in teller.tags.values()) < LONGEST_TAG
     assert run(stack, instance, TODAY).success
+    note = str(materializations(instance, "events", TODAY)[0]["note"])
+    assert "and 117 more: `tidemark status`" in note
+    assert len(note) < 2_000
 
 
 def test_a_batch_that_a_command_met_is_told_of_by_the_next_micro_batch(
@@ -302,6 +329,157 @@ def test_a_date_that_is_rebuilt_stays_red(stack: Stack, instance: dg.DagsterInst
     assert colours(instance, YESTERDAY) == (LOADED, LOADED, LOADED)
     run(stack, instance, YESTERDAY, "__ASSET_JOB", "rebuilt_events")
     assert "not_in_it" not in materializations(instance, "rebuilt_events", YESTERDAY)[0]
+
+
+def test_what_kafka_refuses_is_said_beside_what_waits(
+    stack: Stack, instance: dg.DagsterInstance
+) -> None:
+    """In one failure, which is no mere telling: the cadence pauses. No batch is told of again."""
+    hold(stack, YESTERDAY)
+    stage_batches(stack.worker())
+    lost = {"security.protocol": "ssl", "ssl.ca.location": "/nowhere/ca.pem"}
+    refused = Stack(Settings(**stack.settings.model_dump() | {"kafka_options": lost}))
+    words = reason(run(refused, instance, YESTERDAY))
+    assert "ssl.ca.location failed" in words
+    assert f"tidemark release {waiting(stack).batch_id}" in words
+    assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+    seen = look(stack.settings, stack.ledger, stack.worker().topics, instance)
+    assert "runs" in seen.wrong
+    send(stack, YESTERDAY, *map(value_of, range(5)))
+    paused = decide(instance, Lookout(stack.settings))
+    assert isinstance(paused, dg.SkipReason)
+    assert "the last 1 runs failed" in (paused.skip_message or "")
+    assert run(stack, instance, YESTERDAY).success
+    refused.ledger.dispose()
+
+
+def test_runs_that_are_none_of_the_ledgers_are_left_alone(
+    stack: Stack, instance: dg.DagsterInstance
+) -> None:
+    """Of another topic, or of batches that this ledger does not know: others are to end them."""
+    hold(stack, YESTERDAY)
+    run(stack, instance, YESTERDAY)
+    (ours,) = open_tellers(instance, stack.settings.topic)
+    theirs = [add_teller(instance, "another", ours), add_teller(instance, "of-them", None)]
+    instance.add_run_tags(theirs[1].run_id, {TOPIC_TAG: stack.settings.topic})
+    release_batch(stack.worker(), waiting(stack).batch_id)
+    stack.run()
+    assert check(stack, instance).success
+    still = instance.get_runs(dg.RunsFilter(tags={WAITS_TAG: "open"}))
+    assert {each.run_id for each in still} == {each.run_id for each in theirs}
+
+
+def add_teller(
+    instance: dg.DagsterInstance,
+    topic: str,
+    like: Teller | None,
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.FAILURE,
+) -> dg.DagsterRun:
+    """A run that has told of the batches of another one, or of one that nobody here knows."""
+    told = like.told if like else frozenset({f"{'0' * 24}/0"})
+    added = dg.DagsterRun(
+        job_name="micro_batch", run_id=str(uuid4()), status=status, tags={TOPIC_TAG: topic}
+    )
+    instance.run_storage.add_run(added)
+    tell(instance, Teller(added, told), opens=True, alone=True)
+    return added
+
+
+def test_a_run_that_is_executed_again_is_not_among_those_that_tell(
+    stack: Stack, instance: dg.DagsterInstance
+) -> None:
+    """It begins with the tags of the one that failed; the next checks see that it is none."""
+    hold(stack, YESTERDAY)
+    first = run(stack, instance, YESTERDAY)
+    (teller,) = open_tellers(instance, stack.settings.topic)
+    for status in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE):
+        again = dg.DagsterRun(
+            job_name="micro_batch", run_id=str(uuid4()), status=status, tags=teller.run.tags
+        )
+        instance.run_storage.add_run(again)
+        assert not told_of_waiting(again)
+    assert check(stack, instance).success
+    (still,) = instance.get_runs(dg.RunsFilter(tags={WAITS_TAG: "open"}))
+    assert still.run_id == first.run_id
+    assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+
+
+def test_housekeeping_leaves_who_tells_of_what_waits(
+    stack: Stack, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All around it goes, however many stay: after it nothing is told of again."""
+    monkeypatch.setattr(runs, "_AT_ONCE", 2)
+    hold(stack, YESTERDAY)
+    first = run(stack, instance, YESTERDAY)
+    (ours,) = open_tellers(instance, stack.settings.topic)
+    stay = {first.run_id, *(add_teller(instance, "another", ours).run_id for _ in range(4))}
+    assert run(stack, instance, TODAY).success
+    add_teller(instance, "another", ours, dg.DagsterRunStatus.CANCELED)
+    stay.add(add_teller(instance, "another", ours).run_id)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert runs.old_runs(instance, tomorrow) == 2
+    assert runs.let_go_of_runs(instance, tomorrow, 60) == 2
+    assert runs.old_runs(instance, tomorrow) == 0
+    assert {each.run_id for each in instance.get_runs()} == stay
+    assert check(stack, instance).success
+    assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+    assert run(stack, instance, YESTERDAY).success
+
+
+def test_a_micro_batch_asks_dagster_of_none_but_its_own_dates(
+    stack: Stack, instance: dg.DagsterInstance
+) -> None:
+    """However many others wait; it goes on with what the one before it had made green."""
+    hold(stack, YESTERDAY)
+    run(stack, instance, YESTERDAY)
+    held, topic = waiting(stack), stack.settings.topic
+    days = [YESTERDAY - timedelta(days=number) for number in range(1, 60)]
+    others = [replace(held, batch_id=f"{day:%Y%m%d}", arrival_date=day) for day in days]
+    add_teller(instance, topic, teller_of(instance.get_runs()[0], others))
+    later = instance.get_run_by_id(run(stack, instance, YESTERDAY).run_id)
+    context: Any = SimpleNamespace(
+        instance=instance, run=later, partition_key=YESTERDAY.isoformat()
+    )
+    asked = []
+    for those in ([held], [held, *others]):
+        with statements("event_logs") as said:
+            told = show_waiting(context, stack.worker(), those, by_hand=False, alone=True)
+        assert told == ""
+        asked.append(len(said))
+    assert asked[0] == asked[1] > 0
+    assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
+    assert colours(instance, days[0]) == (MISSING, MISSING, MISSING)
+
+
+def test_who_asks_for_an_asset_is_told_of_what_that_one_lacks(
+    stack: Stack, instance: dg.DagsterInstance
+) -> None:
+    """Of what another one lacks says its own date."""
+    hold(stack, YESTERDAY)
+    run(stack, instance, YESTERDAY)
+    lacks_letters = replace(waiting(stack), loaded_at=1)
+    asked = []
+    for assets in (["events"], ["dead_letters"]):
+        asked_for = dg.DagsterRun(job_name="__ASSET_JOB", run_id=str(uuid4()))
+        instance.run_storage.add_run(asked_for)
+        for asset in assets:
+            materialize(instance, asked_for, asset, YESTERDAY)
+        context: Any = SimpleNamespace(
+            instance=instance, run=asked_for, partition_key=YESTERDAY.isoformat()
+        )
+        asked.append(
+            show_waiting(context, stack.worker(), [lacks_letters], by_hand=True, alone=True)
+        )
+    assert asked[0] == ""
+    assert lacks_letters.batch_id in asked[1]
+
+
+def materialize(instance: dg.DagsterInstance, by: dg.DagsterRun, asset: str, day: date) -> None:
+    """As a run does."""
+    made = StepMaterializationData(dg.AssetMaterialization(asset, partition=day.isoformat()))
+    kind = dg.DagsterEventType.ASSET_MATERIALIZATION.value
+    event = dg.DagsterEvent(kind, by.job_name, step_key=asset, event_specific_data=made)
+    instance.report_dagster_event(event, by.run_id)
 
 
 def test_a_run_killed_before_it_has_told_leaves_it_to_the_next(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from assets.pipeline.batch import Batch, State
 
 _PAGES = {
@@ -10,6 +12,7 @@ _PAGES = {
     State.FAILED: "batch-failed.md",
     State.SUSPECT: "batch-failed.md",
 }
+_TOLD = 3  # batches, of any number
 
 
 def waits_text(batch: Batch) -> str:
@@ -18,3 +21,13 @@ def waits_text(batch: Batch) -> str:
         f"batch {batch.batch_id} of topic {batch.topic} is {batch.state.value} and waits for a "
         f"person: {batch.note} (`tidemark batch {batch.batch_id}`, docs/{_PAGES[batch.state]})"
     )
+
+
+def waits_texts(batches: Sequence[Batch], *, dated: bool = False) -> str:
+    """The same of a few of these batches, and how many more there are."""
+    told = [
+        f"{batch.arrival_date}: {waits_text(batch)}" if dated else waits_text(batch)
+        for batch in batches[:_TOLD]
+    ]
+    more = len(batches) - _TOLD
+    return "; ".join([*told, *([f"and {more:,} more: `tidemark status`"] if more > 0 else [])])
