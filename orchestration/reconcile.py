@@ -3,6 +3,8 @@
     choose ─▶ balances, lanes ─▶ sums of each batch ─▶ rows, where asked or where sums differ
                                                                 │
                                         audits in the ledger ◀──┴──▶ findings, each with a remedy
+                                                                ▲
+    all of a date, or everything ─▶ rows of batches that nobody knows
 
 By sums a proof costs a granule of a projection, so the newest batches are proved every time and
 all others in turn. What only rows can show stays found until rows, or a repair, say otherwise.
@@ -18,6 +20,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
+from clickhouse_connect.driver.binding import format_str
+
 from assets.pipeline.audit import (
     LOADED_STATES,
     Finding,
@@ -29,6 +33,7 @@ from assets.pipeline.audit import (
 )
 from assets.pipeline.batch import Batch, Kind, StagedFile, State
 from assets.pipeline.staged_files import told_let_go
+from assets.pipeline.strangers import strangers
 from assets.pipeline.worker import Worker
 from orchestration.ledger import batches as ledger_batches
 from orchestration.ledger.audits import AUDITED, HOLDS, audits_of, due_for_audit, record_audits
@@ -60,11 +65,16 @@ _OF_CONTENT = frozenset(
 
 @dataclass(frozen=True)
 class Chosen:
-    """Batches to prove. `runs` are those of which each topic's follow each other without a hole."""
+    """Batches to prove. `runs` are those of which each topic's follow each other without a hole.
+
+    With all of a `day`, or `everything`, rows of batches that nobody knows are looked for, too.
+    """
 
     scope: str
     batches: tuple[Batch, ...]
     runs: tuple[Batch, ...] = ()
+    day: date | None = None
+    everything: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,13 +154,13 @@ def in_turn(worker: Worker) -> Chosen:
 def of_date(worker: Worker, day: date) -> Chosen:
     """All batches of an arrival date."""
     found = ledger_batches.batches_of_date(worker.ledger, day, *worker.settings.topics)
-    return Chosen(f"all of {day}", tuple(found), tuple(found))
+    return Chosen(f"all of {day}", tuple(found), tuple(found), day=day)
 
 
 def everything(worker: Worker) -> Chosen:
     """All batches there are."""
     found = ledger_batches.all_batches(worker.ledger, *worker.settings.topics)
-    return Chosen("all batches", tuple(found), tuple(found))
+    return Chosen("all batches", tuple(found), tuple(found), everything=True)
 
 
 def of_names(worker: Worker, batch_ids: Sequence[str]) -> Chosen:
@@ -183,6 +193,8 @@ def reconcile(
         ]
     batches = chosen.batches
     findings = [*unbalanced(batches), *untiled(chosen.runs), *differing]
+    if chosen.day or chosen.everything:
+        findings += _strange(worker, chosen.day)
     if not by_rows:
         findings += _found_before(worker, batches, findings)
     _record(worker, [batch for batch in batches if batch.batch_id not in left], findings)
@@ -200,6 +212,20 @@ def _differences(
     if not by_rows:
         looked_at = looked_at[: _COMPARED_BY_ROWS if name_offsets else 0]
     return _merged(differing, compare(client, database, worker.lake, looked_at, _TABLES))
+
+
+def _strange(worker: Worker, day: date | None) -> list[Finding]:
+    database = worker.settings.clickhouse_database
+    return [
+        Finding(
+            one.batch_id,
+            Trouble.STRANGE,
+            f"{database}.{one.kind} has {one.rows:,} rows of {one.arrival_date} that name it, and "
+            "neither the ledger nor lineage has such a batch",
+            one.kind,
+        )
+        for one in strangers(worker, day)
+    ]
 
 
 def _moved(
@@ -238,16 +264,21 @@ def again(worker: Worker, before: Reconciliation) -> Reconciliation:
     """The same batches as they are now."""
     ids = [batch.batch_id for batch in before.chosen.batches]
     runs = [batch.batch_id for batch in before.chosen.runs]
-    chosen = Chosen(
-        before.chosen.scope,
-        tuple(ledger_batches.batches_named(worker.ledger, ids)),
-        tuple(ledger_batches.batches_named(worker.ledger, runs)),
+    chosen = replace(
+        before.chosen,
+        batches=tuple(ledger_batches.batches_named(worker.ledger, ids)),
+        runs=tuple(ledger_batches.batches_named(worker.ledger, runs)),
     )
     return reconcile(worker, chosen, by_rows=before.by_rows)
 
 
 def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
     """What a person does about it."""
+    if finding.trouble is Trouble.STRANGE:
+        return Remedy(
+            "find out who inserts them, and delete them",
+            (_deleting(database, finding),),
+        )
     if batch is None:
         return Remedy()
     if finding.trouble is Trouble.HELD and batch.state is State.HELD:
@@ -271,10 +302,7 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
     if batch.state is State.SUSPECT or finding.trouble not in _OF_CONTENT:
         return Remedy()
     load_again = f"tidemark reconcile --batch {batch.batch_id} --repair"
-    delete = (
-        f"ALTER TABLE {database}.{finding.kind} DELETE WHERE _batch_id = '{batch.batch_id}' "
-        "SETTINGS mutations_sync = 2"
-    )
+    delete = _deleting(database, finding)
     if finding.trouble is Trouble.UNEXPECTED and batch.state is State.SUPERSEDED:
         why = "its import was discarded" if batch.is_import and not batch.is_redrive else _STILL
         return Remedy(f"delete them: {why}", (load_again,))
@@ -290,6 +318,14 @@ def remedy(finding: Finding, batch: Batch | None, database: str) -> Remedy:
     return Remedy(
         "find out who changed the rows; then delete them in ClickHouse and load the batch again",
         (delete, load_again),
+    )
+
+
+def _deleting(database: str, finding: Finding) -> str:
+    return (
+        f"ALTER TABLE {database}.{finding.kind} "
+        f"DELETE WHERE _batch_id = {format_str(finding.batch_id or '')} "
+        "SETTINGS mutations_sync = 2"
     )
 
 

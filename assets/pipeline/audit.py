@@ -48,6 +48,7 @@ class Trouble(StrEnum):
     LANE = "lane"
     FAILING = "failing"  # not loaded yet, and tried again by itself for as long as it takes
     ROOM = "room"  # no more is planned
+    STRANGE = "strange"  # rows of a batch that nobody knows
 
 
 @dataclass(frozen=True)

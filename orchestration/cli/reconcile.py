@@ -186,7 +186,7 @@ def text(found: Reconciliation, database: str, repairs: Repairs | None = None) -
 
 def _told(finding: Finding, batch: Batch | None, database: str) -> list[str]:
     where = f" of {batch.topic}, {batch.arrival_date}" if batch else ""
-    name = f"batch {finding.batch_id}{where}: " if finding.batch_id else ""
+    name = "" if finding.batch_id is None else f"batch {finding.batch_id or '(none)'}{where}: "
     # Partitions say the same and more; they have lines of their own.
     said = f"in {database}.{finding.kind}" if finding.partitions else finding.text
     lines = labelled("DIFFERS", f"{name}{finding.trouble}, {said}")

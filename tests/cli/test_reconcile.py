@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -409,6 +410,43 @@ def test_rows_of_what_nobody_loads_are_told(new_stack: NewStack) -> None:
                 assert "5 rows of it, though it is superseded" in run(stack).stdout
                 assert document(stack, "--repair")["deleted"] == [batch.batch_id]
     assert stack.account().events == []
+
+
+def test_rows_of_batches_that_nobody_knows_are_told(new_stack: NewStack, tmp_path: Path) -> None:
+    """Inserted by hand, say: of a date and of all, in both tables, with what deletes them. A batch
+    that the ledger has forgotten is known to lineage; one that is being loaded, to the ledger."""
+    stack = new_stack().make_topic()
+    stack.send_numbers(range(10))
+    stack.send(b"no event")
+    [batch] = stack.run()
+    day = str(batch.arrival_date)
+    stack.send_numbers(range(10, 15))
+    [loading] = stage_batches(stack.worker())
+    send_again(stack, loading)
+    assert document(stack, "--date", day)["holds"]
+
+    strange = "it's none"
+    for table, name in (("events", "it\\'s none"), ("dead_letters", "")):
+        copied = f"SELECT * REPLACE('{name}' AS _batch_id) FROM {{database}}.{table} LIMIT 1"
+        sql(stack, f"INSERT INTO {{database}}.{table} {copied}")
+    for scope in (["--date", day], ["--all"]):
+        found = document(stack, *scope, exit_code=3)
+        told = [(one["batch_id"], one["trouble"], one["table"]) for one in found["findings"]]
+        assert told == [(strange, "strange", "events"), ("", "strange", "dead_letters")]
+    assert document(stack, "--date", "2026-01-02")["holds"]
+    assert document(stack, "--batch", batch.batch_id)["holds"]
+    words = " ".join(run(stack, "--date", day, "--repair").stdout.split())
+    assert f"events has 1 rows of {day} that name it" in words
+    assert "batch (none): strange" in words
+    for one in found["findings"]:
+        stack.client.command(one["commands"][0])
+    assert document(stack, "--all", "--rows")["holds"]
+
+    stack.run()
+    forgotten = {"TIDEMARK_LEDGER_URL": f"sqlite:///{tmp_path / 'empty.db'}"}
+    env = stack.settings.environment() | forgotten
+    told = CliRunner().invoke(tidemark, ["reconcile", "--all"], env=env)
+    assert (told.exit_code, "nothing was proved" in told.stdout) == (0, True)
 
 
 def test_older_batches_have_their_turn(
