@@ -6,9 +6,10 @@
     completeness, freshness         how far loading has come, how far behind it is (Kafka, ledger)
     rejects_share                   how much of it ended up as dead letters (ledger)
 
-The first line is in every micro-batch. The others have a job and a schedule of their own, because
-a check costs a run more in Dagster's events than in its looking, and because how fresh it all is
-must be seen when no micro-batch runs, too. A run that somebody starts by hand has all.
+The first line is of `events` and `dead_letters`, and in every micro-batch. The others are of
+`queryable` and have a job and a schedule of their own, because a check costs a run more in
+Dagster's events than in its looking, and because how fresh it all is must be seen when no
+micro-batch runs, too.
 
 A micro-batch proves the newest batches of its date again; a run that somebody started for a date
 proves all of that date; the checks alone, without a date, prove the newest of each topic. Besides,
@@ -146,8 +147,8 @@ _IN_TURN = dg.AssetCheckSpec(
 _ASKING = (*(spec for spec, _ in _AUDITS), SCHEMA, DUPLICATES, _IN_TURN)
 """Those that ask ClickHouse."""
 
-APART = (SCHEMA, DUPLICATES, COMPLETENESS, FRESHNESS, REJECTS_SHARE)
-"""Those that no micro-batch has, but a job of their own."""
+_APART = (SCHEMA, DUPLICATES, COMPLETENESS, FRESHNESS, REJECTS_SHARE)
+"""Those of `queryable`, that no micro-batch has, but a job of their own."""
 
 
 def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
@@ -155,7 +156,7 @@ def audit_checks(settings: Settings) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(
         name="audit",
-        specs=[*(spec for spec, _ in _AUDITS), _IN_TURN, *APART],
+        specs=[*(spec for spec, _ in _AUDITS), _IN_TURN, *_APART],
         can_subset=True,
         retry_policy=retry_policy(settings),
         description="Hold what was loaded against the plan of record.",
@@ -191,10 +192,7 @@ def _checked(
     selected = context.selected_asset_check_keys
     yield from standing_results(worker, selected)
     if REJECTS_SHARE.key in selected:
-        has_date = context.has_partition_key
-        yield rejects_result(
-            worker, date.fromisoformat(context.partition_key) if has_date else None
-        )
+        yield rejects_result(worker)
     asking = [spec for spec in _ASKING if spec.key in selected]
     paused = loading_paused(worker.settings, worker.ledger)
     if paused:  # that it cannot be proved now is no reason to fail the run

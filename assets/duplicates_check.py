@@ -18,10 +18,11 @@ from assets.metadata import table_of
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.errors import ClickHouseAway
 from assets.pipeline.worker import Worker
+from assets.queryable import QUERYABLE
 
 DUPLICATES = dg.AssetCheckSpec(
     "duplicates",
-    asset="events",
+    asset=QUERYABLE,
     description=(
         "Within the newest dates of the duplicate window each uuid of a project stands once in the "
         "table. Of many rows each run looks at a part, chosen by chance."

@@ -6,7 +6,6 @@ published all the same: a part of the senders that broke, a token that is known 
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -15,16 +14,17 @@ from assets.answers import answer
 from assets.metadata import table_of
 from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.worker import Worker
+from assets.queryable import QUERYABLE
 from orchestration.ledger.batches import newest_batches
 from orchestration.ledger.rejects import Rejects, rejects_of, rejects_of_date
 from orchestration.settings import Settings
 
 REJECTS_SHARE = dg.AssetCheckSpec(
     "rejects_share",
-    asset="dead_letters",
+    asset=QUERYABLE,
     description=(
-        "Of the records of the date, and of those of the newest run, no more are dead letters "
-        "than TIDEMARK_WARN_REJECTS_PERCENT. Letters that were redriven count no more."
+        "Of the records of the newest batch's date, and of those of the newest run, no more are "
+        "dead letters than TIDEMARK_WARN_REJECTS_PERCENT. Letters that were redriven count no more."
     ),
 )
 
@@ -33,8 +33,8 @@ _OF_RUN = 50
 """Batches of each topic, at most, that are taken for those of the newest run."""
 
 
-def rejects_result(worker: Worker, day: date | None) -> dg.AssetCheckResult:
-    """Of a date, the newest that has a batch when none is given, and of the newest run."""
+def rejects_result(worker: Worker) -> dg.AssetCheckResult:
+    """Of the date that the newest batch is of, and of the newest run."""
     settings = worker.settings
     newest = [
         batch
@@ -43,8 +43,7 @@ def rejects_result(worker: Worker, day: date | None) -> dg.AssetCheckResult:
         if not batch.is_redrive
     ]
     last = max(newest, key=lambda batch: batch.planned_at, default=None)
-    if day is None and last is not None:
-        day = last.arrival_date
+    day = last.arrival_date if last else None
     of_date = rejects_of_date(worker.ledger, day, *settings.topics) if day else Rejects()
     of_run = rejects_of(batch for batch in newest if last and batch.run_id == last.run_id)
     many = [

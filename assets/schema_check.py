@@ -10,11 +10,12 @@ from assets.answers import answer, listed
 from assets.pipeline.errors import ClickHouseAway
 from assets.pipeline.schema import look_at_schemas
 from assets.pipeline.worker import Worker
+from assets.queryable import QUERYABLE
 from orchestration.ledger.batches import newest_batches
 
 SCHEMA = dg.AssetCheckSpec(
     "schema",
-    asset="events",
+    asset=QUERYABLE,
     description=(
         "Every table in ClickHouse has the columns, types, defaults, keys, indexes and projections "
         "that this version makes, and so has the newest staged file of each kind. What somebody "

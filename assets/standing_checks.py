@@ -15,6 +15,7 @@ from assets.answers import answer, listed
 from assets.metadata import table_of
 from assets.pipeline.errors import KafkaAway
 from assets.pipeline.worker import Worker
+from assets.queryable import QUERYABLE
 from orchestration.completeness import what_stands_still
 from orchestration.freshness import Oldest, oldest_of
 from orchestration.ledger.batches import waiting_for_a_person
@@ -23,7 +24,7 @@ from orchestration.times import span_text, utc_text
 
 COMPLETENESS = dg.AssetCheckSpec(
     "completeness",
-    asset="events",
+    asset=QUERYABLE,
     description=(
         "The watermark: everything received before it is queryable or accounted for. Red when "
         "nothing moves it on by itself: a batch waits for a person, a topic cannot be read on, "
@@ -33,7 +34,7 @@ COMPLETENESS = dg.AssetCheckSpec(
 
 FRESHNESS = dg.AssetCheckSpec(
     "freshness",
-    asset="events",
+    asset=QUERYABLE,
     description=(
         "The oldest record that is to be loaded has waited no longer than until the next tick of "
         "its topic's cadence and TIDEMARK_ALARM_OLDEST_SECONDS after it. Historical events wait "

@@ -1,8 +1,8 @@
 """What Dagster loads: the assets of the topics, their job, triggers and checks, and the alarms.
 
-    capture_api ┬▶ kafka/events ─────────┬▶ staged_events ─▶ events ─▶ dead_letters
-                ├▶ kafka/events_overflow ┤         └───────────────────────▲
-                └▶ kafka/events_historical
+    capture_api ┬▶ kafka/events ─────────┬▶ staged_events ─▶ events ┬▶ dead_letters ┬▶ queryable
+                ├▶ kafka/events_overflow ┤         └────────────────│──────▲        │
+                └▶ kafka/events_historical                          └───────────────┘
 
 Settings are read when this module is loaded: the UI's Reload reads them again. A cadence that makes
 no sense then leaves the last good one in force, and is told of where the operator looks.
@@ -17,6 +17,7 @@ from assets.dead_letters import dead_letters
 from assets.events import events
 from assets.housekeeping import housekeeping, housekeeping_schedule
 from assets.kafka_events import capture_api, kafka_events
+from assets.queryable import queryable
 from assets.rebuilt_events import rebuilt_events
 from assets.reenriched_events import reenriched_events
 from assets.replayed_events import replayed_events
@@ -45,6 +46,7 @@ def definitions(settings: Settings, trouble: str = "") -> dg.Definitions:
             staged_events(settings),
             events(settings),
             dead_letters(settings),
+            queryable(settings),
             rebuilt_events(settings),
             reenriched_events(settings),
             replayed_events(settings),

@@ -7,7 +7,8 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.checks import APART, MICRO_BATCH
+from assets.checks import MICRO_BATCH
+from assets.queryable import QUERYABLE
 from orchestration.resources import TOPIC_TAG
 from orchestration.settings import Settings
 
@@ -21,8 +22,7 @@ def micro_batch(settings: Settings) -> UnresolvedAssetJobDefinition:
     """The job, for a deployment's topics."""
     return dg.define_asset_job(
         MICRO_BATCH,
-        selection=dg.AssetSelection.assets("staged_events", "events", "dead_letters")
-        - dg.AssetSelection.checks(*(spec.key for spec in APART)),
+        selection=dg.AssetSelection.assets("staged_events", "events", "dead_letters"),
         executor_def=dg.in_process_executor,
         description=(
             "Finishes what was begun, then drains each topic up to its end as it stands when its "
@@ -44,7 +44,7 @@ def checks_schedule(settings: Settings) -> dg.ScheduleDefinition:
         name="checks_schedule",
         job=dg.define_asset_job(
             "checks",
-            selection=dg.AssetSelection.checks(*(spec.key for spec in APART)),
+            selection=dg.AssetSelection.checks_for_assets(QUERYABLE),
             executor_def=dg.in_process_executor,
             description=(
                 "How complete and how fresh all is, how much is rejected, and whether the tables "

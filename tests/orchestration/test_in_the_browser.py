@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from assets.pipeline.batch import State
 from assets.pipeline.waiting import release_batch
+from assets.queryable import QUERYABLE
 from orchestration.cadence_triggers import UNDER_WAY
 from orchestration.ledger.batches import waiting_for_a_person
 from orchestration.ledger.rebuilds import RebuildState, all_rebuilds
@@ -66,6 +67,7 @@ def deployment(
         clickhouse_url=clickhouse,
         dagster_port=unused_port(),
         cadence="5s",
+        checks_cron="0 0 1 1 *",  # not but when a test asks for them
         hold_over_records=10,
     )
     lines = (f"{key}={value}\n" for key, value in settings.environment().items())
@@ -108,6 +110,28 @@ def test_a_run_tells_what_it_carried(deployment: Deployment, at: Callable[[str],
     tags = page.get_by_role("dialog")
     tags.get_by_text(batch.batch_id).first.wait_for()
     tags.get_by_text(str(batch.ranges[0])).first.wait_for()
+
+
+def test_what_the_checks_said_stands_until_they_run_again(
+    deployment: Deployment, at: Callable[[str], Page]
+) -> None:
+    """Execute them on the page of `queryable`: micro-batches after that take none of it away."""
+    _, day = deployment.days
+    page = at(f"/assets/{QUERYABLE}?view=checks")
+    page.locator("button", has_text=re.compile("^Execute all")).click()
+    until(
+        lambda: {said and said[1] for said in _said(deployment).values()} == {"SUCCEEDED"},
+        "all of them are evaluated",
+    )
+    said = _said(deployment)
+    assert said.keys() == _NOT_IN_MICRO_BATCHES
+    before = deployment.rows(day)
+    deployment.send(day, 30_000)
+    until(lambda: deployment.rows(day) == before + 1, "a micro-batch loads another record")
+    until(lambda: _at_rest(deployment), "its run is over")
+    assert _said(deployment) == said
+    page = at(f"/assets/{QUERYABLE}?view=checks")
+    page.get_by_text("Succeeded").nth(len(said) - 1).wait_for()
 
 
 def test_dates_are_rebuilt_by_materializing_them(
@@ -187,6 +211,25 @@ def test_a_date_is_red_while_a_batch_of_it_is_held(
 
 def _loaded(stack: Stack) -> int:
     return sum(batch.state is State.COMMITTED for batch in stack.batches())
+
+
+_EVALUATED = """
+{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
+    name executionForLatestMaterialization { runId status } } } } } }
+"""
+_NOT_IN_MICRO_BATCHES = {"completeness", "duplicates", "freshness", "rejects_share", "schema"}
+
+
+def _said(deployment: Deployment) -> dict[str, tuple[str, str] | None]:
+    """The run and the status of those checks as the UI shows them; None: *Not Evaluated*."""
+    nodes = ask(deployment.stack.settings.dagster_address, _EVALUATED)["assetNodes"]
+    return {
+        check["name"]: (shown["runId"], shown["status"]) if shown else None
+        for node in nodes
+        for check in node["assetChecksOrError"].get("checks", ())
+        if check["name"] in _NOT_IN_MICRO_BATCHES
+        for shown in [check["executionForLatestMaterialization"]]
+    }
 
 
 _STATUSES = """
