@@ -18,6 +18,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from assets.queryable import QUERYABLE
 from docs.week_of_dates import fill_week, materialize, run_checks
 from local_stack.processes import Foreground
 from local_stack.stack import START_LIMIT_S, start_stack
@@ -52,9 +53,9 @@ def main() -> None:
             address = settings.dagster_address
             photograph(browser, f"{address}/runs/{newest_run(address)}", "run.png")
             group = f"{address}/locations/tidemark/asset-groups/ingest/lineage"
-            photograph(browser, group, "lineage.png")
+            photograph(browser, group, "lineage.png", width=1_850)  # less, and it shows names only
             photograph(browser, f"{address}/assets/events?view=events", "materialization.png")
-            photograph(browser, f"{address}/assets/events?view=checks", "checks.png")
+            photograph(browser, f"{address}/assets/{QUERYABLE}?view=checks", "checks.png")
         with _stack("24h") as settings:
             week = fill_week(settings)
             assets = f"{settings.dagster_address}/assets"
@@ -87,9 +88,9 @@ def newest_run(address: str) -> str:
     return str(runs[0]["runId"])
 
 
-def photograph(browser: Browser, address: str, name: str) -> None:
+def photograph(browser: Browser, address: str, name: str, width: int = 1_500) -> None:
     """One page as a PNG."""
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page = browser.new_page(viewport={"width": width, "height": 1000})
     page.goto(address)
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(_SETTLE_MS)
