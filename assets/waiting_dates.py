@@ -200,15 +200,19 @@ def _of_nothing_more(
 ) -> Iterator[dg.AssetMaterialization]:
     """Of the places that are red, and lack none of what is still to come."""
     topics = worker.settings.topics
+    by_partition: dict[str, list[date]] = defaultdict(list)
+    for day in days:  # dates out of range share one
+        by_partition[partition_of(day)].append(day)
     for asset, sheet in _SHEETS.items():
-        lacking = {batch.arrival_date for batch in to_come if not sheet.is_done(batch)}
-        for day in days:
-            if (asset, partition_of(day)) not in red or day in lacking:
+        lacking = {partition_of(b.arrival_date) for b in to_come if not sheet.is_done(b)}
+        for partition, its_days in by_partition.items():
+            if (asset, partition) not in red or partition in lacking:
                 continue
-            there = [b for b in batches_of_date(worker.ledger, day, *topics) if sheet.is_done(b)]
-            note = f"nothing of {day} waits for a person any more"
+            of_days = [batches_of_date(worker.ledger, day, *topics) for day in its_days]
+            there = [batch for found in of_days for batch in found if sheet.is_done(batch)]
+            note = f"nothing of {partition} waits for a person any more"
             metadata = no_batch_metadata(sheet.kind, there, note)
-            yield dg.AssetMaterialization(asset, partition=partition_of(day), metadata=metadata)
+            yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata)
 
 
 def _is_to_come(batch: Batch) -> bool:

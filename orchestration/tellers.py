@@ -62,7 +62,8 @@ def tell(instance: dg.DagsterInstance, teller: Teller, *, opens: bool, alone: bo
         f"{_TOLD_TAG}/{first}": " ".join([run_id, *keys[first : first + _TOLD_A_TAG]])
         for first in range(0, len(keys), _TOLD_A_TAG)
     }
-    tags |= {WAITS_TAG: OPEN} if opens else {}
+    if opens or WAITS_TAG in teller.run.tags:  # those of a run that it is executed again from
+        tags[WAITS_TAG] = OPEN if opens else OVER
     tags |= {} if alone else {_FAILED_TAG: run_id}
     instance.add_run_tags(run_id, tags)
 

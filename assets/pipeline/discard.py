@@ -1,7 +1,8 @@
 """Discards: an import of the wrong file is thrown away, as long as nothing of it is loaded.
 
     begun; its batches planned, staged, held, failed, a gap ─discard─▶ discarded, all superseded
-    one at its insert, or loaded; rows in ClickHouse; resends counted ─▶ refused, nothing is changed
+    one at its insert, or loaded; rows in ClickHouse; resends counted,
+    or not known                                               ─▶ refused, nothing is changed
 
 It is all or nothing, in one transaction of the ledger under the import's lease and the topics':
 the import is discarded, its batches are superseded and have no files, their gaps are decided. From
@@ -44,7 +45,7 @@ from orchestration.ledger.attempts import tries_at
 from orchestration.ledger.batches import all_batches
 from orchestration.ledger.leases import held_lease
 
-_AT_ITS_INSERT = (State.LOADING, *LOADED)
+_TOO_LATE = (State.LOADING, *LOADED)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def discard_import(worker: Worker, name: str) -> Discarded:
 
 def _check_not_loaded(worker: Worker, one: ledger_imports.Import, batches: Sequence[Batch]) -> None:
     for batch in batches:
-        if batch.state in _AT_ITS_INSERT:
+        if batch.state in _TOO_LATE:
             how = (
                 "rows of it may be there: let a micro-batch find out"
                 if batch.state is State.LOADING
@@ -114,15 +115,22 @@ def _check_not_loaded(worker: Worker, one: ledger_imports.Import, batches: Seque
 def _check_not_resent(worker: Worker, one: ledger_imports.Import, batches: Sequence[Batch]) -> None:
     own = {batch.batch_id for batch in batches}
     for batch in batches:
-        if batch.staged is None:
+        # One that is planned again may have been staged before, and others have met its keys.
+        if batch.staged is None and not tries_at(worker.ledger, batch.batch_id, STAGE):
             continue
-        resent = {
-            other: count for other, count in resends_of(worker, batch).items() if other not in own
-        }
+        release = f"`tidemark release {batch.batch_id}` loads what it holds"
+
+        def refuse(why: str, release: str = release) -> None:
+            raise BatchError(
+                f"{one.name} cannot be discarded: events that came since may count as duplicates "
+                f"of its rows. {why}. When that is mended, say it again; {release}"
+            )
+
+        found = resends_of(worker, batch, unknown=refuse)
+        resent = {other: count for other, count in found.items() if other not in own}
         if resent:
             count, of = sum(resent.values()), ", ".join(resent)
             raise BatchError(
                 f"{one.name} cannot be discarded: {count:,} events that came since count as "
-                f"duplicates of its rows (batch {of}) and would be stored nowhere. `tidemark "
-                f"release {batch.batch_id}` loads what it holds"
+                f"duplicates of its rows (batch {of}) and would be stored nowhere; {release}"
             )

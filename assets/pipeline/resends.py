@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import pyarrow as pa
@@ -27,8 +27,17 @@ _RANGE = re.compile(r"(\d+):\[(\d+),(\d+)\)")
 _NAMED = 10
 
 
-def resends_of(worker: Worker, batch: Batch, lost: Sequence[Range] = ()) -> Counter[str]:
-    """How many duplicates each other batch has of records of a batch: all, or those in `lost`."""
+def resends_of(
+    worker: Worker,
+    batch: Batch,
+    lost: Sequence[Range] = (),
+    unknown: Callable[[str], None] | None = None,
+) -> Counter[str]:
+    """How many duplicates each other batch has of records of a batch: all, or those in `lost`.
+
+    A batch of which that is not known is passed over, and told to `unknown`, or said.
+    """
+    unknown = unknown or worker.say
     reach = timedelta(days=worker.settings.duplicate_window_days - 1)
     first, last = batch.arrival_date - reach, batch.arrival_date + reach
     found: Counter[str] = Counter()
@@ -37,7 +46,7 @@ def resends_of(worker: Worker, batch: Batch, lost: Sequence[Range] = ()) -> Coun
         if file is None or other.batch_id == batch.batch_id:
             continue
         if file.let_go_at is not None:
-            worker.say(f"resends in batch {other.batch_id} are not known: {told_let_go(file)}")
+            unknown(f"resends in batch {other.batch_id} are not known: {told_let_go(file)}")
             continue
         try:
             originals = pq.read_table(
@@ -47,7 +56,7 @@ def resends_of(worker: Worker, batch: Batch, lost: Sequence[Range] = ()) -> Coun
                 partitioning=None,
             )
         except (OSError, pa.ArrowException) as error:
-            worker.say(f"duplicates of batch {other.batch_id} cannot be read: {error}")
+            unknown(f"duplicates of batch {other.batch_id} cannot be read: {error}")
             continue
         originals = originals.filter(pc.equal(originals["first_batch_id"], batch.batch_id))
         places = zip(

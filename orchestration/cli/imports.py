@@ -138,9 +138,10 @@ def discarded_text(done: Discarded) -> str:
         when = f"{utc_text(one.discarded_at)}, by {one.discarded_by}"
         return f"import {one.import_id}, {one.uri}: was discarded {when}; what was left is deleted"
     size = sum(file.bytes for file in done.files)
+    many = "batch" if len(done.batches) == 1 else "batches"
     return (
         f"import {one.import_id}, {one.uri}: discarded; {done.rows:,} of {one.rows:,} rows were "
-        f"planned, in {len(done.batches):,} batches; {len(done.files):,} staged files "
+        f"planned, in {len(done.batches):,} {many}; {len(done.files):,} staged files "
         f"({size:,} bytes) are deleted. Nothing of it was loaded; imported again, it is another "
         "import"
     )

@@ -265,6 +265,28 @@ def test_what_was_loaded_by_a_command_is_green_after_the_checks(
     assert len(materializations(instance, "events", YESTERDAY)) == count
 
 
+def test_dates_that_share_a_partition_are_red_until_none_of_them_waits(
+    stack: Stack, instance: dg.DagsterInstance
+) -> None:
+    """Those from before the first partition are shown under it, those of imports, say."""
+    days = date(2025, 5, 31), date(2025, 6, 30)
+    for number, day in enumerate(days):
+        hold(stack, day, 1_000 + 10 * number)
+    first = arrival_dates.start.date()
+    run(stack, instance, first)
+    held = waiting_for_a_person(stack.ledger, *stack.settings.topics)
+    assert [batch.arrival_date for batch in held] == list(days)
+    for batch, colour in zip(held, (WAITS, LOADED), strict=True):
+        release_batch(stack.worker(), batch.batch_id)
+        stack.run()
+        for _ in range(2):
+            assert check(stack, instance).success
+            assert colours(instance, first) == (LOADED, colour, colour)
+    (told, before) = materializations(instance, "events", first)
+    assert told["batches_there_already"] == 2
+    assert before["batches_there_already"] == 0
+
+
 def test_a_batch_that_is_decided_while_the_checks_run_is_green_after_them(
     stack: Stack, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +423,10 @@ def test_a_run_that_is_executed_again_is_not_among_those_that_tell(
     assert check(stack, instance).success
     (still,) = instance.get_runs(dg.RunsFilter(tags={WAITS_TAG: "open"}))
     assert still.run_id == first.run_id
+    tell(instance, teller_of(again, [waiting(stack)]), opens=False, alone=True)
+    assert [one.run.run_id for one in open_tellers(instance, stack.settings.topic)] == [
+        first.run_id
+    ]
     assert colours(instance, YESTERDAY) == (LOADED, WAITS, WAITS)
 
 

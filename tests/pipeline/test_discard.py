@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from assets.pipeline.audit import balance_of
-from assets.pipeline.batch import LOADED, Balance, Batch, State
+from assets.pipeline.batch import LOADED, Balance, Batch, Kind, State
 from assets.pipeline.discard import discard_import
 from assets.pipeline.errors import BatchError, ImportTrouble, LeaseHeld
 from assets.pipeline.imports import import_file, standing
@@ -23,6 +23,7 @@ from orchestration.ledger.gaps import all_gaps
 from orchestration.ledger.imports import all_imports
 from orchestration.ledger.leases import held_lease
 from orchestration.ledger.tables import batches
+from orchestration.ledger.tables import staged_files as staged_files_table
 from orchestration.reconcile import everything, reconcile
 from tests.exports import line, lines_of
 from tests.imports import TODAY, Scene
@@ -212,6 +213,39 @@ def test_what_others_count_as_resends_of_it_is_not_lost(scene: Scene, held: Batc
     scene.stack.run()
     assert len(scene.rows()) == 2
     audit(scene)
+
+
+@pytest.mark.parametrize("why", ["lost", "let go"])
+def test_what_may_count_as_a_resend_of_it_is_not_lost(scene: Scene, held: Batch, why: str) -> None:
+    """Nobody can read any more of what a batch's duplicates are: it is not taken for none."""
+    scene.stack.send(value_of(2))
+    live = scene.stack.run()[-1]
+    assert live.staged is not None
+    file = live.staged.file(Kind.DUPLICATES)
+    assert file is not None
+    if why == "lost":
+        (Path(scene.stack.settings.lake) / file.path).unlink()
+    else:
+        with scene.stack.ledger.begin() as connection:
+            of_file = staged_files_table.c.path == file.path
+            connection.execute(update(staged_files_table).where(of_file).values(let_go_at=1))
+    with pytest.raises(BatchError, match=f"may count as duplicates .*batch {live.batch_id}"):
+        discard_import(scene.stack.worker(), held.topic)
+    assert scene.stack.batches()[0].state is State.HELD
+
+
+def test_a_batch_that_is_to_be_staged_again_is_looked_at_too(scene: Scene, held: Batch) -> None:
+    """It had been staged when the resend came, and the ledger has no files of it now."""
+    scene.stack.send(value_of(2))
+    live = scene.stack.run()[-1]
+    with scene.stack.ledger.begin() as connection:
+        of_batch = batches.c.batch_id == held.batch_id
+        connection.execute(
+            update(batches).where(of_batch).values(state=State.PLANNED, staged_at=None)
+        )
+    assert scene.stack.batches()[0].staged is None
+    with pytest.raises(BatchError, match=f"1 events that came since .*{live.batch_id}"):
+        discard_import(scene.stack.worker(), held.topic)
 
 
 def test_it_waits_for_nobody(scene: Scene, held: Batch) -> None:
