@@ -38,6 +38,10 @@ MAX_KEYS = 10_000
 """Lines after which those that have ended are forgotten, and then, if many are left, all."""
 
 
+Line = tuple[float, float, float]
+"""When it ends, its rate, and for how many seconds it had ended since it was last drained."""
+
+
 class Waiting:
     """The lines of one kind, a key each. `name` tells them from other kinds in a shared store."""
 
@@ -53,7 +57,7 @@ class Waiting:
         """What was given a turn since somebody last looked, where replicas share."""
         self._clock = clock
         self._randint = randint
-        self._lines: dict[str, tuple[float, float]] = {}  # when each ends, and its rate
+        self._lines: dict[str, Line] = {}
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -68,11 +72,13 @@ class Waiting:
         """
         now = self._clock()
         line = self._lines.get(key)
-        seconds = soonest if line is None else max(soonest, line[0] - now)
+        end, idle = (now, 0.0) if line is None else (line[0], line[2])
+        seconds = max(soonest, end - now)
         if seconds > LONGEST_SECONDS - 1:  # full
             return self._randint(LONGEST_SECONDS - SPREAD_SECONDS, LONGEST_SECONDS)
         if comes_back:
-            self._lines[key] = (_end(now, seconds, amount, rate), rate)
+            idle += max(0.0, now - end)
+            self._lines[key] = (_end(now, seconds, amount, rate), rate, idle)
             if len(self._lines) > MAX_KEYS:
                 self._forget(now)
             if self.taken is not None:
@@ -80,12 +86,18 @@ class Waiting:
         return max(1, math.ceil(seconds))
 
     def drain(self, key: str, amount: float) -> None:
-        """Learn that other replicas have given so much a turn since the last time."""
+        """Learn that other replicas have given so much a turn since the last time.
+
+        What could come while nobody waited here was theirs: else a replica that has refused nothing
+        for a minute would put those it refuses then behind turns long over.
+        """
         line = self._lines.get(key)
         if line is not None:
-            end, rate = line
+            end, rate, idle = line
             now = self._clock()
-            self._lines[key] = (_end(now, max(0.0, end - now), amount, rate), rate)
+            idle += max(0.0, now - end)
+            amount = max(0.0, amount - idle * SHARE * rate)
+            self._lines[key] = (_end(now, max(0.0, end - now), amount, rate), rate, 0.0)
 
     def _forget(self, now: float) -> None:
         self._lines = {key: line for key, line in self._lines.items() if line[0] > now}

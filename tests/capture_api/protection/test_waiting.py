@@ -93,9 +93,27 @@ def test_those_who_wait_elsewhere_make_a_line_longer() -> None:
     one.drain("b", 1)
     assert one.turn("a", 0, RATE, 0.5) == LONGEST_SECONDS - SPREAD_SECONDS
     assert len(one) == 1
-    clock.now += 100
-    other.drain("a", 300)
-    assert other.turn("a", 0, RATE, 0.5) == 3
+
+
+def test_turns_of_others_that_are_over_make_no_line_longer() -> None:
+    """What came while nobody waited here is taken off, once; what still waits elsewhere is not."""
+    clock = Clock()
+    of = line(clock, shared=True)
+    assert of.turn("a", 1000, RATE, 0.1) == 1
+    clock.now += 5
+    of.drain("a", 700)  # in the five seconds the line here was never at its end
+    assert of.turn("a", 0, RATE, 0.1) == 13
+
+    clock.now += 112
+    assert [of.turn("a", 100, RATE, 0.1) for _ in range(2)] == [1, 2]
+    of.drain("a", 5000)  # turns of the first fifty seconds
+    assert of.turn("a", 0, RATE, 0.1) == 3
+    of.drain("a", 500)
+    assert of.turn("a", 0, RATE, 0.1) == 8
+
+    clock.now += 10
+    of.drain("a", 500)  # what nearly three seconds let in of it is over
+    assert of.turn("a", 0, RATE, 0.1) == 3
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 1.0])
