@@ -24,7 +24,7 @@ from orchestration.ledger.connection import open_ledger
     "day",
     type=click.DateTime(["%Y-%m-%d"]),
     metavar="DATE",
-    help="Look at what arrived on this day (UTC), however much that is.",
+    help="Look at what arrived on this day (UTC): all files of it, and Kafka within bounds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def explain(id: str, day: datetime | None, as_json: bool) -> None:

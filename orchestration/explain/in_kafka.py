@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 
 import numpy as np
 from sqlalchemy import Engine
@@ -36,6 +35,8 @@ BEFORE_MS = 60_000
 AFTER_MS = 600_000
 """How long before the time in the id reading begins, as clocks differ; and how long after it
 reading ends of what is staged already."""
+
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _search_topic(
 def _time_of(wanted: Wanted) -> tuple[int, int]:
     """From when and until when records are looked at that are staged already, in ms since 1970."""
     if wanted.day is not None:
-        return midnight_ms(wanted.day), midnight_ms(wanted.day + timedelta(days=1))
+        begin = midnight_ms(wanted.day)
+        return begin, begin + DAY_MS  # the calendar may have no day after
     assert wanted.made_at_ms is not None
     return wanted.made_at_ms - BEFORE_MS, wanted.made_at_ms + AFTER_MS
 

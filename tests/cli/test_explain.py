@@ -272,6 +272,10 @@ def test_what_arrived_long_ago_is_found_by_its_date(
     [record] = json.loads(result.output)["records"]  # of what is staged, from Kafka
     assert (record["verdict"], record["batch_id"]) == ("staged", batch.batch_id)
     assert run(stack, uuid, "--date", "2020-02-30").exit_code == 2
+    for far in ("0001-01-01", "9999-12-31"):  # the first and the last that a date can be
+        result = run(stack, uuid, "--date", far)
+        assert result.exit_code == 1
+        assert f"{uuid} was not found" in result.output
 
 
 def test_without_clickhouse_the_lake_and_the_ledger_answer(stack: Stack) -> None:
@@ -364,6 +368,10 @@ def test_a_bounded_search_says_so(stack: Stack, monkeypatch: pytest.MonkeyPatch)
     seen = explained(stack, uuid_of(9))
     assert not seen["found"]
     assert [line for line in seen["bounded"] if "4 of 10 records were read" in line]
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    told = " ".join(run(stack, uuid_of(9), "--date", today).output.split())
+    assert "4 of 10 records were read" in told
+    assert "Kafka within bounds" in " ".join(run(stack, "--help").output.split())
     late = mint_uuid(time.time_ns() // 1000 + 3_600_000_000)
     seen = explained(stack, late)
     assert [line for line in seen["bounded"] if "was read from" in line]
