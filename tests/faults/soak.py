@@ -135,15 +135,19 @@ class Soak:
             )
         ).make_topics(PARTITIONS)
 
-    def run(self, seconds: float) -> None:
-        """Send, work and kill for so long; then carry everything through, and account for it."""
+    def run(self, seconds: float, lives: int = 0) -> None:
+        """Send, work and kill for so long; then carry everything through, and account for it.
+
+        For longer, on a slow machine, until so many workers have lived.
+        """
         sender = Sender(self._stack.kafka, self._stack.settings.topics, self.rate)
         thread = threading.Thread(target=sender.run)
         thread.start()
         end = time.monotonic() + seconds
         try:
-            while time.monotonic() < end:
+            while time.monotonic() < end or lives > 0:
                 self._tick(end)
+                lives -= 1
         finally:
             sender.finish()
             thread.join()

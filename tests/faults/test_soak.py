@@ -9,7 +9,7 @@ import pytest
 from tests.faults.soak import Soak
 
 SECONDS = 25.0
-SEED = 85
+SEED, LIVES = 85, 3
 """Kills ClickHouse, the broker and a worker first, each before a worker can have done its work."""
 
 
@@ -18,7 +18,7 @@ def test_a_short_soak_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """Records at a steady rate into three topics, while workers and servers are killed."""
     soak = Soak(tmp_path, seed=SEED)
     try:
-        soak.run(SECONDS)
+        soak.run(SECONDS, LIVES)
     finally:
         soak.close()
     assert soak.is_well, str(soak)
