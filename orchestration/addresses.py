@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from orchestration.s3_address import is_s3, login_and_place
+
 HIDDEN = "********"
 
 _LEAST_SECRET = 6
@@ -90,5 +92,8 @@ def _parts(address: str) -> _Parts:
         return _Parts(f"{scheme}://", "", place, query)
     if "@" in query:
         return _Parts(f"{scheme}://", rest, "", "")
+    if is_s3(address):
+        in_s3, place = login_and_place(place)
+        return _Parts("s3://", in_s3 or "", place, query)
     login, _, place = place.rpartition("@")
     return _Parts(f"{scheme}://", login, place, query)

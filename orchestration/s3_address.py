@@ -4,15 +4,15 @@
     s3://BUCKET/PATH?region=eu-west-1      own tools read it
     s3://KEY:SECRET@BUCKET/PATH?endpoint_override=http://HOST:PORT
 
-Nothing is asked of a store here. What cannot be read is refused by sentences that quote nothing:
-an address may hold a secret key.
+Keys and paths are decoded: %20 is a space, %25 a %. Nothing is asked of a store here. What cannot
+be read is refused by sentences that quote nothing: an address may hold a secret key.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
@@ -27,8 +27,8 @@ class S3Address:
 
     bucket: str
     path: str  # below the bucket, without slashes at its ends
-    access_key: str = ""
-    secret_key: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
     region: str = ""
     endpoint: str = ""  # host and port
     scheme: str = "https"
@@ -46,19 +46,33 @@ def is_s3(address: str) -> bool:
     return address.startswith("s3://")
 
 
+def login_and_place(rest: str) -> tuple[str | None, str]:
+    """KEY:SECRET, if it is there, and bucket and path, of what follows s3://.
+
+    An @ behind the bucket is the path's. But where a secret has a / in it, as it may not, all of it
+    is the login: nobody shows that.
+    """
+    authority = rest.partition("/")[0]
+    in_path = ":" in authority and "@" not in authority
+    login, at, place = (rest if in_path else authority).rpartition("@")
+    if not at:
+        return None, rest
+    return login, place if in_path else rest.removeprefix(f"{login}@")
+
+
 def s3_address(address: str, environment: Mapping[str, str]) -> S3Address:
     """Read one that `is_s3`. Raises ValueError, which quotes nothing of it."""
     place, _, query = address.removeprefix("s3://").partition("?")
-    login, at, place = place.rpartition("@")
+    login, place = login_and_place(place)
     bucket, _, path = place.partition("/")
-    if "/" in login or (at and not (login.partition(":")[0] and login.partition(":")[2])):
+    key, _, secret = (login or "").partition(":")
+    if login is not None and ("/" in login or not (key and secret)):
         raise ValueError(
             "before the @ stand KEY:SECRET, each / in them as %2F, + as %2B, @ as %40; better "
             "leave them to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not _BUCKET.fullmatch(bucket):
         raise ValueError("that is no name of a bucket: write s3://BUCKET/PATH")
-    key, _, secret = login.partition(":")
     options = _options(query)
     endpoint, scheme = _endpoint(
         options.get("endpoint_override")
@@ -74,10 +88,10 @@ def s3_address(address: str, environment: Mapping[str, str]) -> S3Address:
         or ("us-east-1" if endpoint else "")
     )
     if region and not _REGION.fullmatch(region):
-        raise ValueError("that is no region: write one as eu-west-1")
+        raise ValueError("what ?region= or AWS_REGION says is no region: write one as eu-west-1")
     return S3Address(
         bucket,
-        path.strip("/"),
+        unquote(path, errors="strict").strip("/"),
         unquote(key),
         unquote(secret),
         region,
@@ -103,5 +117,8 @@ def _endpoint(text: str, scheme: str) -> tuple[str, str]:
         return "", scheme or "https"
     found = _ENDPOINT.fullmatch(text)
     if found is None:
-        raise ValueError("that is no endpoint: write endpoint_override=https://HOST:PORT")
+        raise ValueError(
+            "what ?endpoint_override= or AWS_ENDPOINT_URL says is no endpoint: write one as "
+            "https://HOST:PORT"
+        )
     return found[2] + (found[3] or ""), found[1] or scheme or "https"

@@ -26,6 +26,8 @@ from orchestration.addresses import (
         ("redis://:p/w@db/0", "redis://db/0", f"redis://{HIDDEN}@db/0"),
         ("redis://:p#w@db/0", "redis://db/0", f"redis://{HIDDEN}@db/0"),
         ("s3://key:s@cret@b/x?region=r", "s3://b/x", f"s3://{HIDDEN}@b/x?{HIDDEN}"),
+        ("s3://b/x@y?region=r", "s3://b/x@y", f"s3://b/x@y?{HIDDEN}"),
+        ("s3://key:s/cret@b/x", "s3://b/x", f"s3://{HIDDEN}@b/x"),
         ("postgresql://me:p?w@db/x", "postgresql://", f"postgresql://{HIDDEN}@"),
         ("postgresql://db/x?password=a@b", "postgresql://", f"postgresql://{HIDDEN}@"),
         ("postgresql://db/x?password=pw", "postgresql://db/x", f"postgresql://db/x?{HIDDEN}"),

@@ -1,6 +1,6 @@
 """Copies of key files on this machine's disk, for the stagers of a run: one for all of them.
 
-    the lake, an object store ─▶ <home>/key_copies/<the run's own>/keys/….arrow ─▶ mapped by each
+    the lake, an object store ─▶ <home>/key_copies/<topic>/<the run's own>/keys/….arrow ─▶ mapped
 
 From an object store a key file is read whole: each stager would hold the index in its memory. A
 local lake needs no copies. They are made when a batch that needs them is begun, and are gone when
@@ -36,7 +36,7 @@ class KeyCopies:
     """A run's copies, for the length of a with-block under the lease."""
 
     def __init__(self, settings: Settings) -> None:
-        self._all = settings.home / "key_copies"
+        self._all = settings.home / "key_copies" / settings.topic  # of which one lease is
         self._keep_free_bytes = settings.lake_min_free_bytes
         self._folder: Path | None = None
         self._paths: set[str] = set()
@@ -67,7 +67,7 @@ class KeyCopies:
         try:
             folder = self._made()
             free = shutil.disk_usage(folder).free
-            if free - coming < self._keep_free_bytes:
+            if missing and free - coming < self._keep_free_bytes:
                 raise NoCopies(
                     f"{free:,} bytes are free in {folder.parent}, where {coming:,} of the index "
                     "were to be copied; TIDEMARK_LAKE_MIN_FREE_BYTES is "

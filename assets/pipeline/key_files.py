@@ -94,17 +94,17 @@ def open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:
     what was in it is in staged files, too. LakeTrouble where a store does not answer or refuses:
     that is not for want of this file.
     """
-    for pause_s in _PAUSES_S:
+    pauses = iter(_PAUSES_S)
+    while True:
         try:
             return _open_key_file(filesystem, path)
         except OSError as error:
             if is_of_a_store(error):
                 raise LakeTrouble(f"reading {path} in the lake failed: {told(error)}") from error
+            pause_s = next(pauses, None)
+            if pause_s is None:
+                raise KeyFileUnreadable(path, str(error)) from error
             time.sleep(pause_s)
-    try:
-        return _open_key_file(filesystem, path)
-    except OSError as error:
-        raise KeyFileUnreadable(path, str(error)) from error
 
 
 def _open_key_file(filesystem: fs.FileSystem, path: str) -> list[Keys]:

@@ -29,7 +29,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -119,7 +119,9 @@ class Lake:
         self.uri = public_address(root)
         """To be shown: without keys and options."""
         self.filesystem, self._root = filesystem_of(root)
-        self._silence: tuple[float, OSError] | None = None  # until when, and what was said of it
+        self._silence: tuple[float, str] | None = None  # until when, and what was said of it
+        self.on_sent: Callable[[], None] = lambda: None
+        """Called whenever more of a file has come to the store."""
 
     @property
     def is_local(self) -> bool:
@@ -161,12 +163,12 @@ class Lake:
         """Errors have their names; a store that was silent just now is not asked."""
         with named_errors(doing, path):
             if self._silence is not None and time.monotonic() < self._silence[0]:
-                raise self._silence[1]
+                raise OSError(self._silence[1])
             try:
                 yield
             except OSError as error:
                 if is_silence(error):
-                    self._silence = time.monotonic() + ASKED_AGAIN_S, error
+                    self._silence = time.monotonic() + ASKED_AGAIN_S, str(error)
                 raise
 
     def _send(self, whole: IO[bytes], path: str) -> None:
@@ -177,6 +179,8 @@ class Lake:
                     sink.write(piece)
                     if whole.tell() % (_SEND_BYTES * _SENT_AT_ONCE) == 0:
                         sink.flush()
+                        self.on_sent()
+            self.on_sent()
         except BaseException as error:
             # A store that took not every part completes nothing. But who is interrupted leaves the
             # stream, which completes the object, cut off as it is.
@@ -197,6 +201,7 @@ class Lake:
                     self.full_path(path), buffer_size=None if self.is_local else _ASK_BYTES
                 )
             except FileNotFoundError as error:
+                self._check_bucket()
                 raise self._missing(path) from error
             with stream:
                 yield stream
@@ -207,19 +212,20 @@ class Lake:
             try:
                 self.filesystem.delete_file(self.full_path(path))
             except FileNotFoundError:
-                self._missing(path)
+                self._check_bucket()
             if self.is_local:
                 _delete_abandoned(Path(self.full_path(path)))
 
     def _missing(self, path: str) -> StagedFileDamaged:
-        """What to say of a file that is not there. Raises LakeTrouble where no file can be.
+        return StagedFileDamaged(f"{path} is not in the lake {self.uri}")
 
-        Of a bucket that is not there a store says no more than of a file.
+    def _check_bucket(self) -> None:
+        """Raise LakeTrouble where no file can be: of a bucket that is not there a store says no
+        more than of a file.
         """
         root = self._root.partition("/")[0]
         if not self.is_local and self.filesystem.get_file_info(root).type == fs.FileType.NotFound:
             raise LakeTrouble(f"there is no bucket {root}: see TIDEMARK_LAKE_URI and the endpoint")
-        return StagedFileDamaged(f"{path} is not in the lake {self.uri}")
 
     def there(self, paths: Iterable[str]) -> set[str]:
         """Those of many files that are there, or of which a writer that was killed left something.
@@ -255,6 +261,7 @@ class Lake:
             except OSError as error:
                 if not is_missing(error):
                     raise
+                self._check_bucket()
                 raise self._missing(path) from error
 
     def _link(self, path: Path, to: Path) -> None:

@@ -59,6 +59,7 @@ from assets.pipeline.lanes import (
     plan_next,
     unread,
 )
+from assets.pipeline.leftovers import take_back
 from assets.pipeline.plan import Watermark
 from assets.pipeline.registering import Made, make, register, stage_one, tell_registered
 from assets.pipeline.room import why_no_room
@@ -345,6 +346,8 @@ class SideBySide:
                 return self._result(one.stager)
         except StagerUnborn as unborn:
             self._pool.give_up(str(unborn))
+            # It may have written other kinds of files than this process will.
+            take_back(self._worker.lake, one.batch, one.number)
         except KeyFileUnreadable as error:
             self._worker.say(f"{error}: batch {one.batch.batch_id} is staged by the run itself")
         return make(self._worker, self._lease, one.batch, one.number)

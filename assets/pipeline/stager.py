@@ -37,7 +37,7 @@ from assets.pipeline.leftovers import take_back
 from assets.pipeline.registering import Made, make_from_records
 from assets.pipeline.sources import check_source
 from assets.pipeline.stager_messages import Here, Job, Ready, Terms, answer_of
-from assets.pipeline.version import TRANSFORM_VERSION
+from assets.pipeline.version import CODE_VERSION
 from assets.pipeline.worker import Worker
 from orchestration.ledger.connection import open_ledger
 
@@ -92,6 +92,12 @@ class _Line:
         """
         if self.is_gone():
             sys.exit(1)
+        self.move()
+
+    def move(self) -> None:
+        """The job moves on. Where a file of it may be there already, nothing ends here: whoever
+        takes that back comes after the job.
+        """
         self.moved_at = time.monotonic()
 
     def watch(self, beat_s: float) -> None:
@@ -111,12 +117,13 @@ def _serve(line: _Line) -> None:
     worker = Worker(settings, ledger, terms.run_id, say=_say, share=terms.share)
     beat_s = min(_BEAT_MOST_S, settings.lease_seconds / BEATS)
     threading.Thread(target=line.watch, args=[beat_s], name="watch", daemon=True).start()
-    line.say(Ready(TRANSFORM_VERSION))
+    line.say(Ready(CODE_VERSION))
     while True:
         job: Job = line.hear()
         line.moved_at = time.monotonic()
         made, error = None, None
         try:
+            worker.lake.on_sent = line.move
             made = stage_job(worker, job, line.go_on)
         except Exception as raised:  # whatever it is: the run decides
             error = raised

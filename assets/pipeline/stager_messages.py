@@ -5,7 +5,7 @@
                  Answer: what to register, or the error ──▶ run
 
 Messages are pickled. A stager is started from the code on disk, which somebody may have changed
-under a run: so it says which version it is.
+under a run: so it says which code it is, and the run takes nothing from other code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Ready:
-    """It has begun, with the code of that version."""
+    """It has begun, with the code of that version (CODE_VERSION)."""
 
     version: str
 

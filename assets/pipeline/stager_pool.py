@@ -24,7 +24,7 @@ from assets.pipeline.batch import Batch
 from assets.pipeline.errors import StagerGone
 from assets.pipeline.registering import Made
 from assets.pipeline.stager_messages import Answer, Here, Job, Ready, Terms
-from assets.pipeline.version import TRANSFORM_VERSION
+from assets.pipeline.version import CODE_VERSION
 from assets.pipeline.worker import Worker
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +33,8 @@ _MAIN = "import sys; from assets.pipeline.stager import main; main(int(sys.argv[
 _BIRTH_S = 60.0
 """Seconds that a process has to start and import, at least."""
 _STILL_S = 900.0
-"""Seconds for which a job may stand still: between two chunks, or while files are sent away."""
+"""Seconds for which a job may stand still: between two chunks, or two parts of a file on its way to
+the store."""
 _END_S = 10.0
 """Seconds in which one that was killed ends, unless the system has it wait for a disk."""
 
@@ -106,7 +107,8 @@ class Stager:
                 return message.result()
             else:
                 assert isinstance(message, Here), message
-                if message.still_s > _STILL_S:
+                # What is behind it may say that the job is done: only the last one counts.
+                if message.still_s > _STILL_S and not self._line.poll(0):
                     self.kill()
                     raise StagerGone(
                         f"the stager {self.name} of batch {self._job.batch.batch_id} has not "
@@ -124,11 +126,11 @@ class Stager:
         self._line.close()
 
     def _welcome(self, ready: Ready) -> None:
-        if ready.version != TRANSFORM_VERSION:
+        if ready.version != CODE_VERSION:
             self.kill()
             raise StagerUnborn(
                 f"the stager {self.name} is of version {ready.version} and this run of "
-                f"{TRANSFORM_VERSION}: the code was changed meanwhile"
+                f"{CODE_VERSION}: the code was changed meanwhile"
             )
         self._ready = True
 
@@ -148,6 +150,12 @@ class Stager:
         except (EOFError, OSError):
             # Should it only have closed the socket, it is to be gone all the same.
             told = f"ended ({_ended_by(self._process)})"
+        except Exception as error:  # whatever there is that cannot be unpickled here
+            self.kill()
+            raise StagerUnborn(
+                f"the stager {self.name} says what this run cannot read "
+                f"({type(error).__name__}: {error}): the code was changed meanwhile"
+            ) from error
         self.kill()
         if not self._ready:
             raise StagerUnborn(f"the stager {self.name} {told} before it was ready")

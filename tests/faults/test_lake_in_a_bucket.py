@@ -204,7 +204,7 @@ def test_stagers_share_a_copy_of_the_index(
 
     scene.send_more(300)
     scene.kill_at("begun")
-    copies = scene.stack.settings.home / "key_copies"
+    copies = scene.stack.settings.home / "key_copies" / scene.stack.settings.topic
     assert [path for path in copies.rglob("*.arrow") if path.is_file()] != []
     assert scene.work_when_free() == 0
     scene.prove()

@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from assets.pipeline import key_files
 from assets.pipeline.duplicates import Found, SeenKeys, key_columns
+from assets.pipeline.errors import LakeTrouble
 from assets.pipeline.key_files import (
     MOST_FILES,
     KeyFileUnreadable,
@@ -249,6 +250,27 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
             pass
     with pytest.raises(KeyFileUnreadable, match=r"key file .*k cannot be read"):
         SeenKeys(LOCAL, [str(path)], "b")
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_a_store_that_goes_away_between_two_tries_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    """Also at the last of them: the index is not made anew because a store is away."""
+    short, away = (
+        OSError("short read"),
+        OSError("AWS Error NETWORK_CONNECTION during GetObject operation: none"),
+    )
+    raised = iter([*[short] * good, away])
+
+    def fail(*_: object) -> list[Keys]:
+        raise next(raised)
+
+    monkeypatch.setattr(key_files, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(key_files, "_open_key_file", fail)
+    with pytest.raises(LakeTrouble, match="the store does not answer") as told:
+        open_key_file(LOCAL, str(tmp_path / "k"))
+    assert not isinstance(told.value, KeyFileUnreadable)
 
 
 def test_a_failed_merge_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

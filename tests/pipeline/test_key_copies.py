@@ -100,6 +100,16 @@ def test_without_room_there_are_no_copies(settings: Callable[..., Settings], far
             copies.folder_with(far, [ONE])
 
 
+def test_without_room_what_is_there_does(
+    copies: KeyCopies, far: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who needs no more is refused nothing."""
+    with copies:
+        folder = copies.folder_with(far, [ONE])
+        monkeypatch.setattr(copies, "_keep_free_bytes", 1 << 60)
+        assert copies.folder_with(far, []) == copies.folder_with(far, [ONE]) == folder
+
+
 def test_where_nothing_can_be_written_there_are_no_copies(copies: KeyCopies, far: Lake) -> None:
     """As on a disk that is full, or may not be written to."""
     with copies:
@@ -108,6 +118,15 @@ def test_where_nothing_can_be_written_there_are_no_copies(copies: KeyCopies, far
         (Path(folder) / "keys").write_text("in the way")
         with pytest.raises(NoCopies, match="could not be copied"):
             copies.folder_with(far, [ONE])
+
+
+def test_other_topics_have_their_own(settings: Callable[..., Settings], far: Lake) -> None:
+    """Their runs have other leases: both are at work at once."""
+    with KeyCopies(settings(lake_min_free_bytes=0, topic="one")) as one:
+        folder = one.folder_with(far, [ONE])
+        with KeyCopies(settings(lake_min_free_bytes=0, topic="two")) as two:
+            assert in_the(two.folder_with(far, [TWO])) == {TWO}
+            assert in_the(folder) == {ONE}
 
 
 def test_what_a_crash_left_is_gone_with_the_next_run(

@@ -10,8 +10,11 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import fsspec  # type: ignore[import-untyped]
 import pytest
+from pyarrow import fs
 
+from assets.pipeline import lake as lake_module
 from assets.pipeline.errors import LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.lake import Lake, lake_path
 from tests.stack import ROOT
@@ -122,6 +125,39 @@ def test_a_place_that_is_none_is_told_without_its_keys(uri: str) -> None:
     assert "hunter" not in str(told.value)
     assert told.value.__cause__ is None
     assert told.value.__suppress_context__
+
+
+SILENCE = "When reading: AWS Error NETWORK_CONNECTION during GetObject operation: none"
+
+
+def test_who_is_told_of_a_silence_at_once_is_told_in_an_error_of_their_own(tmp_path: Path) -> None:
+    """Nothing is kept of the first one's, which holds what was being sent."""
+    lake = Lake(str(tmp_path))
+    causes = []
+    for _ in range(3):
+        with pytest.raises(LakeTrouble, match="the store does not answer") as told:
+            with lake._asked("reading", PATH):
+                raise OSError(SILENCE)
+        causes.append(told.value.__cause__)
+    first, *others = causes
+    assert len({id(cause) for cause in causes}) == 3
+    for other in others:
+        assert isinstance(other, OSError)
+        assert other.__context__ is None
+        assert str(other) == str(first) == SILENCE
+
+
+def test_each_part_that_was_sent_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that who sends a long file is not taken for one that stands still."""
+    monkeypatch.setattr(lake_module, "_SEND_BYTES", 10)
+    (tmp_path / "events/arrival_date=2026-03-05").mkdir(parents=True)
+    lake = Lake(str(tmp_path))
+    lake.filesystem = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("file")))
+    sent: list[int] = []
+    lake.on_sent = lambda: sent.append((tmp_path / PATH).stat().st_size)
+    write(lake, bytes(100))
+    assert len(sent) == 3
+    assert sent[-1] == 100
 
 
 def test_what_is_shown_of_a_store_has_no_keys() -> None:

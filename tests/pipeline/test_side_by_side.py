@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +24,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from assets.pipeline import side_by_side, stager_pool
-from assets.pipeline.batch import IMPORT_PREFIX, Balance, Batch, Range, State
+from assets.pipeline import stager as stager_module
+from assets.pipeline.batch import IMPORT_PREFIX, Balance, Batch, Kind, Range, State
 from assets.pipeline.errors import (
     BatchError,
     Gap,
@@ -35,12 +39,15 @@ from assets.pipeline.errors import (
 from assets.pipeline.key_upkeep import Window
 from assets.pipeline.lake import Lake
 from assets.pipeline.loading import load_batches, load_dead_letters
+from assets.pipeline.registering import Made
 from assets.pipeline.room import NoRoom
 from assets.pipeline.side_by_side import choose_lanes, is_worth_it
-from assets.pipeline.stager_messages import Job, answer_of
-from assets.pipeline.stager_pool import Stager, StagerPool
+from assets.pipeline.staged_files import staged_path
+from assets.pipeline.stager_messages import Answer, Here, Job, Ready, Terms, answer_of
+from assets.pipeline.stager_pool import Stager, StagerPool, StagerUnborn
 from assets.pipeline.staging import stage_batches
 from assets.pipeline.topic import Topic
+from assets.pipeline.version import code_version
 from assets.pipeline.worker import Worker
 from orchestration.ledger.attempts import Attempt, attempts_of
 from orchestration.ledger.keys import live_key_files
@@ -221,13 +228,148 @@ def test_a_stager_of_another_version_gets_no_batch(
     """The code on disk was changed under the run: it goes on by itself, with the code it has."""
     stack = new_stack(batch_max_records=50, stagers=2).make_topic(2)
     sent = stack.send_numbers(range(100), 2)
-    monkeypatch.setattr(stager_pool, "TRANSFORM_VERSION", "of before")
+    monkeypatch.setattr(stager_pool, "CODE_VERSION", "of before")
     worker, said = talking(stack)
     staged = carry(worker)
     assert Counter(stack.account().events) == Counter(sent)
     assert [each.error_class for each in tries(stack, staged)] == [None, None]
     (line,) = (line for line in said if "this run stages without stagers" in line)
     assert "and this run of of before: the code was changed" in line
+
+
+def test_what_a_stager_of_other_code_has_written_goes(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run, in the same attempt, writes no file of that kind."""
+    stack = new_stack(batch_max_records=50, stagers=2).make_topic(2)
+    stack.send_numbers(range(100), 2)
+    written: list[Path] = []
+
+    def result(stager: Stager) -> Made:
+        job = stager._job
+        assert job is not None
+        written.append(stack.lake_file(staged_path(Kind.DUPLICATES, job.batch, job.number)))
+        written[-1].parent.mkdir(parents=True, exist_ok=True)
+        written[-1].touch()
+        raise StagerUnborn("of other code")
+
+    monkeypatch.setattr(Stager, "result", result)
+    worker, _ = talking(stack)
+    carry(worker)
+    assert [path for path in written if path.exists()] == []
+    assert {batch.state for batch in stack.batches()} == {State.COMMITTED}
+    assert written
+
+
+class OfOtherCode:
+    """What this process has no name for when it comes to read it."""
+
+
+@pytest.fixture
+def pair(
+    new_stack: NewStack, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Stager, stager_pool.Connection]]:
+    """A stager, whose process is none, with a job; and the end of the line to say things at."""
+    sleep = subprocess.Popen(["sleep", "1000"])
+    monkeypatch.setattr(stager_pool.subprocess, "Popen", lambda *_, **__: sleep)
+    ends = socket.socketpair()
+    theirs = stager_pool.Connection(os.dup(ends[1].fileno()))
+    monkeypatch.setattr(stager_pool.socket, "socketpair", lambda: ends)
+    try:
+        stager = Stager(new_stack().worker(), 1)
+        stager.begin(Job(batch_of(Range(0, 0, 5)), 1, cast(Any, None), cast(Any, None)))
+        yield stager, theirs
+    finally:
+        sleep.kill()
+        sleep.wait()
+        theirs.close()
+
+
+def test_a_job_that_was_done_meanwhile_does_not_stand_still(
+    pair: tuple[Stager, stager_pool.Connection],
+) -> None:
+    """What it said before waits in the line, while the run waits for another batch."""
+    stager, theirs = pair
+    for message in (
+        Ready(stager_pool.CODE_VERSION),
+        Here(stager_pool._STILL_S + 1),
+        Here(2.0),
+        Here(stager_pool._STILL_S + 1),
+        Answer(cast(Any, "made"), None, 5),
+    ):
+        theirs.send(message)
+    assert stager.result() == cast(Any, "made")
+    assert stager.peak_bytes == 5
+
+
+def test_a_job_that_stands_still_at_last_is_ended(
+    pair: tuple[Stager, stager_pool.Connection],
+) -> None:
+    """When that is the last that it said."""
+    stager, theirs = pair
+    for message in (Ready(stager_pool.CODE_VERSION), Here(2.0), Here(stager_pool._STILL_S + 1)):
+        theirs.send(message)
+    with pytest.raises(StagerGone, match="has not moved on for 901 s"):
+        stager.result()
+    assert stager.has_ended
+
+
+def test_what_a_stager_of_other_code_says_is_no_trouble_of_the_batch(
+    pair: tuple[Stager, stager_pool.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run cannot read it, and stages by itself."""
+    stager, theirs = pair
+    theirs.send(Ready(stager_pool.CODE_VERSION))
+    theirs.send(OfOtherCode())
+    monkeypatch.delattr(sys.modules[__name__], "OfOtherCode")
+    with pytest.raises(StagerUnborn, match="the code was changed meanwhile"):
+        stager.result()
+    assert stager.has_ended
+
+
+def test_any_file_of_the_code_is_of_its_version(tmp_path: Path) -> None:
+    """Also one that makes no other rows: messages between processes may be others."""
+    for folder in ("assets", "orchestration/ledger"):
+        (tmp_path / folder).mkdir(parents=True)
+    versions = {code_version(tmp_path)}
+    for path in ("assets/one.py", "orchestration/ledger/two.py"):
+        (tmp_path / path).write_text("1")
+        versions.add(code_version(tmp_path))
+    (tmp_path / path).write_text("11")
+    versions.add(code_version(tmp_path))
+    assert len(versions) == 4
+    assert code_version(tmp_path) in versions
+
+
+def test_what_is_sent_to_the_store_moves_a_job(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may take longer than a job may stand still."""
+    moved: list[float | None] = []
+
+    def send_for_long(worker: Worker, job: Job, stays: Callable[[], None]) -> None:
+        line.moved_at = 0.0
+        worker.lake.on_sent()
+        moved.append(line.moved_at)
+
+    def serve() -> None:
+        with suppress(EOFError):  # the run is done
+            stager_module._serve(line)
+
+    monkeypatch.setattr(stager_module, "stage_job", send_for_long)
+    monkeypatch.setattr(stager_module._Line, "watch", lambda *_: None)
+    ours, theirs = socket.socketpair()
+    line = stager_module._Line(theirs.detach())
+    with stager_pool.Connection(ours.detach()) as run:
+        run.send(Terms(settings(), "run", 1))
+        run.send(Job(batch_of(Range(0, 0, 5)), 1, cast(Any, None), cast(Any, None)))
+        serving = threading.Thread(target=serve)
+        serving.start()
+        assert isinstance(run.recv(), Ready)
+        assert isinstance(run.recv(), Answer)
+    serving.join()
+    (at,) = moved
+    assert at
 
 
 def test_an_error_before_a_batch_is_begun_is_its_own(
