@@ -20,7 +20,7 @@ from assets.column_texts import COLUMN_TEXTS
 from assets.pipeline.batch import Balance, Batch, Kind, State
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.declared_tables import declared_tables
-from assets.pipeline.lake import Lake
+from assets.pipeline.lake import UNREADABLE, Lake
 from assets.pipeline.reasons import SENTENCES, Reason
 from assets.pipeline.worker import Worker
 from orchestration.addresses import public_address
@@ -150,9 +150,9 @@ def appended_between(lake: Lake, batch: Batch) -> tuple[datetime, datetime] | No
         if file is None:
             continue
         try:
-            with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+            with lake.open_file(file.path) as source:
                 footer = pq.ParquetFile(source).metadata
-        except (OSError, pa.ArrowException):
+        except UNREADABLE:
             return None
         column = footer.schema.names.index("_appended_at")
         for group in range(footer.num_row_groups):
@@ -306,9 +306,9 @@ def _reasons(lake: Lake, batch: Batch) -> list[tuple[str, int]]:
     file = batch.staged.file(Kind.DEAD_LETTERS)
     assert file is not None
     try:
-        with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+        with lake.open_file(file.path) as source:
             reasons = pq.ParquetFile(source).read(["reason"]).column("reason")
-    except (OSError, pa.ArrowException):
+    except UNREADABLE:
         return []
     counts = pc.value_counts(reasons.cast(pa.string())).to_pylist()
     return sorted((count["values"], count["counts"]) for count in counts)

@@ -131,7 +131,7 @@ def compare_rows(
             if file is not None:
                 check_staged(lake, file)
             columns = columns_of(lake, file) if file else _BARE
-        except (StagedFileDamaged, FileNotFoundError) as error:
+        except StagedFileDamaged as error:
             yield RowComparison(batch, unreadable=str(error))
             continue
         subjects.append(_Subject(batch, file, columns))
@@ -141,7 +141,7 @@ def compare_rows(
             rows = found.get(subject.batch.batch_id, joined([]))
             try:
                 compared = _compared(client, database, lake, kind, subject, rows)
-            except FileNotFoundError as error:  # it was there when it was checked
+            except StagedFileDamaged as error:  # it was there when it was checked
                 compared = RowComparison(subject.batch, unreadable=str(error))
             yield compared
 
@@ -247,7 +247,7 @@ def _with_columns(
     found = loaded_texts(
         client, database, kind.value, columns, subject.batch.batch_id, *place
     ).to_pylist()
-    with lake.filesystem.open_input_file(lake.full_path(subject.file.path)) as source:
+    with lake.open_file(subject.file.path) as source:
         rows = pq.read_table(
             source,
             filters=[("_partition", "=", place[0]), ("_offset", "in", place[1])],

@@ -15,8 +15,9 @@ final name, or all of it.
         a crash: nothing is there          a crash: parts that nobody sees, for the bucket's
                                            lifecycle rule to remove (docs/object-store.md)
 
-A store that has not answered was waited for (object_store.py): whoever asks for another file within
-ASKED_AGAIN_S is told the same at once, so that a run through many files does not wait for each.
+A store that has not answered was waited for (object_store.py): whoever asks this Lake for another
+file within ASKED_AGAIN_S is told the same at once, so that a run through many files does not wait
+for each. Key files are not asked for here.
 
 Where a file is stands in the ledger: no listing of a folder is asked what there is. The one that
 is made (`there`) only saves deleting what is gone already.
@@ -30,7 +31,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -61,6 +62,9 @@ _PARTIAL_SUFFIX = ".partial"
 
 
 Doing = Literal["reading", "writing", "deleting"]
+
+UNREADABLE = (LakeTrouble, StagedFileDamaged, pa.ArrowException)
+"""What reading a Parquet file may raise that is away or damaged."""
 
 
 class HashingWriter:
@@ -189,22 +193,30 @@ class Lake:
                     self.filesystem.delete_file(self.full_path(path))
             raise
 
-    @contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
+    def open(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """Read a file as a stream. Raises StagedFileDamaged when it is not there.
 
         LakeTrouble when it cannot be read for another reason.
         """
+        at_once = None if self.is_local else _ASK_BYTES
+        return self._opened(
+            path, lambda place: self.filesystem.open_input_stream(place, buffer_size=at_once)
+        )
+
+    def open_file(self, path: str) -> AbstractContextManager[pa.NativeFile]:
+        """Read a file here and there. Raises as `open` does."""
+        return self._opened(path, lambda place: self.filesystem.open_input_file(place))
+
+    @contextmanager
+    def _opened(self, path: str, opening: Callable[[str], Any]) -> Iterator[Any]:
         with self._asked("reading", path):
             try:
-                stream = self.filesystem.open_input_stream(
-                    self.full_path(path), buffer_size=None if self.is_local else _ASK_BYTES
-                )
+                file = opening(self.full_path(path))
             except FileNotFoundError as error:
                 self._check_bucket()
                 raise self._missing(path) from error
-            with stream:
-                yield stream
+            with file:
+                yield file
 
     def delete(self, path: str) -> None:
         """Remove a file, if it is there, and what a writer of it that was killed left behind."""

@@ -24,7 +24,7 @@ from assets.pipeline.columns import RAW
 from assets.pipeline.duplicates import SeenKeys
 from assets.pipeline.errors import StagedFileDamaged
 from assets.pipeline.exported_lines import judge_lines
-from assets.pipeline.lake import Lake, named_errors
+from assets.pipeline.lake import Lake
 from assets.pipeline.read import Chunk
 from assets.pipeline.stage import stage
 from assets.pipeline.staged_files import check_staged, staged_places
@@ -55,12 +55,11 @@ def check_letters(lake: Lake, batch: Batch) -> StagedFile:
 def read_letters(lake: Lake, batch: Batch) -> Iterator[pa.RecordBatch]:
     """The dead letters of a batch, some at a time. Raises StagedFileDamaged, and LakeTrouble."""
     file = check_letters(lake, batch)
-    with named_errors("reading", file.path):
-        try:
-            with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
-                yield from pq.ParquetFile(source).iter_batches(LETTERS_AT_ONCE, columns=_COLUMNS)
-        except (FileNotFoundError, pa.ArrowException) as error:
-            raise StagedFileDamaged(f"{file.path} in the lake {lake.uri}: {error}") from error
+    try:
+        with lake.open_file(file.path) as source:
+            yield from pq.ParquetFile(source).iter_batches(LETTERS_AT_ONCE, columns=_COLUMNS)
+    except pa.ArrowException as error:
+        raise StagedFileDamaged(f"{file.path} in the lake {lake.uri}: {error}") from error
 
 
 def places_in(letters: pa.RecordBatch) -> list[Place]:

@@ -25,7 +25,7 @@ from assets.pipeline.clock import StageClock
 from assets.pipeline.columns import EVENTS, HEAD, MADE, PROMOTED
 from assets.pipeline.enrich import enrich
 from assets.pipeline.errors import BatchError, StagedFileDamaged
-from assets.pipeline.lake import Lake, named_errors
+from assets.pipeline.lake import Lake
 from assets.pipeline.parse import promoted_again
 from assets.pipeline.staged_files import check_staged, staged_files
 
@@ -89,10 +89,7 @@ def _short(text: str) -> str:
 def row_groups(lake: Lake, file: StagedFile) -> Iterator[pa.Table]:
     """The rows of a staged file that was checked, a row group at a time."""
     try:
-        with (
-            named_errors("reading", file.path),
-            lake.filesystem.open_input_file(lake.full_path(file.path)) as source,
-        ):
+        with lake.open_file(file.path) as source:
             parquet = pq.ParquetFile(source)
             for number in range(parquet.num_row_groups):
                 yield parquet.read_row_group(number)

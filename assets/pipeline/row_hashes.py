@@ -48,7 +48,7 @@ class HashedRows:
 
 def columns_of(lake: Lake, file: StagedFile) -> Columns:
     """The columns of a staged file."""
-    with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+    with lake.open_file(file.path) as source:
         schema = pq.ParquetFile(source).schema_arrow
     return {field.name: field.type for field in schema}
 
@@ -56,7 +56,7 @@ def columns_of(lake: Lake, file: StagedFile) -> Columns:
 def staged_rows(lake: Lake, file: StagedFile) -> HashedRows:
     """The rows of a staged file, some thousands in memory at a time."""
     found: list[HashedRows] = []
-    with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+    with lake.open_file(file.path) as source:
         for some in pq.ParquetFile(source).iter_batches(_ROWS_AT_ONCE):
             texts = row_text([some.column(name) for name in some.schema.names])
             digests = b"".join(hashlib.sha256(text).digest()[:8] for text in texts.to_pylist())

@@ -22,8 +22,7 @@ from assets.pipeline.batch import Batch, Kind
 from assets.pipeline.clickhouse import named_errors
 from assets.pipeline.columns import DEAD_LETTERS, EVENTS
 from assets.pipeline.declared_tables import Column, Table, declared_tables, window_of
-from assets.pipeline.lake import Lake
-from assets.pipeline.object_store import told
+from assets.pipeline.lake import UNREADABLE, Lake
 from assets.pipeline.version import TRANSFORM_VERSION
 
 STAGED = {Kind.EVENTS: EVENTS, Kind.DEAD_LETTERS: DEAD_LETTERS}
@@ -186,10 +185,10 @@ def _file_drifts(lake: Lake, batch: Batch, kind: Kind, schema: pa.Schema) -> Ite
     assert file is not None
     of = f"the staged file of batch {batch.batch_id}, {file.path},"
     try:
-        with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+        with lake.open_file(file.path) as source:
             found = pq.read_schema(source)
-    except (OSError, pa.ArrowException) as error:
-        yield f"{of} cannot be read: {told(error)}"
+    except UNREADABLE as error:
+        yield f"{of} cannot be read: {' '.join(str(error).split())}"
         return
     for wanted in schema:
         at = found.get_field_index(wanted.name)

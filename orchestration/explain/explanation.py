@@ -21,12 +21,12 @@ from sqlalchemy import Engine
 from assets.pipeline import object_store
 from assets.pipeline.batch import IMPORT_PREFIX, LOADED, Batch, Kind, StagedFile, State
 from assets.pipeline.errors import BatchError
-from assets.pipeline.lake import Lake
+from assets.pipeline.lake import UNREADABLE, Lake
 from assets.pipeline.staged_files import let_go_on, told_let_go
 from assets.pipeline.topic import midnight_ms
 from orchestration.explain.in_clickhouse import search_clickhouse
 from orchestration.explain.in_kafka import Found, search_kafka
-from orchestration.explain.in_lake import UNREADABLE, Lookup, search_batch
+from orchestration.explain.in_lake import Lookup, search_batch
 from orchestration.explain.in_spool import search_spool
 from orchestration.explain.record import Record, Search, Verdict
 from orchestration.explain.wanted import Wanted

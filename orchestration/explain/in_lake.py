@@ -35,9 +35,6 @@ _KEYS = {
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-UNREADABLE = (OSError, pa.ArrowException)
-"""What reading a file may raise that is away or damaged."""
-
 
 @dataclass(frozen=True)
 class Lookup:
@@ -52,7 +49,7 @@ def search_batch(lake: Lake, batch: Batch, kind: Kind, lookup: Lookup) -> Iterat
     file = batch.staged.file(kind) if batch.staged else None
     if file is None:
         return
-    with lake.filesystem.open_input_file(lake.full_path(file.path)) as source:
+    with lake.open_file(file.path) as source:
         parquet = pq.ParquetFile(source)
         # Files that an earlier version wrote lack what was added since.
         there = set(parquet.schema_arrow.names)

@@ -14,8 +14,10 @@ import pytest
 
 from assets.pipeline import lake as lake_module
 from assets.pipeline import object_store
+from assets.pipeline.batch import Kind, StagedFile
 from assets.pipeline.errors import BatchError, LakeTrouble, StagedFileDamaged, TransientError
 from assets.pipeline.lake import Lake, lake_path
+from assets.pipeline.row_hashes import columns_of
 from tests.faulty_proxy import Canned, Exchange, Fault, FaultyProxy
 from tests.object_store import BUCKET, KEY, ObjectStore
 from tests.stack import ROOT
@@ -179,6 +181,8 @@ def test_a_store_that_is_away_is_not_waited_for_without_end(
         asked = len(between.exchanges)
         with pytest.raises(TransientError, match="the store does not answer"):
             lake.check(OTHER, 1, "")
+        with pytest.raises(LakeTrouble, match="the store does not answer"):
+            columns_of(lake, StagedFile(Kind.EVENTS, OTHER, 1, 1, ""))
         assert len(between.exchanges) == asked, "it was waited for just now"
     puts = [exchange for exchange in between.exchanges if exchange.method == "PUT"]
     assert len(puts) == 2 * (len(tries) - 2), "it is tried twice"
