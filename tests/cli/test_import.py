@@ -96,7 +96,7 @@ def test_a_wrong_file_is_thrown_away(
     [waits] = json.loads(run(stack, "status", "--json").stdout)["waiting_for_a_person"]
     assert f"`tidemark import --discard {batch.topic}`" in waits["note"]
     shown = run(stack, "import", "--discard", batch.topic)
-    assert f"import 1, {file}: discarded; 5 of 6 rows were planned, in 1 batches" in shown.stdout
+    assert f"import 1, {file}: discarded; 5 of 6 rows were planned, in 1 batch;" in shown.stdout
     assert "; 2 staged files (" in shown.stdout
     assert "import 1, " in run(stack, "import", "--discard", batch.topic).stdout
     assert "was discarded " in run(stack, "import", "--discard", batch.topic).stdout
