@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Engine, event, insert
+from sqlalchemy import Engine, event, insert, select
 
 from assets.pipeline.batch import Kind, State
 from assets.pipeline.lake import lake_path
@@ -275,15 +275,24 @@ def measured(worker: Worker) -> tuple[Report, list[dict[str, Any]]]:
             setattr(house, name, step)
 
 
+def _is_used(worker: Worker) -> bool:
+    """Whether there is anything, or was: lanes stay when all batches are forgotten."""
+    with worker.ledger.connect() as connection:
+        planned_once = connection.execute(select(lanes).limit(1)).first() is not None
+    topics = worker.settings.topics
+    return planned_once or bool(states(worker.ledger, *topics) or dates_in(worker, Kind.EVENTS))
+
+
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.option("--dates", default=400, show_default=True, help="How many dates.")
 @click.option("--batches", default=4, show_default=True, help="Batches of each date.")
 def main(dates: int, batches: int) -> None:
     settings = Settings(**KEEP)  # type: ignore[arg-type]
     worker = Worker(settings, open_ledger(settings.ledger), "bench", say=lambda line: None)
-    if states(worker.ledger, *settings.topics) or dates_in(worker, Kind.EVENTS.value):
+    if _is_used(worker):
         raise BenchFailed(
-            "it would let go of what is here: give it a home and a database of its own"
+            "this home or database was used before, and what is in it would be let go of: give it "
+            "a home and a database of its own"
         )
     make_old_dates(worker, dates, batches)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
