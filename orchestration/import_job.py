@@ -24,8 +24,9 @@ from orchestration.ledger.batches import batches_in
 from orchestration.ledger.connection import now_us
 from orchestration.ledger.errors import LedgerRefused
 from orchestration.ledger.imports import all_imports
+from orchestration.one_step_job import one_step_job
 from orchestration.partitions import partition_of
-from orchestration.resources import TOPIC_TAG, Pipeline
+from orchestration.resources import Pipeline
 from orchestration.retries import retry_policy
 from orchestration.settings import Settings
 
@@ -79,19 +80,15 @@ def import_job(settings: Settings) -> dg.JobDefinition:
             documents.append(document(done))
         context.add_output_metadata({"imported": dg.MetadataValue.json(documents)})
 
-    @dg.job(
-        name="import_files",
-        executor_def=dg.in_process_executor,
-        tags={TOPIC_TAG: settings.topic},
-        description=(
+    return one_step_job(
+        settings,
+        op,
+        "import_files",
+        (
             "Import exported files (JSON lines or Parquet) as if their events had come in, while "
             "micro-batches go on. Terminated or failed, it goes on when it is launched again."
         ),
     )
-    def job() -> None:
-        op()
-
-    return job
 
 
 class DiscardConfig(dg.Config):
@@ -126,19 +123,15 @@ def discard_job(settings: Settings) -> dg.JobDefinition:
             }
         )
 
-    @dg.job(
-        name="discard_import",
-        executor_def=dg.in_process_executor,
-        tags={TOPIC_TAG: settings.topic},
-        description=(
+    return one_step_job(
+        settings,
+        op,
+        "discard_import",
+        (
             "Throw away an import of the wrong file, as long as nothing of it is loaded. Refused "
             "otherwise; the same file can be imported again."
         ),
     )
-    def job() -> None:
-        op()
-
-    return job
 
 
 def _tell(context: dg.OpExecutionContext, worker: Worker, file: str) -> None:

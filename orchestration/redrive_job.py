@@ -16,8 +16,9 @@ from assets.pipeline.redrive import Wanted, preview, redrive
 from assets.report import told_failures
 from assets.waiting_dates import keep_red
 from orchestration.cli.redrive import document, text
+from orchestration.one_step_job import one_step_job
 from orchestration.partitions import partition_of
-from orchestration.resources import TOPIC_TAG, Pipeline
+from orchestration.resources import Pipeline
 from orchestration.retries import pool_of, retry_policy
 from orchestration.settings import Settings
 
@@ -111,19 +112,15 @@ def redrive_job(settings: Settings) -> dg.JobDefinition:
             )
         context.add_output_metadata({"redriven": redriven})
 
-    @dg.job(
-        name="redrive",
-        executor_def=dg.in_process_executor,
-        tags={TOPIC_TAG: settings.topic},
-        description=(
+    return one_step_job(
+        settings,
+        op,
+        "redrive",
+        (
             "Try dead letters again with the code and the projects of now. Without a choice it is "
             "a dry run: the log says what would come of it."
         ),
     )
-    def job() -> None:
-        op()
-
-    return job
 
 
 def _same_choice(context: dg.OpExecutionContext) -> set[str]:

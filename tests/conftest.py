@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 from local_stack.kafka.topics import wait_until_ready
 from orchestration.settings import Settings
 from tests.faults.matrix import Registry
+from tests.killable import Killable
 from tests.object_store import ObjectStore
 from tests.stack import ClickHouseServer, Stack
 
@@ -79,13 +79,12 @@ def require_program(name: str, package: str) -> str:
     return found
 
 
-class Broker:
+class Broker(Killable):
     """A local Kafka broker in a folder of its own; it keeps its data and port over a crash."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.port = unused_port()
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap_servers(self) -> str:
@@ -101,23 +100,6 @@ class Broker:
         if wait:
             wait_until_ready(self.bootstrap_servers, BROKER_START_SECONDS)
         return self
-
-    def hang(self) -> None:
-        """It keeps its connections and answers nothing."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """After `hang`."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        """As the power cut does."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ do in BUCKET what docs/object-store.md says a lake needs, and nothing elsewhere.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from pyarrow import fs
+
+from tests.killable import Killable
 
 BUCKET = "lake"
 KEY, SECRET = "AKIDTIDEMARK", "sEcReT/of+the=lake"
@@ -41,7 +42,7 @@ _IDENTITIES = {
 _PARTS = ("master", "volume", "filer", "s3")
 
 
-class ObjectStore:
+class ObjectStore(Killable):
     """The store in a folder of its own; it keeps its data and port over a crash."""
 
     def __init__(self, folder: Path, unused_port: Callable[[], int]) -> None:
@@ -49,7 +50,6 @@ class ObjectStore:
         self._ports = {
             f"{part}.port{grpc}": unused_port() for part in _PARTS for grpc in ("", ".grpc")
         }
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def port(self) -> int:
@@ -149,22 +149,10 @@ class ObjectStore:
             if info.type == fs.FileType.File
         }
 
-    def hang(self) -> None:
-        """It keeps its connections and answers nothing."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """After `hang`."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
     def kill(self) -> None:
         """As the power cut does."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+            super().kill()
             for part in _PARTS:  # where these are cannot be said
                 socket = f"/tmp/seaweedfs-{part}-grpc-{self._ports[f'{part}.port.grpc']}.sock"
                 Path(socket).unlink(missing_ok=True)

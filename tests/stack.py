@@ -32,6 +32,7 @@ from assets.pipeline.worker import Worker
 from orchestration.ledger.batches import all_batches, planned_ends, record_plan
 from orchestration.ledger.connection import now_us, open_ledger
 from orchestration.settings import Settings
+from tests.killable import Killable
 from tests.records import Sent, produce, value_of
 
 ROOT = Path(__file__).parents[1]
@@ -40,13 +41,12 @@ Place = tuple[int, int]
 """A partition and an offset."""
 
 
-class ClickHouseServer:
+class ClickHouseServer(Killable):
     """A local ClickHouse in a folder of its own; it keeps its data and port over a crash."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
         self.port = 0
-        self.process: subprocess.Popen[str] | None = None
 
     @property
     def address(self) -> str:
@@ -64,13 +64,6 @@ class ClickHouseServer:
         assert " ready on http://" in line, line or "ClickHouse did not start"
         self.port = int(line.split(" ready on http://")[1].split(",")[0].rsplit(":", 1)[1])
         return self
-
-    def kill(self) -> None:
-        """As the power cut does."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
 
 @dataclass(frozen=True)

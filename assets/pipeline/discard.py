@@ -28,6 +28,7 @@ refused, and releasing it is what loses nothing.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ from assets.pipeline.failpoints import failpoint
 from assets.pipeline.leftovers import delete_leftovers
 from assets.pipeline.mirror import mirror_whole
 from assets.pipeline.prove import read_fingerprints_of
-from assets.pipeline.resends import resends_of
+from assets.pipeline.resends import originals_near
 from assets.pipeline.worker import Worker
 from orchestration.ledger import imports as ledger_imports
 from orchestration.ledger.attempts import tries_at
@@ -113,24 +114,32 @@ def _check_not_loaded(worker: Worker, one: ledger_imports.Import, batches: Seque
 
 
 def _check_not_resent(worker: Worker, one: ledger_imports.Import, batches: Sequence[Batch]) -> None:
+    # One that is planned again may have been staged before, and others have met its keys.
+    met = [
+        batch.batch_id
+        for batch in batches
+        if batch.staged or tries_at(worker.ledger, batch.batch_id, STAGE)
+    ]
+    if not met:
+        return
+
+    def refuse(why: str) -> None:
+        raise BatchError(
+            f"{one.name} cannot be discarded: events that came since may count as duplicates "
+            f"of its rows. {why}. When that is mended, say it again; `tidemark release {met[0]}` "
+            "loads what it holds"
+        )
+
+    resent: dict[str, Counter[str]] = defaultdict(Counter)
     own = {batch.batch_id for batch in batches}
-    for batch in batches:
-        # One that is planned again may have been staged before, and others have met its keys.
-        if batch.staged is None and not tries_at(worker.ledger, batch.batch_id, STAGE):
-            continue
-        release = f"`tidemark release {batch.batch_id}` loads what it holds"
-
-        def refuse(why: str, release: str = release) -> None:
-            raise BatchError(
-                f"{one.name} cannot be discarded: events that came since may count as duplicates "
-                f"of its rows. {why}. When that is mended, say it again; {release}"
-            )
-
-        found = resends_of(worker, batch, unknown=refuse)
-        resent = {other: count for other, count in found.items() if other not in own}
-        if resent:
-            count, of = sum(resent.values()), ", ".join(resent)
+    for other, originals in originals_near(worker, one.arrival_date, own, refuse):
+        for first in originals["first_batch_id"].to_pylist():
+            resent[first][other] += 1
+    for batch_id in met:
+        if found := resent.get(batch_id):
+            count, of = found.total(), ", ".join(found)
             raise BatchError(
                 f"{one.name} cannot be discarded: {count:,} events that came since count as "
-                f"duplicates of its rows (batch {of}) and would be stored nowhere; {release}"
+                f"duplicates of its rows (batch {of}) and would be stored nowhere; `tidemark "
+                f"release {batch_id}` loads what it holds"
             )

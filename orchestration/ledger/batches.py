@@ -8,7 +8,6 @@ for the topics whose batches count, with which come those of files imported besi
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
@@ -48,6 +47,7 @@ from assets.pipeline.batch import (
 from assets.pipeline.errors import BatchError, PlanConflict
 from orchestration.ledger.backoffs import batch_name
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.decisions import Decision, decide_open_gaps
 from orchestration.ledger.keys import add_key_file
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.let_go import has_let_go, has_let_go_of_rows
@@ -59,7 +59,6 @@ from orchestration.ledger.tables import (
     backoffs,
     batches,
     fingerprints,
-    gaps,
     key_files,
     lanes,
     ranges,
@@ -213,12 +212,17 @@ def stage_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
 def give_up(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:
     """Forget what was staged of a redrive: its letters are free for another one."""
     with ledger.begin() as connection:
-        decide_open_gaps(connection, batch_id, "given up")
-        supersede(connection, lease, batch_id, note)
+        supersede(connection, lease, batch_id, Decision.GIVEN_UP, note)
 
 
-def supersede(connection: Connection, lease: Lease, batch_id: str, note: str) -> None:
-    """Let go of a batch for good, of which nothing is loaded, in the caller's transaction."""
+def supersede(
+    connection: Connection, lease: Lease, batch_id: str, decision: Decision, note: str
+) -> None:
+    """Let go of a batch for good, of which nothing is loaded, in the caller's transaction.
+
+    So a gap of it is decided, if there is one.
+    """
+    decide_open_gaps(connection, batch_id, decision)
     move(connection, lease, batch_id, State.SUPERSEDED, staged_at=None, note=note)
     _forget_staged(connection, batch_id)
 
@@ -376,7 +380,7 @@ def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: Sta
     """Move a batch that waited for a person back to the workers, who try it without a wait."""
     with ledger.begin() as connection:
         connection.execute(delete(backoffs).where(backoffs.c.name.startswith(batch_name(batch_id))))
-        decide_open_gaps(connection, batch_id, "retried")
+        decide_open_gaps(connection, batch_id, Decision.RETRIED)
         move(
             connection,
             lease,
@@ -386,15 +390,6 @@ def give_back(ledger: Engine, lease: Lease, batch_id: str, waits: State, to: Sta
             note="",
             retries=batches.c.retries + 1,
         )
-
-
-def decide_open_gaps(connection: Connection, batch_id: str, decision: str) -> None:
-    """Decide a gap of a batch, if there is one, by what is done with the batch."""
-    connection.execute(
-        update(gaps)
-        .where(gaps.c.batch_id == batch_id, gaps.c.decision.is_(None))
-        .values(decision=decision, decided_by=getpass.getuser(), decided_at=now_us())
-    )
 
 
 def load_again(ledger: Engine, lease: Lease, batch_id: str, note: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
@@ -24,6 +23,7 @@ from assets.pipeline.batch import Batch, Kind, Range, State
 from assets.pipeline.errors import BatchError
 from orchestration.ledger.batches import move
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.decisions import Decision
 from orchestration.ledger.keys import KeySwap, swap_key_files
 from orchestration.ledger.leases import Lease
 from orchestration.ledger.of_topics import of_topics
@@ -47,16 +47,6 @@ IMPORT = "import"
 
 UNREAD = (KAFKA, IMPORT)
 """Causes that lose offsets before they were read. Every other one is the kind of a staged file."""
-
-
-class Decision(StrEnum):
-    """What became of a gap."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    RETRIED = "retried"
-    DISCARDED = "discarded"
-    GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from sqlalchemy import Engine, func, insert, select, update
 
 from assets.pipeline.batch import Batch
 from assets.pipeline.errors import BatchError
-from orchestration.ledger.batches import decide_open_gaps, supersede
+from orchestration.ledger.batches import supersede
 from orchestration.ledger.connection import now_us, reading
+from orchestration.ledger.decisions import Decision
 from orchestration.ledger.leases import Lease, check_fence
 from orchestration.ledger.tables import imports
 
@@ -124,8 +125,8 @@ def discard(ledger: Engine, leases: Sequence[Lease], one: Import, of_it: Iterabl
         for lease in leases:
             check_fence(connection, lease)
         for batch in of_it:
-            supersede(connection, leases[-1], batch.batch_id, f"discarded; {batch.note}")
-            decide_open_gaps(connection, batch.batch_id, "discarded")
+            note = f"discarded; {batch.note}"
+            supersede(connection, leases[-1], batch.batch_id, Decision.DISCARDED, note)
         row = connection.execute(
             update(imports)
             .where(imports.c.import_id == one.import_id)

@@ -297,7 +297,7 @@ gaps = Table(
     Column("records", BigInteger, nullable=False),
     Column("note", Text, nullable=False),
     Column("found_at", BigInteger, nullable=False),
-    Column("decision", String(16)),  # a Decision of gaps.py; empty while it waits
+    Column("decision", String(16)),  # a Decision (decisions.py); empty while it waits
     Column("why", Text),
     Column("decided_by", String(200)),
     Column("decided_at", BigInteger),
